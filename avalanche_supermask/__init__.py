@@ -1,0 +1,61 @@
+"""Subnetwork strategies for Avalanche: many tasks in one network, old tasks bit-identical for ever."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from avalanche_supermask.checkpoint import maybe_load_checkpoint, save_checkpoint
+    from avalanche_supermask.data import CachedTensors
+    from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
+    from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
+    from avalanche_supermask.metrics import supermask_metrics
+    from avalanche_supermask.model import MaskedModel
+    from avalanche_supermask.plugin import SubnetworkPlugin
+    from avalanche_supermask.registry import methods, register
+    from avalanche_supermask.strategy import SubnetworkStrategy
+
+__version__ = "0.1.0"
+
+# Loaded on first use: importing Avalanche takes seconds, and the masks alone do not need it.
+_HOME = {
+    "CachedTensors": "data",
+    "ExSSNeT": "strategies.exssnet",
+    "ExSSNeTPlugin": "strategies.exssnet",
+    "MaskedModel": "model",
+    "SSNeT": "strategies.exssnet",
+    "SubnetworkPlugin": "plugin",
+    "SubnetworkStrategy": "strategy",
+    "SupSup": "strategies.supsup",
+    "SupSupPlugin": "strategies.supsup",
+    "maybe_load_checkpoint": "checkpoint",
+    "methods": "strategies",
+    "register": "registry",
+    "save_checkpoint": "checkpoint",
+    "supermask_metrics": "metrics",
+}
+
+__all__ = [
+    "CachedTensors",
+    "ExSSNeT",
+    "ExSSNeTPlugin",
+    "MaskedModel",
+    "SSNeT",
+    "SubnetworkPlugin",
+    "SubnetworkStrategy",
+    "SupSup",
+    "SupSupPlugin",
+    "__version__",
+    "maybe_load_checkpoint",
+    "methods",
+    "register",
+    "save_checkpoint",
+    "supermask_metrics",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,76 @@
+"""`save_checkpoint` and `maybe_load_checkpoint` with Avalanche's signatures, that work, for every strategy.
+
+Avalanche's own fail on current PyTorch: ``torch.optim`` deletes its submodules' names, so dill cannot find an
+optimizer's class by reference and tries to pickle it by value, with all that it touches. Pickling by reference
+avoids that. Files are written beside the target and moved there, so a crash leaves the old one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import dill
+from avalanche.checkpointing import maybe_load_checkpoint as _load
+from avalanche.checkpointing import save_checkpoint as _save
+
+__all__ = ["maybe_load_checkpoint", "save_checkpoint"]
+
+
+@contextlib.contextmanager
+def _by_reference() -> Iterator[None]:
+    before = dill.settings["byref"]
+    dill.settings["byref"] = True
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # Avalanche prints a line for every device it meets
+            yield
+    finally:
+        dill.settings["byref"] = before
+
+
+def save_checkpoint(strategy: Any, fname: str | os.PathLike[str], exclude: Sequence[str] | None = None) -> None:
+    """Save a strategy between experiences: model, optimizer, plugins, metrics, random states.
+
+    Args:
+        strategy: any Avalanche strategy.
+        fname: file to write; replaced in one step once the new one is complete.
+        exclude: attributes of the strategy to leave out.
+    """
+    target = Path(fname)
+    handle, temporary = tempfile.mkstemp(dir=target.absolute().parent, prefix=f".{target.name}.")
+    os.close(handle)
+    try:
+        with _by_reference():
+            _save(strategy, temporary, exclude=list(exclude or []))
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def maybe_load_checkpoint(
+    strategy: Any,
+    fname: str | os.PathLike[str],
+    map_location: Any = None,
+    unique_objects: Any = None,
+) -> tuple[Any, int]:
+    """Load a strategy's state; without a file, the strategy as it is.
+
+    Args:
+        strategy: built as it was for the saved run.
+        fname: file of `save_checkpoint`. It is a pickle: load only files that you trust.
+        map_location: device for the tensors, as of ``torch.load``.
+        unique_objects: pass the benchmark, so that its data are not loaded twice.
+
+    Returns:
+        The strategy, and the index of the experience to train next.
+    """
+    with _by_reference():
+        loaded, experience = _load(strategy, os.fspath(fname), map_location, unique_objects)
+    return loaded, int(experience)

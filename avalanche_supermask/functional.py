@@ -1,0 +1,232 @@
+"""Pure tensor maths of supermasks: which weights a task keeps, and how scores learn.
+
+Notation of the papers: ``W`` the weights, ``S`` the scores, ``M`` the binary mask, ``k`` the density (the
+fraction of weights *kept*; the published codes call it sparsity). Nothing here knows a module or Avalanche.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "erdos_renyi_counts",
+    "fan_in",
+    "initial_scores",
+    "jaccard",
+    "overlap",
+    "signed_constant",
+    "threshold_weight",
+    "top_k_mask",
+    "top_k_weight",
+    "uniform_counts",
+]
+
+
+def fan_in(shape: Sequence[int]) -> int:
+    """Inputs of one output unit: ``C_in * kh * kw``; the row length of a matrix or an embedding.
+
+    Example:
+        >>> fan_in((20, 3, 5, 5))
+        75
+    """
+    return math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
+
+
+def signed_constant(shape: Sequence[int], *, generator: torch.Generator | None = None) -> Tensor:
+    """Signed Kaiming constant: ``+c`` or ``-c`` with probability 1/2, ``c = sqrt(2 / fan_in)`` (SupSup, A1).
+
+    Args:
+        shape: shape of the weight, output units first.
+        generator: source of the signs; the global one if None.
+
+    Returns:
+        A float32 CPU tensor of that shape.
+
+    Example:
+        >>> signed_constant((4, 8), generator=torch.Generator().manual_seed(0)).abs().unique()
+        tensor([0.5000])
+    """
+    signs = torch.randint(0, 2, tuple(shape), generator=generator, dtype=torch.float32).mul_(2).sub_(1)
+    return signs.mul_(math.sqrt(2.0 / fan_in(shape)))
+
+
+def initial_scores(shape: Sequence[int], *, generator: torch.Generator | None = None) -> Tensor:
+    """Fresh scores ``S ~ U(-1/sqrt(fan_in), +1/sqrt(fan_in))``: Kaiming-uniform with a = sqrt 5 (SupSup, A2)."""
+    bound = 1.0 / math.sqrt(fan_in(shape))
+    return torch.rand(tuple(shape), generator=generator).mul_(2 * bound).sub_(bound)
+
+
+def uniform_counts(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, int]:
+    """Weights to keep in each layer when every layer has the same density ``k``: ``max(1, round(k * n))``.
+
+    Args:
+        shapes: shape of each layer's weight.
+        density: fraction of weights kept, in (0, 1].
+
+    Raises:
+        ValueError: density outside (0, 1].
+
+    Example:
+        >>> uniform_counts({"a": (10, 10), "b": (2, 3)}, 0.1)
+        {'a': 10, 'b': 1}
+    """
+    _check_density(density)
+    return {name: max(1, round(density * math.prod(shape))) for name, shape in shapes.items()}
+
+
+def erdos_renyi_counts(
+    shapes: Mapping[str, Sequence[int]], density: float, *, cap: float = 0.5
+) -> dict[str, int]:
+    """Weights to keep in each layer with Erdős-Rényi densities at a given *overall* density (SupSup, A3).
+
+    ``k_l = min(cap, s * (C_out + C_in) / n_l)``: small layers get denser than large ones. The paper's budget
+    ``s`` is solved for so that the kept weights of all layers together are ``density`` of the total.
+
+    Args:
+        shapes: shape of each layer's weight.
+        density: fraction of all weights kept, in (0, 1].
+        cap: largest density of a layer (the paper: 0.5); raised to ``density`` where that is larger.
+
+    Raises:
+        ValueError: density outside (0, 1].
+
+    Example:
+        >>> erdos_renyi_counts({"a": (100, 100), "b": (10, 100)}, 0.1)
+        {'a': 710, 'b': 390}
+    """
+    _check_density(density)
+    cap = max(cap, density)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    units = {name: shape[0] + (shape[1] if len(shape) > 1 else 0) for name, shape in shapes.items()}
+    target = density * sum(sizes.values())
+
+    def kept(budget: float) -> dict[str, float]:
+        return {name: min(cap * sizes[name], budget * units[name]) for name in sizes}
+
+    low, high = 0.0, max(cap * sizes[name] / units[name] for name in sizes)
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(kept(middle).values()) < target else (low, middle)
+    return {name: max(1, round(count)) for name, count in kept(high).items()}
+
+
+def _check_density(density: float) -> None:
+    if not 0.0 < density <= 1.0:
+        raise ValueError(f"density is the fraction of weights kept, in (0, 1]; got {density!r}")
+
+
+def top_k_mask(scores: Tensor, keep: int) -> Tensor:
+    """Mask of exactly ``keep`` entries with the largest ``|S|``; ties go to the lowest index.
+
+    Args:
+        scores: any shape.
+        keep: number of entries kept, 1 .. numel.
+
+    Returns:
+        A bool tensor of the shape of ``scores``.
+
+    Raises:
+        ValueError: ``keep`` outside 1 .. numel, or (on a CPU, where looking costs nothing) NaN scores.
+
+    Example:
+        >>> top_k_mask(torch.tensor([0.1, -0.9, 0.5, 0.5]), 2)
+        tensor([False,  True,  True, False])
+    """
+    n = scores.numel()
+    if not 1 <= keep <= n:
+        raise ValueError(f"a layer of {n} weights cannot keep {keep}; expected 1 to {n}")
+    if keep == n:
+        return torch.ones_like(scores, dtype=torch.bool)
+    magnitude = scores.detach().abs()
+    if magnitude.device.type != "cpu":
+        return _top_k_without_sync(magnitude, keep)
+    # numpy's selection is 15 to 150 times faster than torch's sort, topk and kthvalue on a CPU.
+    flat = magnitude.float().numpy().reshape(-1)
+    threshold = float(np.partition(flat, n - keep)[n - keep])
+    mask = magnitude >= threshold
+    if int(np.count_nonzero(mask.numpy())) == keep:
+        return mask
+    if bool(magnitude.isnan().any()):
+        raise ValueError("scores contain NaN: the loss or the learning rate diverged; lower mask_lr")
+    return _break_ties(magnitude, threshold, keep)
+
+
+def _break_ties(magnitude: Tensor, threshold: float | Tensor, keep: int) -> Tensor:
+    above = magnitude > threshold
+    tied = magnitude == threshold
+    rank = tied.reshape(-1).cumsum(0).reshape(tied.shape)
+    return above | (tied & (rank <= keep - above.sum()))
+
+
+def _top_k_without_sync(magnitude: Tensor, keep: int) -> Tensor:
+    threshold = torch.topk(magnitude.reshape(-1), keep, sorted=False).values.min()
+    return _break_ties(magnitude, threshold, keep)
+
+
+class _TopKWeight(torch.autograd.Function):
+    """``W * M`` with the straight-through gradients of edge-popup, one pass each way."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, weight: Tensor, keep: int) -> Tensor:
+        mask = top_k_mask(scores, keep)
+        ctx.save_for_backward(scores, weight, mask)
+        return weight * mask
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        scores, weight, mask = ctx.saved_tensors
+        (grad,) = grads
+        need_scores, need_weight, _ = ctx.needs_input_grad
+        to_scores = (grad * weight).mul_(scores.sign()) if need_scores else None
+        return to_scores, grad * mask if need_weight else None, None
+
+
+class _ThresholdWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, weight: Tensor) -> Tensor:
+        mask = scores >= 0
+        ctx.save_for_backward(weight, mask)
+        return weight * mask
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        weight, mask = ctx.saved_tensors
+        (grad,) = grads
+        need_scores, need_weight = ctx.needs_input_grad
+        return grad * weight if need_scores else None, grad * mask if need_weight else None
+
+
+def top_k_weight(scores: Tensor, weight: Tensor, keep: int) -> Tensor:
+    """Effective weight ``W * top_k(|S|)`` (SupSup, A2a).
+
+    Backward is straight-through with respect to ``|S|``: ``dL/dS = sign(S) * dL/dW_eff * W``, for kept and
+    dropped entries alike; ``dL/dW = dL/dW_eff * M``.
+    """
+    result: Tensor = _TopKWeight.apply(scores, weight, keep)  # type: ignore[no-untyped-call]
+    return result
+
+
+def threshold_weight(scores: Tensor, weight: Tensor) -> Tensor:
+    """Effective weight ``W * [S >= 0]`` with ``dL/dS = dL/dW_eff * W`` (SupSup, A2b)."""
+    result: Tensor = _ThresholdWeight.apply(scores, weight)  # type: ignore[no-untyped-call]
+    return result
+
+
+def overlap(mask: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> float:
+    """Share of a mask's entries that ``earlier`` also holds, over all layers, in [0, 1]; 0 for an empty mask."""
+    kept = sum(int(m.sum()) for m in mask.values())
+    shared = sum(int((m & earlier[name]).sum()) for name, m in mask.items())
+    return shared / kept if kept else 0.0
+
+
+def jaccard(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """Intersection over union of two masks, over all layers, in [0, 1]."""
+    union = sum(int((m | b[name]).sum()) for name, m in a.items())
+    shared = sum(int((m & b[name]).sum()) for name, m in a.items())
+    return shared / union if union else 0.0

@@ -1,0 +1,143 @@
+"""Bit-packed masks of all finished tasks: one bit a weight and task, really.
+
+The only place that knows bits. A task is one row of bytes: its layers one after the other, each padded to a
+whole byte. Rows are separate buffers, so learning task 2,500 costs what task 1 cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from avalanche_supermask.tensors import NamedTensors
+
+__all__ = ["PackedMasks", "pack", "unpack"]
+
+
+def pack(mask: Tensor) -> Tensor:
+    """Eight mask entries a byte, first entry in the lowest bit.
+
+    Args:
+        mask: bool, any shape with n entries.
+
+    Returns:
+        uint8 of shape ``(ceil(n / 8),)`` on the same device.
+
+    Example:
+        >>> pack(torch.tensor([True, False, True]))
+        tensor([5], dtype=torch.uint8)
+    """
+    flat = mask.reshape(-1).to(torch.uint8)
+    padded = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).reshape(-1, 8)
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
+    return (padded * weights).sum(dim=1, dtype=torch.uint8)
+
+
+def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
+    """Inverse of `pack`.
+
+    Args:
+        bits: uint8 of shape ``(ceil(n / 8),)``.
+        shape: shape of the mask, with n entries.
+
+    Returns:
+        A bool tensor of that shape.
+
+    Example:
+        >>> unpack(torch.tensor([5], dtype=torch.uint8), (3,))
+        tensor([ True, False,  True])
+    """
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    flat = bits.unsqueeze(1).bitwise_right_shift(shifts).bitwise_and_(1).reshape(-1)
+    return flat[: math.prod(shape)].reshape(tuple(shape)).bool()
+
+
+class PackedMasks(NamedTensors):
+    """The masks of finished tasks, in order of commit.
+
+    Rows are addressed by an integer slot that the caller chooses and never uses twice.
+
+    Args:
+        shapes: shape of each masked weight, by name.
+
+    Example:
+        >>> masks = PackedMasks({"fc.weight": (2, 3)})
+        >>> masks.commit(0, {"fc.weight": torch.tensor([[True, False, True], [False, False, False]])})
+        >>> masks.read(0)["fc.weight"].sum().item(), masks.nbytes
+        (2, 1)
+    """
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        super().__init__()
+        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self._sizes = [math.ceil(math.prod(shape) / 8) for shape in self.shapes.values()]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one task: the sum over layers of ``ceil(n_l / 8)``."""
+        return sum(self._sizes)
+
+    def slots(self) -> list[int]:
+        """Slots in use, in order of commit."""
+        return [int(key) for key in self]
+
+    def commit(self, slot: int, masks: Mapping[str, Tensor]) -> None:
+        """Store a finished task's mask.
+
+        Args:
+            slot: a slot not in use.
+            masks: bool tensors, one for each masked weight, in its shape.
+
+        Raises:
+            ValueError: the slot is in use, or a mask is missing or has another shape or type.
+        """
+        if str(slot) in self:
+            raise ValueError(f"slot {slot} already holds a mask, and finished masks never change")
+        for name, shape in self.shapes.items():
+            mask = masks.get(name)
+            if mask is None or tuple(mask.shape) != shape or mask.dtype != torch.bool:
+                got = "nothing" if mask is None else f"{mask.dtype} of shape {tuple(mask.shape)}"
+                raise ValueError(f"mask of {name!r}: expected bool of shape {shape}, got {got}")
+        self[str(slot)] = torch.cat([pack(masks[name]) for name in self.shapes])
+
+    def read(self, slot: int) -> dict[str, Tensor]:
+        """The mask in a slot: bool tensors by name.
+
+        Raises:
+            KeyError: nothing is stored there.
+        """
+        return self._unpack(self[str(slot)])
+
+    def drop(self, slot: int) -> None:
+        """Delete the mask in a slot.
+
+        Raises:
+            KeyError: nothing is stored there.
+        """
+        del self[str(slot)]
+
+    def union(self, slots: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Entries that any of these tasks keeps (all tasks if None): bool tensors by name."""
+        return self._unpack(self._cover(self.slots() if slots is None else slots)[0])
+
+    def coverage(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Entries that at least one task keeps, and entries that at least two keep."""
+        once, twice = self._cover(self.slots())
+        return self._unpack(once), self._unpack(twice)
+
+    def _cover(self, slots: Sequence[int]) -> tuple[Tensor, Tensor]:
+        device = next((row.device for row in self.values()), torch.device("cpu"))
+        once = torch.zeros(self.row_bytes, dtype=torch.uint8, device=device)
+        twice = torch.zeros_like(once)
+        for slot in slots:
+            row = self[str(slot)]
+            twice |= once & row
+            once |= row
+        return once, twice
+
+    def _unpack(self, row: Tensor) -> dict[str, Tensor]:
+        parts = torch.split(row, self._sizes)
+        return {name: unpack(part, shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}

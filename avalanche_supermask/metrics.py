@@ -1,0 +1,176 @@
+"""Metrics of subnetworks, in Avalanche's way: they appear in every logger, TensorBoard included, by convention.
+
+Each is emitted once, when an experience has been trained and the task is committed, and does nothing where the
+model is not a `MaskedModel`; `OutputDrift` measures any model. One evaluator serves a whole leaderboard.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from avalanche.evaluation import PluginMetric
+from avalanche.evaluation.metric_results import MetricValue
+from avalanche.evaluation.metric_utils import get_metric_name
+from avalanche.models import avalanche_forward
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from avalanche_supermask.model import MaskedModel
+
+__all__ = ["BytesPerTask", "FreeCapacity", "MaskDensity", "MaskOverlap", "OutputDrift", "supermask_metrics"]
+
+
+class _AfterTask(PluginMetric[float]):  # type: ignore[misc]
+    """A number that is measured when a task has been learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._value: float | None = None
+
+    def reset(self) -> None:
+        """Forget the last value."""
+        self._value = None
+
+    def result(self) -> float | None:
+        """The last value, or None before the first."""
+        return self._value
+
+    def __str__(self) -> str:
+        return type(self).__name__
+
+    def measure(self, strategy: Any) -> float | None:
+        """The number for the task just learned; None: nothing to say."""
+        raise NotImplementedError
+
+    def after_training_exp(self, strategy: Any) -> Any:
+        """Emit one curve over experiences."""
+        self._value = self.measure(strategy)
+        if self._value is None:
+            return None
+        name = get_metric_name(self, strategy, add_experience=False, add_task=False)
+        return [MetricValue(self, name, self._value, strategy.clock.train_iterations)]
+
+
+class _OfLatestTask(_AfterTask):
+    def measure(self, strategy: Any) -> float | None:
+        """The number for the latest task of a `MaskedModel`."""
+        model = strategy.model
+        if not isinstance(model, MaskedModel) or not model.task_keys:
+            return None
+        return self.of_task(model, model.task_keys[-1])
+
+    def of_task(self, model: MaskedModel, task: int) -> float:
+        """The number for one finished task."""
+        raise NotImplementedError
+
+
+class MaskDensity(_OfLatestTask):
+    """Fraction of the masked weights that the latest task keeps, in (0, 1]."""
+
+    def of_task(self, model: MaskedModel, task: int) -> float:
+        """Kept over all."""
+        masks = model.subnetworks.task_mask(task).values()
+        return sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
+
+
+class MaskOverlap(_OfLatestTask):
+    """Share of the latest task's mask that earlier tasks already held, in [0, 1]; 0 for the first task."""
+
+    def of_task(self, model: MaskedModel, task: int) -> float:
+        """Shared over kept."""
+        return model.overlap_of(task)
+
+
+class FreeCapacity(_OfLatestTask):
+    """Fraction of the masked weights that no finished task uses, in [0, 1]."""
+
+    def of_task(self, model: MaskedModel, task: int) -> float:
+        """Free over all."""
+        layers = model.capacity().values()
+        return sum(layer.free for layer in layers) / sum(layer.total for layer in layers)
+
+
+class BytesPerTask(_OfLatestTask):
+    """Bytes stored for the latest task: packed mask, statistics, head."""
+
+    def of_task(self, model: MaskedModel, task: int) -> float:
+        """Bytes."""
+        return float(model.subnetworks.task_bytes(task))
+
+
+class OutputDrift(_AfterTask):
+    """Largest change of any old output: max |Δ| over stored probe batches of all earlier tasks.
+
+    The guarantee of this package, measured: it is exactly 0 for a method that keeps it. Works for any model.
+
+    Args:
+        probe_size: training samples of each task that are kept as its probe (default 64).
+    """
+
+    def __init__(self, probe_size: int = 64) -> None:
+        super().__init__()
+        self.probe_size = probe_size
+        self._probes: list[tuple[Tensor, Tensor, Tensor]] = []  # inputs, task labels, outputs
+
+    def measure(self, strategy: Any) -> float | None:
+        """Compare the old probes, then add one for the task just learned."""
+        drifts = [
+            float((_outputs(strategy.model, x, t) - before).abs().max()) for x, t, before in self._probes
+        ]
+        loader = DataLoader(
+            strategy.experience.dataset.eval(),
+            batch_size=self.probe_size,
+            collate_fn=getattr(strategy.experience.dataset, "collate_fn", None),
+            generator=torch.Generator(),  # a loader without one draws from the global random state
+        )
+        batch = next(iter(loader))
+        x, t = batch[0].to(strategy.device), batch[-1].to(strategy.device)
+        self._probes.append((x, t, _outputs(strategy.model, x, t)))
+        return max(drifts, default=0.0)
+
+
+@torch.no_grad()
+def _outputs(model: Any, x: Tensor, task_labels: Tensor) -> Tensor:
+    was_training = model.training
+    model.eval()
+    try:
+        out: Tensor = avalanche_forward(model, x, task_labels)
+        return out.clone()
+    finally:
+        model.train(was_training)
+
+
+def supermask_metrics(
+    *,
+    density: bool = False,
+    overlap: bool = False,
+    capacity: bool = False,
+    memory: bool = False,
+    drift: bool = False,
+) -> list[PluginMetric[float]]:
+    """Metrics of subnetworks for an ``EvaluationPlugin``; all of them if none is chosen.
+
+    Args:
+        density: `MaskDensity`.
+        overlap: `MaskOverlap`.
+        capacity: `FreeCapacity`.
+        memory: `BytesPerTask`.
+        drift: `OutputDrift`.
+
+    Returns:
+        Fresh metric objects; make new ones for every strategy.
+
+    Example:
+        >>> [str(metric) for metric in supermask_metrics(drift=True, memory=True)]
+        ['BytesPerTask', 'OutputDrift']
+    """
+    chosen = {
+        MaskDensity: density,
+        MaskOverlap: overlap,
+        FreeCapacity: capacity,
+        BytesPerTask: memory,
+        OutputDrift: drift,
+    }
+    everything = not any(chosen.values())
+    return [metric() for metric, wanted in chosen.items() if wanted or everything]

@@ -1,0 +1,477 @@
+"""`MaskedModel`: any ``nn.Module``, untouched, called with the weights of one task or another.
+
+The only place that touches the user's network. It is called through ``torch.func.functional_call``, so its
+classes, names and attributes stay as they are; which tensors it sees depends on the task:
+
+* *masked* weights (two or more dimensions): the task's subnetwork of weights that all tasks share;
+* *head* tensors (inside Avalanche's dynamic modules) and, on request, norm and bias parameters: the task's own;
+* buffers that training changes (running statistics): the task's own, never shared;
+* everything else: frozen, the same for every task.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from avalanche.models import DynamicModule, MultiTaskModule
+from avalanche.models.utils import avalanche_model_adaptation
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from avalanche_supermask.functional import initial_scores, overlap, signed_constant
+from avalanche_supermask.subnetworks import LayerCapacity, Subnetworks
+from avalanche_supermask.tensors import NamedTensors
+
+__all__ = ["Init", "MaskedModel", "PerTask"]
+
+Init = Literal["signed_constant", "keep"]
+PerTask = Literal["none", "norm", "all"]
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.LocalResponseNorm,
+    *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
+)
+
+
+class _Unset:
+    """Type of the default of ``task_labels``: omitted is not the same as None."""
+
+
+_UNSET = _Unset()
+
+
+class _Host(DynamicModule):
+    """Keeps Avalanche from adapting the network on its own, as it would for tasks that are only evaluated."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(auto_adapt=False)
+        self.net = net
+
+
+class MaskedModel(MultiTaskModule):
+    """A network that holds many tasks, each in a subnetwork of its own.
+
+    Args:
+        net: any module; deep-copied, so the caller's stays as it is.
+        init: ``"signed_constant"`` redraws the masked weights as ``±sqrt(2 / fan_in)`` and zeroes the biases
+            (SupSup's default); ``"keep"`` keeps the weights that were brought, for pretrained networks.
+        per_task: which parameters besides the masked weights each task learns for itself: ``"none"`` (the
+            papers: norms without gain and shift, no biases), ``"norm"``, or ``"all"`` (norms and biases).
+            They cost 4 bytes a task and number. Running statistics and heads are per task in any case.
+        exclude: regular expressions; parameters whose whole name matches one are not masked.
+        seed: of the constants and of every task's fresh scores; drawn from torch's generator if None.
+
+    Raises:
+        ValueError: nothing to mask in ``net``, or an unknown ``init`` or ``per_task``.
+
+    Example:
+        >>> model = MaskedModel(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), seed=0)
+        >>> model.masked_names, model.task_keys
+        (['0.weight', '2.weight'], [])
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        init: Init = "signed_constant",
+        per_task: PerTask = "none",
+        exclude: Sequence[str] = (),
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if init not in ("signed_constant", "keep"):
+            raise ValueError(f"init must be 'signed_constant' or 'keep'; got {init!r}")
+        if per_task not in ("none", "norm", "all"):
+            raise ValueError(f"per_task must be 'none', 'norm' or 'all'; got {per_task!r}")
+        self.init: Init = init
+        self.seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
+        self.host = _Host(copy.deepcopy(net))
+        masked = {name: p for name, p in self._backbone() if self._is_maskable(name, p, exclude)}
+        if not masked:
+            raise ValueError(
+                f"{type(net).__name__} has no weight to mask: expected at least one parameter of two or more "
+                f"dimensions outside norms, heads and exclude={list(exclude)}; pass a network with a Linear, "
+                "convolution or embedding layer"
+            )
+        if init == "signed_constant":
+            self._redraw(masked)
+        rest = {name: p for name, p in self._backbone() if name not in masked}
+        own = {name: p for name, p in rest.items() if self._is_per_task(name, per_task)}
+        self.subnetworks = Subnetworks({name: p.detach().clone() for name, p in masked.items()})
+        self.shared = NamedTensors({name: p.detach().clone() for name, p in rest.items() if name not in own})
+        self.fresh = NamedTensors(  # what a new task starts from: per-task parameters and every buffer
+            {name: t.detach().clone() for name, t in (*own.items(), *self._backbone_buffers())}
+        )
+        self._own_names = list(own)
+        self.active: int | None = None
+        self.active_label: int | None = None
+        self.assigned: int | None = None  # task that answers in evaluation whatever the labels say
+        self._cache: dict[int, dict[str, Tensor]] = {}
+        self._warned = False
+        self._set_learning(())
+
+    # ------------------------------------------------------------------ the network's tensors
+
+    @property
+    def net(self) -> nn.Module:
+        """The network: a copy of the caller's. Its parameters are the trainable copy of the weights."""
+        return self.host.net
+
+    @property
+    def masked_names(self) -> list[str]:
+        """Names, in the network, of the weights that masks select from."""
+        return list(self.subnetworks.frozen)
+
+    @property
+    def masked_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each masked weight."""
+        return self.subnetworks.masks.shapes
+
+    def _backbone(self) -> Iterator[tuple[str, nn.Parameter]]:
+        heads = self._head_prefixes()
+        return ((n, p) for n, p in self.net.named_parameters() if not n.startswith(heads))
+
+    def _backbone_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        heads = self._head_prefixes()
+        return ((n, b) for n, b in self.net.named_buffers() if not n.startswith(heads))
+
+    def _head_prefixes(self) -> tuple[str, ...]:
+        """Prefixes of what lies inside Avalanche's dynamic modules, the outermost (the net itself) excepted."""
+        return tuple(
+            f"{name}." for name, m in self.net.named_modules() if name and isinstance(m, DynamicModule)
+        )
+
+    def _head_tensors(self, label: int | None) -> dict[str, Tensor]:
+        """What is neither masked, shared nor fresh: heads, without those that belong to another task label.
+
+        Told by what is left over, so that a tensor the network grew while learning is never forgotten.
+        """
+        known = {*self.masked_names, *self.shared, *self.fresh}
+        other_heads = tuple(
+            f"{name}.{key}."
+            for name, m in self.net.named_modules()
+            if isinstance(m, nn.ModuleDict) and str(label) in m
+            for key in m
+            if key != str(label)
+        )
+        everything = (*self.net.named_parameters(), *self.net.named_buffers())
+        return {n: t for n, t in everything if n not in known and not n.startswith(other_heads)}
+
+    def _is_maskable(self, name: str, p: nn.Parameter, exclude: Sequence[str]) -> bool:
+        excluded = any(re.fullmatch(pattern, name) for pattern in exclude)
+        return p.dim() >= 2 and p.is_floating_point() and not excluded and not self._is_norm(name)
+
+    def _is_norm(self, name: str) -> bool:
+        return isinstance(self.net.get_submodule(name.rpartition(".")[0]), _NORMS)
+
+    def _is_per_task(self, name: str, per_task: PerTask) -> bool:
+        return per_task == "all" or (per_task == "norm" and self._is_norm(name))
+
+    @torch.no_grad()
+    def _redraw(self, masked: Mapping[str, Tensor]) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+        for name, p in self._backbone():
+            if name in masked:
+                p.copy_(signed_constant(p.shape, generator=generator))
+            elif "bias" in name.rpartition(".")[2]:
+                p.zero_()
+
+    # ------------------------------------------------------------------ learning a task
+
+    def fresh_scores(self, key: int) -> dict[str, Tensor]:
+        """Random scores for a task; they depend on the model's seed and the key, not on the order of tasks."""
+        generator = _generator(self.seed, key, 0)
+        return {name: initial_scores(s, generator=generator) for name, s in self.masked_shapes.items()}
+
+    @torch.no_grad()
+    def begin(self, key: int, label: int | None = None) -> None:
+        """Start a task: per-task parameters and running statistics go back to fresh ones.
+
+        Raises:
+            ValueError: the task is learned already.
+        """
+        if key in self.subnetworks.tasks:
+            raise ValueError(
+                f"task {key} is learned already, and finished tasks never change; learned: {self.task_keys}. "
+                "Give it a new key, or forget(task) first"
+            )
+        self.active, self.active_label = key, label
+        live = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
+        for name, value in self.fresh.items():
+            live[name].copy_(value)
+
+    def learn_scores(self, select: Any) -> None:
+        """Phase in which the scores learn: ``select`` turns them into the mask (see `selection`)."""
+        self.subnetworks.learn_scores(select)
+        self._set_learning(())
+
+    @torch.no_grad()
+    def learn_weights(self, trainable: Mapping[str, Tensor], *, mask: Mapping[str, Tensor] | None = None) -> None:
+        """Phase in which the weights marked in ``trainable`` learn, under a mask that stands still.
+
+        Args:
+            trainable: bool by name; only entries inside the mask count.
+            mask: bool by name; the current mask if None.
+        """
+        mask = self.subnetworks.current_mask() if mask is None else mask
+        self.subnetworks.learn_weights(trainable, mask=mask)
+        parameters = dict(self.net.named_parameters())
+        for name, weight in self.subnetworks.frozen.items():
+            parameters[name].copy_(weight)
+        self._set_learning(self.masked_names)
+
+    def commit(self) -> None:
+        """Finish the task being learned. From now on its outputs never change.
+
+        Raises:
+            RuntimeError: no task is being learned.
+            FloatingPointError: a learned value is NaN or infinite; the task is abandoned.
+        """
+        if self.active is None:
+            raise RuntimeError("commit() without begin(): no task is being learned")
+        private = {**self._changed_buffers(), **self._live(self._own_names), **self._head_tensors(self.active_label)}
+        learned = [*private.values(), *(p for p in self.parameters() if p.requires_grad)]
+        if not all(bool(t.isfinite().all()) for t in learned):
+            key = self.active
+            self.abandon()
+            raise FloatingPointError(
+                f"task {key} learned NaN or infinite values and was not stored; the {len(self.task_keys)} "
+                "earlier tasks are intact; lower the learning rate"
+            )
+        live = self._live(self.masked_names)
+        self.subnetworks.commit(self.active, self.active_label, live, private)
+        self._end()
+
+    def abandon(self) -> None:
+        """Stop learning the current task and keep nothing of it."""
+        self.subnetworks.abandon()
+        self._end()
+
+    def _end(self) -> None:
+        self.active = self.active_label = None
+        self._cache.clear()
+        self._set_learning(())
+
+    def _live(self, names: Sequence[str]) -> dict[str, Tensor]:
+        parameters = dict(self.net.named_parameters())
+        return {name: parameters[name] for name in names}
+
+    def _changed_buffers(self) -> dict[str, Tensor]:
+        return {n: b for n, b in self._backbone_buffers() if not torch.equal(b, self.fresh[n])}
+
+    def _set_learning(self, weights: Sequence[str]) -> None:
+        """Let exactly these weights, the scores (in their phase) and, while a task is active, its own tensors learn."""
+        own = {*self._own_names, *self._head_tensors(self.active_label)} if self.active is not None else set()
+        for name, p in self.net.named_parameters():
+            p.requires_grad_(name in weights or name in own)
+            p.grad = None
+        for p in self.subnetworks.scores.parameters():
+            p.requires_grad_(self.subnetworks.select is not None)
+            p.grad = None
+
+    # ------------------------------------------------------------------ calling the network
+
+    def forward(self, x: Any, task_labels: Any = _UNSET) -> Any:
+        """Outputs of the network for a batch.
+
+        Args:
+            x: what the network takes; its first dimension is the batch.
+            task_labels: an int, or a tensor of one label a sample (mixed tasks are fine); omitted: the task
+                being learned, else the latest; None: a dictionary of outputs by task key. A label that was
+                never trained is answered by the latest task, with one warning.
+
+        Returns:
+            The network's output; with mixed tasks of different widths, zero-padded to the widest.
+        """
+        if isinstance(task_labels, _Unset):
+            return self.forward_task(self._latest(), x)
+        if task_labels is None:
+            return self.forward_all_tasks(x)
+        if isinstance(task_labels, int):
+            return self.forward_task(self._resolve(task_labels), x)
+        labels = torch.as_tensor(task_labels)
+        if labels.dim() == 0 or bool((labels == labels.reshape(-1)[0]).all()):
+            return self.forward_task(self._resolve(int(labels.reshape(-1)[0])), x)
+        return self._forward_mixed(x, labels)
+
+    def forward_single_task(self, x: Any, task_label: int) -> Any:
+        """Outputs for a batch of one task."""
+        return self.forward(x, task_label)
+
+    def forward_all_tasks(self, x: Any) -> dict[int, Any]:
+        """Outputs of every learned task, and of the one being learned, by task key."""
+        keys = self.task_keys + ([] if self.active is None else [self.active])
+        return {key: self.forward_task(key, x) for key in keys}
+
+    def _forward_mixed(self, x: Any, labels: Tensor) -> Tensor:
+        parts = []
+        for label in labels.unique():
+            rows = (labels == label).nonzero().squeeze(1)
+            parts.append((rows, self.forward_task(self._resolve(int(label)), _take(x, rows))))
+        width = max(out.shape[-1] for _, out in parts)
+        first = parts[0][1]
+        result = first.new_zeros((len(labels), *first.shape[1:-1], width))
+        for rows, out in parts:
+            result[rows, ..., : out.shape[-1]] = out
+        return result
+
+    def forward_task(self, key: int | None, x: Any) -> Any:
+        """Outputs under one task, by its key; None: the network as it was initialised, without a mask."""
+        if key is None:  # nothing learned yet: the whole network as it was initialised
+            return functional_call(self.net, {**self.subnetworks.frozen, **self.shared}, self._args(x, 0))
+        if key == self.active:
+            weights = self.subnetworks.current_weights(self._live(self.masked_names))
+            return functional_call(self.net, {**weights, **self.shared}, self._args(x, self.active_label))
+        return functional_call(self.net, self._task_tensors(key), self._args(x, self.subnetworks.tasks[key].label))
+
+    def _args(self, x: Any, label: int | None) -> tuple[Any, ...]:
+        return (x, label or 0) if isinstance(self.net, MultiTaskModule) else (x,)
+
+    def _task_tensors(self, key: int) -> dict[str, Tensor]:
+        """All tensors of a finished task. In training mode, buffers are copies: statistics must not move."""
+        if key not in self._cache:
+            self._cache.clear()
+            self._cache[key] = {
+                **self.subnetworks.task_weights(key),
+                **self.shared,
+                **self.fresh,
+                **self.subnetworks.task_private(key),
+            }
+        tensors = self._cache[key]
+        if not self.training:
+            return tensors
+        buffers = {name for name, _ in self.net.named_buffers()}
+        return {name: t.clone() if name in buffers else t for name, t in tensors.items()}
+
+    def _latest(self) -> int | None:
+        return self.active if self.active is not None else next(reversed(self.task_keys), None)
+
+    def _resolve(self, label: int) -> int | None:
+        """Task of an Avalanche label: the one being learned under it, else the one learned under it."""
+        if self.active is not None and label == self.active_label and self.assigned is None:
+            return self.active
+        if self.assigned is not None and self.assigned in (*self.task_keys, self.active):
+            return self.assigned
+        keys = [key for key, task in self.subnetworks.tasks.items() if task.label == label]
+        if len(keys) == 1:
+            return keys[0]
+        if not self._warned and self.task_keys:
+            self._warned = True
+            reason = "stands for several learned tasks" if keys else "was never trained"
+            warnings.warn(
+                f"task label {label} {reason} (learned: {self.task_keys}); the latest task answers. "
+                "Further labels like it are answered the same way without a warning",
+                stacklevel=3,
+            )
+        return keys[-1] if keys else self._latest()
+
+    # ------------------------------------------------------------------ what Avalanche calls
+
+    def adaptation(self, experience: Any) -> None:
+        """Adapt the network's heads before training; evaluation allocates nothing."""
+        if self.training:
+            avalanche_model_adaptation(self.net, experience)
+
+    def train(self, mode: bool = True) -> MaskedModel:
+        """Set the mode of the network and of everything in it."""
+        super().train(mode)
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> MaskedModel:
+        self._cache.clear()
+        super()._apply(fn, recurse)
+        return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any module; a model without tasks takes all the tasks of the state."""
+        device = next(iter(self.subnetworks.frozen.values())).device
+        self.active = self.active_label = None
+        result = super().load_state_dict(*args, **kwargs)
+        self.to(device)
+        return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}}
+
+    # ------------------------------------------------------------------ what users ask a model
+
+    @property
+    def task_keys(self) -> list[int]:
+        """Keys of the finished tasks, in the order in which they were learned."""
+        return list(self.subnetworks.tasks)
+
+    def effective_weights(self, task: int) -> dict[str, Tensor]:
+        """Weights ``W * M`` of a finished task, by name in the network."""
+        return self.subnetworks.task_weights(task)
+
+    def export(self, task: int) -> nn.Module:
+        """A plain copy of the network with one task's weights: no masks, equal outputs."""
+        net = copy.deepcopy(self.net)
+        slots = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+        for name, tensor in self._task_tensors(task).items():
+            slots[name].data = tensor.detach().clone()  # .data: tied weights stay tied
+        return net.requires_grad_(True).eval()
+
+    def bytes_per_task(self) -> dict[int, int]:
+        """Bytes stored for each finished task: one bit a masked weight, statistics, head and own parameters."""
+        return {key: self.subnetworks.task_bytes(key) for key in self.task_keys}
+
+    def capacity(self) -> dict[str, LayerCapacity]:
+        """Total, owned, free and reused weights of each masked layer."""
+        return self.subnetworks.capacity()
+
+    def overlap(self) -> dict[int, float]:
+        """Share of each task's mask that the masks of earlier tasks already held; 0 for the first task."""
+        return {key: self.overlap_of(key) for key in self.task_keys}
+
+    def overlap_of(self, task: int) -> float:
+        """Share of one task's mask that the masks of earlier tasks already held."""
+        earlier = self.task_keys[: self.task_keys.index(task)]
+        return overlap(self.subnetworks.task_mask(task), self.subnetworks.owned(earlier))
+
+    @torch.no_grad()
+    def forget(self, task: int) -> int:
+        """Delete a finished task and free exactly the weights that only it owned.
+
+        Freed weights get new signed constants, so nothing of the task is left; with ``init="keep"`` they keep
+        their value, as the brought one is not stored. Other tasks stay bit-identical.
+
+        Returns:
+            Number of weights freed.
+
+        Raises:
+            KeyError: the task is not learned.
+        """
+        freed = self.subnetworks.forget(task)
+        self._cache.clear()
+        if self.init == "signed_constant":
+            generator = _generator(self.seed, task, 1)
+            for name, mask in freed.items():
+                weight = self.subnetworks.frozen[name]
+                weight[mask] = signed_constant(weight.shape, generator=generator).to(weight)[mask]
+        return sum(int(mask.sum()) for mask in freed.values())
+
+
+def _generator(seed: int, key: int, purpose: int) -> torch.Generator:
+    """Independent streams for each task and purpose, whatever the order in which they are asked for."""
+    state = np.random.SeedSequence([seed % 2**63, key % 2**63, purpose]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def _take(x: Any, rows: Tensor) -> Any:
+    """Rows of a batch: of a tensor, or of each tensor in a tuple, list or dictionary."""
+    if isinstance(x, Tensor):
+        return x[rows]
+    if isinstance(x, Mapping):
+        return {key: _take(value, rows) for key, value in x.items()}
+    return type(x)(_take(value, rows) for value in x)

@@ -1,0 +1,84 @@
+"""From scores to a mask: the two operators of SupSup, each with its own count of weights to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from avalanche_supermask.functional import (
+    erdos_renyi_counts,
+    threshold_weight,
+    top_k_mask,
+    top_k_weight,
+    uniform_counts,
+)
+
+__all__ = ["LayerDensities", "Selection", "Threshold", "TopK", "selection"]
+
+LayerDensities = Literal["uniform", "erdos_renyi"]
+
+
+class Selection(Protocol):
+    """How the scores of the current task choose its mask."""
+
+    def mask(self, name: str, scores: Tensor) -> Tensor:
+        """Bool mask in the shape of the scores of weight ``name``."""
+
+    def weight(self, name: str, scores: Tensor, weight: Tensor) -> Tensor:
+        """Effective weight ``W * M``, differentiable (straight-through) in the scores."""
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Edge-popup: exactly ``counts[name]`` weights with the largest ``|S|`` in each layer."""
+
+    counts: Mapping[str, int]
+
+    def mask(self, name: str, scores: Tensor) -> Tensor:
+        """See `Selection`."""
+        return top_k_mask(scores, self.counts[name])
+
+    def weight(self, name: str, scores: Tensor, weight: Tensor) -> Tensor:
+        """See `Selection`."""
+        return top_k_weight(scores, weight, self.counts[name])
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """All weights with ``S >= 0``: about half at first, not controlled afterwards."""
+
+    def mask(self, name: str, scores: Tensor) -> Tensor:
+        """See `Selection`."""
+        return scores.detach() >= 0
+
+    def weight(self, name: str, scores: Tensor, weight: Tensor) -> Tensor:
+        """See `Selection`."""
+        return threshold_weight(scores, weight)
+
+
+def selection(
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    density: float | None,
+    layer_densities: LayerDensities = "uniform",
+) -> Selection:
+    """The operator for a density.
+
+    Args:
+        shapes: shape of each masked weight.
+        density: fraction of weights kept; None for the threshold-at-zero mask.
+        layer_densities: the same density in every layer, or Erdős-Rényi at the same overall density.
+
+    Raises:
+        ValueError: an unknown ``layer_densities`` or a density outside (0, 1].
+    """
+    if density is None:
+        return Threshold()
+    if layer_densities == "uniform":
+        return TopK(uniform_counts(shapes, density))
+    if layer_densities == "erdos_renyi":
+        return TopK(erdos_renyi_counts(shapes, density))
+    raise ValueError(f"layer_densities must be 'uniform' or 'erdos_renyi'; got {layer_densities!r}")

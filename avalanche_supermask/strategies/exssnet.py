@@ -1,0 +1,271 @@
+"""ExSSNeT: find a mask, then train the weights that only this task's mask owns. SSNeT and KKT.
+
+Yadav & Bansal, "Exclusive Supermask Subnetwork Training for Continual Learning", Findings of ACL 2023.
+
+Idea. SupSup keeps its weights random. ExSSNeT also trains them, but only those that no earlier task uses, so
+that nothing is forgotten. Task t, inside the experience's ``train_epochs``:
+
+    1. mask phase     scores learn, weights stand still          M_t = top_k(|S_t|)
+    2. weight phase   the mask stands still, F_t learns          F_t = M_t ∧ ¬(M_0 ∨ … ∨ M_{t-1})
+
+The forward pass uses the whole mask, W ⊙ M_t, in both phases: entries shared with earlier tasks keep the
+earlier task's values. SSNeT trains all of M_t, overwrites what it shares and so forgets: the control.
+
+KKT starts S_t from the old task under whose subnetwork a KNN classifier separates the new classes best (see
+`transfer`). The published form copies that task's scores outright. The copy overlaps the old mask, so few
+exclusive weights are left to train; ``kkt_strength`` < 1 mixes the copy with fresh scores.
+
+Deviations. The mask phase uses its own learning rate (the published code used the weight phase's for both).
+The epochs of a phase are the last ones; no epoch is chosen on any data. Old scores are rebuilt from the bit
+masks unless ``keep_scores`` is set.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from typing_extensions import Unpack
+
+from avalanche_supermask.strategies.supsup import SupSupPlugin, Transfer, reordered
+from avalanche_supermask.model import MaskedModel
+from avalanche_supermask.plugin import Phase, Schedule, TaskKey
+from avalanche_supermask.registry import register
+from avalanche_supermask.selection import LayerDensities
+from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
+from avalanche_supermask.transfer import Sources, choose_sources, features, knn_accuracy
+
+__all__ = ["ExSSNeT", "ExSSNeTPlugin", "SSNeT"]
+
+
+class ExSSNeTPlugin(SupSupPlugin):
+    """ExSSNeT as a plugin of any template whose model is a `MaskedModel`.
+
+    Args:
+        density: fraction of weights kept (default 0.1, the paper's).
+        layer_densities: ``"uniform"`` (the paper's) or ``"erdos_renyi"``.
+        weight_epochs: last epochs of an experience, in which weights train; None: half of ``train_epochs``.
+        exclusive: train only weights that no earlier task uses; False is SSNeT, which forgets.
+        kkt: None (the default, as published), ``"knn_best"``, ``"knn_always"`` or ``"knn_all"``.
+        kkt_neighbours: neighbours that vote (default 200, the published code's).
+        kkt_share: share of the training data that the KNN test sees (default 0.2, the published code's).
+        kkt_strength: 1.0 copies the old scores (the paper's form); less mixes them with fresh ones.
+        keep_scores: keep the scores of finished tasks, 32 bits a weight and task, for KKT to copy; by default
+            they are rebuilt from the bit masks.
+        mask_lr: learning rate of the mask phase; None: the optimizer's.
+        weight_lr: learning rate of the weight phase; None: the optimizer's.
+        transfer: see `SupSupPlugin`.
+        task_key: see `SubnetworkPlugin`.
+        schedule: see `SubnetworkPlugin`.
+
+    Raises:
+        ValueError: an unknown option; when training starts, ``weight_epochs`` outside ``train_epochs``.
+    """
+
+    def __init__(
+        self,
+        *,
+        density: float | None = 0.1,
+        layer_densities: LayerDensities = "uniform",
+        weight_epochs: int | None = None,
+        exclusive: bool = True,
+        kkt: Sources | None = None,
+        kkt_neighbours: int = 200,
+        kkt_share: float = 0.2,
+        kkt_strength: float = 1.0,
+        keep_scores: bool = False,
+        mask_lr: float | None = None,
+        weight_lr: float | None = None,
+        transfer: Transfer = "none",
+        task_key: TaskKey = "auto",
+        schedule: Schedule = "constant",
+    ) -> None:
+        super().__init__(
+            density=density,
+            layer_densities=layer_densities,
+            transfer=transfer,
+            mask_lr=mask_lr,
+            task_key=task_key,
+            schedule=schedule,
+        )
+        if kkt not in (None, "knn_best", "knn_always", "knn_all"):
+            raise ValueError(f"kkt must be None, 'knn_best', 'knn_always' or 'knn_all'; got {kkt!r}")
+        if not 0.0 < kkt_share <= 1.0 or not 0.0 <= kkt_strength <= 1.0 or kkt_neighbours < 1:
+            raise ValueError(
+                "expected 0 < kkt_share <= 1, 0 <= kkt_strength <= 1 and kkt_neighbours >= 1; got "
+                f"{kkt_share}, {kkt_strength} and {kkt_neighbours}"
+            )
+        self.weight_epochs = weight_epochs
+        self.exclusive = exclusive
+        self.kkt = kkt
+        self.kkt_neighbours = kkt_neighbours
+        self.kkt_share = kkt_share
+        self.kkt_strength = kkt_strength
+        self.keep_scores = keep_scores
+        self.weight_lr = weight_lr
+        self.knn_accuracies: dict[int, dict[int, float]] = {}  # new task -> old task -> accuracy
+        self.sources: dict[int, list[int]] = {}  # new task -> old tasks it started from
+        self._scores_of: dict[int, dict[str, Tensor]] = {}
+
+    def phases(self, epochs: int) -> list[Phase]:
+        """The mask phase, then the weight phase."""
+        weight = epochs // 2 if self.weight_epochs is None else self.weight_epochs
+        if not 0 <= weight <= epochs:
+            raise ValueError(
+                f"weight_epochs is part of train_epochs: expected 0 to {epochs}, got {weight}; raise train_epochs"
+            )
+        return [Phase("mask", epochs - weight, self.mask_lr), Phase("weight", weight, self.weight_lr)]
+
+    def begin_task(self, strategy: Any, model: MaskedModel) -> None:
+        """Fresh scores, or those that KKT finds."""
+        super().begin_task(strategy, model)
+        if self.kkt is not None and model.task_keys:
+            self._transfer_knowledge(strategy, model)
+
+    def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
+        """Scores learn; or the mask stands still and the weights learn that are this task's alone."""
+        if phase.name == "mask":
+            super().enter_phase(phase, model)
+            return
+        if model.subnetworks.select is None:  # no mask phase before: the mask is that of the initial scores
+            super().enter_phase(phase, model)
+        mask = model.subnetworks.current_mask()
+        owned = model.subnetworks.owned()
+        model.learn_weights({name: m & ~owned[name] if self.exclusive else m for name, m in mask.items()})
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Commit."""
+        model: MaskedModel = strategy.model
+        if self.keep_scores and model.active is not None and self._iterations:
+            self._scores_of[model.active] = {
+                name: s.detach().clone() for name, s in model.subnetworks.scores.items()
+            }
+        super().after_training_exp(strategy, **kwargs)
+
+    # ------------------------------------------------------------------ KKT
+
+    def _transfer_knowledge(self, strategy: Any, model: MaskedModel) -> None:
+        assert model.active is not None
+        new = model.active
+        batches, labels = self._sample(strategy, model.seed + new)
+        accuracies = {
+            old: knn_accuracy(features(model, old, batches), labels, k=self.kkt_neighbours)
+            for old in model.task_keys
+        }
+        assert self.kkt is not None
+        chance = 1.0 / max(2, len(labels.unique()))
+        self.knn_accuracies[new] = accuracies
+        self.sources[new] = choose_sources(accuracies, rule=self.kkt, chance=chance)
+        if not self.sources[new]:
+            return
+        fresh = model.fresh_scores(new)
+        copies = [self._old_scores(model, old, fresh) for old in self.sources[new]]
+        a = self.kkt_strength
+        model.subnetworks.set_scores(
+            {
+                name: a * torch.stack([copy[name].to(s) for copy in copies]).mean(dim=0) + (1 - a) * s
+                for name, s in fresh.items()
+            }
+        )
+
+    def _old_scores(self, model: MaskedModel, old: int, fresh: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Kept scores of an old task, or fresh ones in the order of its mask: both select that mask."""
+        if old in self._scores_of:
+            return self._scores_of[old]
+        mask = model.subnetworks.task_mask(old)
+        return {name: reordered(s, mask[name].cpu()) for name, s in fresh.items()}
+
+    def _sample(self, strategy: Any, seed: int) -> tuple[list[Any], Tensor]:
+        """Seeded share of the current training data: batches of inputs on the device, and all labels."""
+        dataset = strategy.experience.dataset
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(dataset), generator=generator)
+        chosen = chosen[: max(1, round(self.kkt_share * len(dataset)))]
+        loader = DataLoader(
+            dataset.eval().subset(chosen.tolist()),
+            batch_size=max(256, strategy.eval_mb_size),
+            collate_fn=getattr(dataset, "collate_fn", None),
+            generator=generator,
+        )
+        pairs = [(batch[0].to(strategy.device), batch[1]) for batch in loader]
+        return [x for x, _ in pairs], torch.cat([y for _, y in pairs])
+
+
+@register("exssnet")
+class ExSSNeT(SubnetworkStrategy):
+    """ExSSNeT (Yadav & Bansal 2023): SupSup's mask, then the weights that only this task's mask owns.
+
+    Uses task identities. Forgets nothing: outputs of finished tasks stay bit-identical.
+
+    Args:
+        model: any module; deep-copied and wrapped in a `MaskedModel`.
+        optimizer: None for Adam at 1e-3 (the published code's effective rate) with a cosine schedule in each phase.
+        density: fraction of weights kept (default 0.1).
+        layer_densities: ``"uniform"`` or ``"erdos_renyi"``.
+        weight_epochs: last epochs of ``train_epochs`` in which weights train; None: half.
+        kkt: None, ``"knn_best"``, ``"knn_always"`` or ``"knn_all"``; see `ExSSNeTPlugin` for its settings.
+        kkt_neighbours: see `ExSSNeTPlugin`.
+        kkt_share: see `ExSSNeTPlugin`.
+        kkt_strength: see `ExSSNeTPlugin`.
+        keep_scores: see `ExSSNeTPlugin`.
+        mask_lr: learning rate of the mask phase; None: the optimizer's.
+        weight_lr: learning rate of the weight phase; None: the optimizer's.
+        task_key: ``"auto"``, ``"task_label"`` or ``"experience"``.
+        schedule: ``"constant"`` or ``"cosine"``; by default cosine for our optimizer, constant for yours.
+        arguments: of `MaskedModel` and of any Avalanche strategy.
+
+    Example:
+        >>> strategy = ExSSNeT(nn.Linear(4, 2), density=0.5, train_epochs=10, weight_epochs=5, evaluator=None)
+        >>> strategy.model.masked_names
+        ['weight']
+    """
+
+    _exclusive = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: Optimizer | None = None,
+        density: float | None = 0.1,
+        layer_densities: LayerDensities = "uniform",
+        weight_epochs: int | None = None,
+        kkt: Sources | None = None,
+        kkt_neighbours: int = 200,
+        kkt_share: float = 0.2,
+        kkt_strength: float = 1.0,
+        keep_scores: bool = False,
+        mask_lr: float | None = None,
+        weight_lr: float | None = None,
+        task_key: TaskKey = "auto",
+        schedule: Schedule | None = None,
+        **arguments: Unpack[AllArguments],
+    ) -> None:
+        method = ExSSNeTPlugin(
+            density=density,
+            layer_densities=layer_densities,
+            weight_epochs=weight_epochs,
+            exclusive=self._exclusive,
+            kkt=kkt,
+            kkt_neighbours=kkt_neighbours,
+            kkt_share=kkt_share,
+            kkt_strength=kkt_strength,
+            keep_scores=keep_scores,
+            mask_lr=mask_lr,
+            weight_lr=weight_lr,
+            task_key=task_key,
+            schedule=schedule or ("cosine" if optimizer is None else "constant"),
+        )
+        method.phases(arguments.get("train_epochs", 1))
+        super().__init__(model=model, method=method, optimizer=optimizer, default_lr=1e-3, **arguments)
+
+
+@register("ssnet")
+class SSNeT(ExSSNeT):
+    """SSNeT: like ExSSNeT, but trains the whole mask, also what earlier tasks use. It forgets; use it as a control."""
+
+    forgets = True
+    _exclusive = False

@@ -1,0 +1,100 @@
+"""The thin common part of the strategies: a wrapped network, an optimizer, a method's plugin, a template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates import SupervisedTemplate
+from avalanche.training.templates.base import BaseTemplate
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+from typing_extensions import TypedDict
+
+from avalanche_supermask.model import Init, MaskedModel, PerTask
+from avalanche_supermask.plugin import SubnetworkPlugin, adopt_parameters
+
+__all__ = ["ModelArguments", "StrategyArguments", "SubnetworkStrategy"]
+
+
+class StrategyArguments(TypedDict, total=False):
+    """Arguments of every Avalanche strategy, with Avalanche's names, defaults and meaning."""
+
+    criterion: nn.Module | Callable[[Tensor, Tensor], Tensor]
+    train_mb_size: int
+    train_epochs: int
+    eval_mb_size: int | None
+    device: str | torch.device
+    plugins: Sequence[Any] | None
+    evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] | None
+    eval_every: int
+    peval_mode: str
+
+
+class ModelArguments(TypedDict, total=False):
+    """Arguments of `MaskedModel` that every strategy passes on."""
+
+    init: Init
+    per_task: PerTask
+    exclude: Sequence[str]
+    seed: int | None
+
+
+class AllArguments(StrategyArguments, ModelArguments, total=False):
+    """What a strategy takes besides its method's own arguments."""
+
+
+class SubnetworkStrategy(SupervisedTemplate):  # type: ignore[misc]
+    """Base of the strategies: wraps the network and adds the method's plugin after the caller's.
+
+    Args:
+        model: any module, deep-copied and wrapped; or a `MaskedModel`, used as it is.
+        method: the method's plugin.
+        optimizer: used as it is, on its own groups; None for ``default_optimizer``.
+        default_lr: learning rate of Adam, the papers' optimizer, where ``optimizer`` is None.
+        arguments: of `MaskedModel` (``init``, ``per_task``, ``exclude``, ``seed``) and of any Avalanche strategy.
+
+    Raises:
+        ValueError: arguments for the wrapping of a model that is wrapped already.
+    """
+
+    forgets = False
+    """Whether old tasks may change; True only in controls, which the contract tests expect to fail."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        method: SubnetworkPlugin,
+        optimizer: Optimizer | None,
+        default_lr: float,
+        init: Init = "signed_constant",
+        per_task: PerTask = "none",
+        exclude: Sequence[str] = (),
+        seed: int | None = None,
+        **arguments: Any,
+    ) -> None:
+        wrapping: ModelArguments = {"init": init, "per_task": per_task, "exclude": exclude, "seed": seed}
+        if not isinstance(model, MaskedModel):
+            original, model = model, MaskedModel(model, **wrapping)
+            if optimizer is not None:
+                adopt_parameters(optimizer, model, original)
+        elif wrapping != {"init": "signed_constant", "per_task": "none", "exclude": (), "seed": None}:
+            raise ValueError(
+                "init, per_task, exclude and seed say how to wrap a network, but the model is a MaskedModel "
+                "already; pass them to MaskedModel"
+            )
+        plugins = [*(arguments.pop("plugins", None) or []), method]
+        super().__init__(
+            model=model,
+            optimizer=Adam(model.parameters(), lr=default_lr) if optimizer is None else optimizer,
+            plugins=plugins,
+            **arguments,
+        )
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # Avalanche wraps every subclass' __init__ to warn about positional arguments; ours are keyword-only
+        # but for the model, which may come first without a warning.
+        super(BaseTemplate, cls).__init_subclass__(**kwargs)

@@ -1,0 +1,86 @@
+"""A dictionary of named tensors that is a module: it moves, copies, pickles and saves like one.
+
+``nn.ParameterDict`` and ``register_buffer`` refuse dots in names, and neither grows while a state is loaded;
+what a finished task stores needs both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["NamedTensors"]
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")
+
+
+class NamedTensors(nn.Module, MutableMapping[str, Tensor]):
+    """Tensors under the dotted names of a network's parameters; all buffers, or all parameters.
+
+    ``load_state_dict`` takes the names and shapes it finds, so a state loads into a dictionary that is still
+    empty.
+
+    Args:
+        tensors: the first entries; kept by reference.
+        trainable: hold the entries as parameters instead of buffers.
+
+    Example:
+        >>> import torch
+        >>> frozen = NamedTensors({"fc.weight": torch.ones(2)})
+        >>> frozen["fc.weight"], list(frozen.state_dict())
+        (tensor([1., 1.]), ['fc/weight'])
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor] | None = None, *, trainable: bool = False) -> None:
+        super().__init__()
+        self._trainable = trainable
+        self.update(tensors or {})
+
+    @property
+    def _store(self) -> dict[str, Any]:
+        return self._parameters if self._trainable else self._buffers
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._store[_key(name)]
+        return tensor
+
+    def __setitem__(self, name: str, tensor: Tensor) -> None:
+        self._store[_key(name)] = nn.Parameter(tensor) if self._trainable else tensor
+
+    def __delitem__(self, name: str) -> None:
+        del self._store[_key(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([key.replace("/", ".") for key in self._store])
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    # Mapping compares by content and so has no hash; a module is itself and is hashed by identity.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all entries."""
+        return sum(t.numel() * t.element_size() for t in self.values())
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        found = {
+            key[len(prefix) :]: value
+            for key, value in state_dict.items()
+            if key.startswith(prefix) and "." not in key[len(prefix) :]
+        }
+        for stale in set(self._store) - set(found):
+            del self._store[stale]
+        for key, value in found.items():
+            held = self._store.get(key)
+            if held is None or held.shape != value.shape or held.dtype != value.dtype:
+                self[key] = value.detach().clone()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,0 +1,166 @@
+"""One contract for every registered method: networks x optimizers x what else is plugged in.
+
+The invariants of the design: finished tasks bit-identical, one score tensor a layer, one bit a weight and task,
+evaluation changes nothing, copies and reloads answer alike. A method whose class says ``forgets = True`` is a
+control and must fail the first.
+"""
+
+import copy
+
+import pytest
+import torch
+from avalanche.training.plugins import EWCPlugin, LwFPlugin
+from torch.optim import SGD, Adam, AdamW
+
+from avalanche_supermask import CachedTensors, MaskedModel, methods
+from tests.streams import NETWORKS, class_stream, inputs, mlp, outputs, train_all
+
+METHODS = methods()
+OPTIMIZERS = {
+    "sgd": lambda p: SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2),
+    "adam": lambda p: Adam(p, lr=0.01, weight_decay=1e-3),
+    "adamw": lambda p: AdamW(p, lr=0.01, weight_decay=0.1),
+}
+COMPANIONS = {"alone": list, "ewc": lambda: [EWCPlugin(ewc_lambda=1.0)], "lwf": lambda: [LwFPlugin()]}
+
+
+def build(method, net, *, optimizer=None, plugins=(), **arguments):
+    settings = {
+        "density": 0.3, "train_epochs": 2, "train_mb_size": 16, "eval_mb_size": 16, "evaluator": None, "seed": 0,
+    }  # fmt: skip
+    settings.update(arguments)
+    made = None if optimizer is None else OPTIMIZERS[optimizer](net.parameters())
+    return METHODS[method](net, optimizer=made, plugins=list(plugins), **settings)
+
+
+def drift_of_old_tasks(strategy, stream, key_of=lambda index: index):
+    """Largest change of any finished task's outputs while later tasks are learned."""
+    x = inputs()
+    recorded, worst = {}, 0.0
+
+    def after_task(index):
+        nonlocal worst
+        recorded[key_of(index)] = outputs(strategy.model, x, key_of(index))
+        for key, before in recorded.items():
+            worst = max(worst, float((outputs(strategy.model, x, key) - before).abs().max()))
+
+    train_all(strategy, stream, after_task)
+    return worst
+
+
+def same_state(a, b):
+    return a.keys() == b.keys() and all(
+        torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a
+    )
+
+
+@pytest.mark.parametrize("companion", COMPANIONS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("method", METHODS)
+def test_finished_tasks_stay_bit_identical(method, network, optimizer, companion):
+    strategy = build(method, NETWORKS[network](), optimizer=optimizer, plugins=COMPANIONS[companion]())
+    drift = drift_of_old_tasks(strategy, class_stream(3))
+    if METHODS[method].forgets:
+        assert drift > 1e-4, "a control that cannot fail shows nothing"
+    else:
+        assert drift == 0.0
+    assert strategy.model.task_keys == [0, 1, 2]
+
+
+@pytest.mark.parametrize("per_task", ["norm", "all"])
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("method", [m for m in METHODS if not METHODS[m].forgets])
+def test_own_parameters_of_a_task_stay_too(method, network, per_task):
+    strategy = build(method, NETWORKS[network](), optimizer="sgd", per_task=per_task)
+    assert drift_of_old_tasks(strategy, class_stream(3)) == 0.0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_learns(method):
+    strategy = train_all(build(method, mlp(width=64), train_epochs=20, mask_lr=0.02), class_stream(2, n=96))
+    for experience in class_stream(2, n=96).test_stream:
+        x, y = (torch.stack(column) for column in zip(*[(s[0], torch.tensor(s[1])) for s in experience.dataset]))
+        accuracy = (outputs(strategy.model, x, experience.current_experience).argmax(1) == y).float().mean()
+        assert accuracy > 0.9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluation_changes_nothing_and_allocates_nothing(method):
+    strategy = build(method, NETWORKS["resnet"](), eval_every=1, plugins=[CachedTensors()])
+    stream = class_stream(3)
+    strategy.train(stream.train_stream[0], eval_streams=[stream.test_stream[:1]])
+    before = copy.deepcopy(strategy.model.state_dict())
+    rng = torch.get_rng_state()
+    with pytest.warns(UserWarning, match=r"task label 1 was never trained.*the latest task answers"):
+        strategy.eval(stream.test_stream)
+    strategy.eval(stream.test_stream)  # no second warning: warnings are errors here
+    assert same_state(strategy.model.state_dict(), before)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert strategy.model.task_keys == [0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_score_tensor_a_layer_and_one_bit_a_weight_and_task(method):
+    strategy = train_all(build(method, mlp()), class_stream(4))
+    model = strategy.model
+    assert {n: s.shape for n, s in model.subnetworks.scores.items()} == model.masked_shapes
+    assert len(list(model.parameters())) == len(list(model.net.parameters())) + len(model.masked_shapes)
+    expected = sum(-(-n.numel() // 8) for n in model.subnetworks.frozen.values())
+    assert model.bytes_per_task() == dict.fromkeys(range(4), expected)
+    assert model.subnetworks.masks.nbytes == 4 * expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_copies_and_reloads_answer_alike(method):
+    strategy = train_all(build(method, NETWORKS["resnet"]()), class_stream(3))
+    model, x = strategy.model, inputs()
+    fresh = MaskedModel(NETWORKS["resnet"](), seed=9)
+    fresh.load_state_dict(model.state_dict())
+    for key in model.task_keys:
+        expected = outputs(model, x, key)
+        for other in (copy.deepcopy(model), fresh):
+            assert torch.equal(outputs(other, x, key), expected)
+        with torch.no_grad():
+            assert torch.equal(model.export(key)(x), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_mixed_batches_equal_batches_of_one_task(method):
+    strategy = train_all(build(method, NETWORKS["lenet"]()), class_stream(3))
+    x, labels = inputs(12), torch.tensor([0, 1, 2] * 4)
+    mixed = outputs(strategy.model, x, labels)
+    for key in range(3):
+        rows = labels == key
+        assert torch.allclose(mixed[rows], outputs(strategy.model, x[rows], key), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_caller_keeps_what_was_passed(method):
+    net, plugins = mlp(), [CachedTensors()]
+    before = copy.deepcopy(net.state_dict())
+    strategy = METHODS[method](net, optimizer=SGD(net.parameters(), lr=0.1), plugins=plugins, evaluator=None)
+    train_all(strategy, class_stream(2))
+    assert len(plugins) == 1
+    assert same_state(net.state_dict(), before)
+    assert all(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_global_seed_is_touched_and_the_same_seed_gives_the_same_masks(method):
+    def learned():
+        torch.manual_seed(5)
+        model = train_all(build(method, mlp()), class_stream(2)).model
+        return [model.subnetworks.task_mask(key) for key in model.task_keys]
+
+    for a, b in zip(learned(), learned(), strict=True):
+        assert same_state(a, b)
+
+
+@pytest.mark.parametrize("labels", [[4, 2, 9], [1, 0, 7]])
+@pytest.mark.parametrize("method", [m for m in METHODS if not METHODS[m].forgets])
+def test_task_keys_in_any_order(method, labels):
+    stream = class_stream(3, task_labels=labels)
+    strategy = build(method, mlp())
+    assert drift_of_old_tasks(strategy, stream, key_of=lambda index: labels[index]) == 0.0
+    assert strategy.model.task_keys == labels
