@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from avalanche_supermask.checkpoint import maybe_load_checkpoint, save_checkpoint
     from avalanche_supermask.data import CachedTensors
-    from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
-    from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
     from avalanche_supermask.metrics import supermask_metrics
     from avalanche_supermask.model import MaskedModel
     from avalanche_supermask.plugin import SubnetworkPlugin
     from avalanche_supermask.registry import methods, register
+    from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
+    from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
     from avalanche_supermask.strategy import SubnetworkStrategy
 
 __version__ = "0.1.0"

@@ -44,7 +44,7 @@ class TensorBatches:
             yield [t[rows] for t in self.tensors]
 
 
-class CachedTensors(SupervisedPlugin, supports_distributed=False):  # type: ignore[misc]
+class CachedTensors(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
     """Replaces Avalanche's data loaders by in-memory tensors on the strategy's device.
 
     Put it first among the plugins. Strategies that bring their own training loader (Replay) keep it and gain

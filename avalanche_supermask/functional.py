@@ -80,9 +80,7 @@ def uniform_counts(shapes: Mapping[str, Sequence[int]], density: float) -> dict[
     return {name: max(1, round(density * math.prod(shape))) for name, shape in shapes.items()}
 
 
-def erdos_renyi_counts(
-    shapes: Mapping[str, Sequence[int]], density: float, *, cap: float = 0.5
-) -> dict[str, int]:
+def erdos_renyi_counts(shapes: Mapping[str, Sequence[int]], density: float, *, cap: float = 0.5) -> dict[str, int]:
     """Weights to keep in each layer with Erdős-Rényi densities at a given *overall* density (SupSup, A3).
 
     ``k_l = min(cap, s * (C_out + C_in) / n_l)``: small layers get denser than large ones. The paper's budget
@@ -208,13 +206,13 @@ def top_k_weight(scores: Tensor, weight: Tensor, keep: int) -> Tensor:
     Backward is straight-through with respect to ``|S|``: ``dL/dS = sign(S) * dL/dW_eff * W``, for kept and
     dropped entries alike; ``dL/dW = dL/dW_eff * M``.
     """
-    result: Tensor = _TopKWeight.apply(scores, weight, keep)  # type: ignore[no-untyped-call]
+    result: Tensor = _TopKWeight.apply(scores, weight, keep)
     return result
 
 
 def threshold_weight(scores: Tensor, weight: Tensor) -> Tensor:
     """Effective weight ``W * [S >= 0]`` with ``dL/dS = dL/dW_eff * W`` (SupSup, A2b)."""
-    result: Tensor = _ThresholdWeight.apply(scores, weight)  # type: ignore[no-untyped-call]
+    result: Tensor = _ThresholdWeight.apply(scores, weight)
     return result
 
 

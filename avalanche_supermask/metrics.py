@@ -21,7 +21,7 @@ from avalanche_supermask.model import MaskedModel
 __all__ = ["BytesPerTask", "FreeCapacity", "MaskDensity", "MaskOverlap", "OutputDrift", "supermask_metrics"]
 
 
-class _AfterTask(PluginMetric[float]):  # type: ignore[misc]
+class _AfterTask(PluginMetric[float]):
     """A number that is measured when a task has been learned."""
 
     def __init__(self) -> None:
@@ -115,9 +115,7 @@ class OutputDrift(_AfterTask):
 
     def measure(self, strategy: Any) -> float | None:
         """Compare the old probes, then add one for the task just learned."""
-        drifts = [
-            float((_outputs(strategy.model, x, t) - before).abs().max()) for x, t, before in self._probes
-        ]
+        drifts = [float((_outputs(strategy.model, x, t) - before).abs().max()) for x, t, before in self._probes]
         loader = DataLoader(
             strategy.experience.dataset.eval(),
             batch_size=self.probe_size,

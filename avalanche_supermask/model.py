@@ -147,9 +147,7 @@ class MaskedModel(MultiTaskModule):
 
     def _head_prefixes(self) -> tuple[str, ...]:
         """Prefixes of what lies inside Avalanche's dynamic modules, the outermost (the net itself) excepted."""
-        return tuple(
-            f"{name}." for name, m in self.net.named_modules() if name and isinstance(m, DynamicModule)
-        )
+        return tuple(f"{name}." for name, m in self.net.named_modules() if name and isinstance(m, DynamicModule))
 
     def _head_tensors(self, label: int | None) -> dict[str, Tensor]:
         """What is neither masked, shared nor fresh: heads, without those that belong to another task label.
@@ -239,7 +237,11 @@ class MaskedModel(MultiTaskModule):
         """
         if self.active is None:
             raise RuntimeError("commit() without begin(): no task is being learned")
-        private = {**self._changed_buffers(), **self._live(self._own_names), **self._head_tensors(self.active_label)}
+        private = {
+            **self._changed_buffers(),
+            **self._live(self._own_names),
+            **self._head_tensors(self.active_label),
+        }
         learned = [*private.values(), *(p for p in self.parameters() if p.requires_grad)]
         if not all(bool(t.isfinite().all()) for t in learned):
             key = self.active
@@ -319,7 +321,7 @@ class MaskedModel(MultiTaskModule):
             rows = (labels == label).nonzero().squeeze(1)
             parts.append((rows, self.forward_task(self._resolve(int(label)), _take(x, rows))))
         width = max(out.shape[-1] for _, out in parts)
-        first = parts[0][1]
+        first: Tensor = parts[0][1]
         result = first.new_zeros((len(labels), *first.shape[1:-1], width))
         for rows, out in parts:
             result[rows, ..., : out.shape[-1]] = out

@@ -33,7 +33,7 @@ class Phase:
     lr: float | None = None
 
 
-class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[misc]
+class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
     """Base of the methods: one subnetwork a task, on a strategy whose model is a `MaskedModel`.
 
     Args:

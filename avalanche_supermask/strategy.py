@@ -46,7 +46,7 @@ class AllArguments(StrategyArguments, ModelArguments, total=False):
     """What a strategy takes besides its method's own arguments."""
 
 
-class SubnetworkStrategy(SupervisedTemplate):  # type: ignore[misc]
+class SubnetworkStrategy(SupervisedTemplate):
     """Base of the strategies: wraps the network and adds the method's plugin after the caller's.
 
     Args:

@@ -112,14 +112,11 @@ class Subnetworks(nn.Module):
         if not self._base:
             self._base = {name: self.frozen[name] * m for name, m in self.mask.items()}
         return {
-            name: torch.where(trainable, live[name], self._base[name])
-            for name, trainable in self.trainable.items()
+            name: torch.where(trainable, live[name], self._base[name]) for name, trainable in self.trainable.items()
         }
 
     @torch.no_grad()
-    def commit(
-        self, key: int, label: int | None, live: Mapping[str, Tensor], private: Mapping[str, Tensor]
-    ) -> None:
+    def commit(self, key: int, label: int | None, live: Mapping[str, Tensor], private: Mapping[str, Tensor]) -> None:
         """Finish the task: write its trained values to the buffers, store its mask and its private tensors."""
         mask = self.current_mask()
         for name, trainable in self.trainable.items():
@@ -171,8 +168,7 @@ class Subnetworks(nn.Module):
         """How far each masked layer is filled."""
         once, twice = self.masks.coverage()
         return {
-            name: LayerCapacity(mask.numel(), int(mask.sum()), int(twice[name].sum()))
-            for name, mask in once.items()
+            name: LayerCapacity(mask.numel(), int(mask.sum()), int(twice[name].sum())) for name, mask in once.items()
         }
 
     @torch.no_grad()

@@ -69,9 +69,7 @@ class NamedTensors(nn.Module, MutableMapping[str, Tensor]):
         """Bytes of all entries."""
         return sum(t.numel() * t.element_size() for t in self.values())
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         found = {
             key[len(prefix) :]: value
             for key, value in state_dict.items()

@@ -48,7 +48,7 @@ def knn_accuracy(features: Tensor, labels: Tensor, *, k: int = 200) -> float:
         return 0.0
     searched = np.ascontiguousarray(features[:split].cpu().float().numpy())
     queries = np.ascontiguousarray(features[split:].cpu().float().numpy())
-    index = faiss.IndexFlatL2(searched.shape[1])
+    index: Any = faiss.IndexFlatL2(searched.shape[1])
     if features.is_cuda and hasattr(faiss, "StandardGpuResources"):
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), features.device.index or 0, index)
     index.add(searched)

@@ -27,7 +27,12 @@ def class_stream(n_tasks=3, *, task_labels=None, n=48, n_classes=2, seed=0):
 
 def mlp(width=24, outputs=2):
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(36, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs)
+        nn.Flatten(),
+        nn.Linear(36, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, outputs),
     )
 
 

@@ -13,6 +13,7 @@ from avalanche.training.plugins import EWCPlugin, LwFPlugin
 from torch.optim import SGD, Adam, AdamW
 
 from avalanche_supermask import CachedTensors, MaskedModel, methods
+from avalanche_supermask.data import load_tensors
 from tests.streams import NETWORKS, class_stream, inputs, mlp, outputs, train_all
 
 METHODS = methods()
@@ -80,7 +81,7 @@ def test_own_parameters_of_a_task_stay_too(method, network, per_task):
 def test_it_learns(method):
     strategy = train_all(build(method, mlp(width=64), train_epochs=20, mask_lr=0.02), class_stream(2, n=96))
     for experience in class_stream(2, n=96).test_stream:
-        x, y = (torch.stack(column) for column in zip(*[(s[0], torch.tensor(s[1])) for s in experience.dataset]))
+        x, y, _ = load_tensors(experience.dataset, torch.device("cpu"))
         accuracy = (outputs(strategy.model, x, experience.current_experience).argmax(1) == y).float().mean()
         assert accuracy > 0.9
 

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from avalanche_supermask.functional import _top_k_without_sync as top_k_on_gpu
 from avalanche_supermask.functional import (
     erdos_renyi_counts,
     initial_scores,
@@ -14,7 +15,6 @@ from avalanche_supermask.functional import (
     top_k_weight,
     uniform_counts,
 )
-from avalanche_supermask.functional import _top_k_without_sync as top_k_on_gpu
 
 
 def naive_top_k(scores, keep):

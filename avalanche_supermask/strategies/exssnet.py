@@ -30,11 +30,11 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
-from avalanche_supermask.strategies.supsup import SupSupPlugin, Transfer, reordered
 from avalanche_supermask.model import MaskedModel
 from avalanche_supermask.plugin import Phase, Schedule, TaskKey
 from avalanche_supermask.registry import register
 from avalanche_supermask.selection import LayerDensities
+from avalanche_supermask.strategies.supsup import SupSupPlugin, Transfer, reordered
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
 from avalanche_supermask.transfer import Sources, choose_sources, features, knn_accuracy
 
@@ -140,9 +140,7 @@ class ExSSNeTPlugin(SupSupPlugin):
         """Commit."""
         model: MaskedModel = strategy.model
         if self.keep_scores and model.active is not None and self._iterations:
-            self._scores_of[model.active] = {
-                name: s.detach().clone() for name, s in model.subnetworks.scores.items()
-            }
+            self._scores_of[model.active] = {name: s.detach().clone() for name, s in model.subnetworks.scores.items()}
         super().after_training_exp(strategy, **kwargs)
 
     # ------------------------------------------------------------------ KKT
@@ -152,8 +150,7 @@ class ExSSNeTPlugin(SupSupPlugin):
         new = model.active
         batches, labels = self._sample(strategy, model.seed + new)
         accuracies = {
-            old: knn_accuracy(features(model, old, batches), labels, k=self.kkt_neighbours)
-            for old in model.task_keys
+            old: knn_accuracy(features(model, old, batches), labels, k=self.kkt_neighbours) for old in model.task_keys
         }
         assert self.kkt is not None
         chance = 1.0 / max(2, len(labels.unique()))

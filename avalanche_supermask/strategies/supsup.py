@@ -116,9 +116,7 @@ class SupSupPlugin(SubnetworkPlugin):
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
         """The scores learn."""
-        model.learn_scores(
-            selection(model.masked_shapes, density=self.density, layer_densities=self.layer_densities)
-        )
+        model.learn_scores(selection(model.masked_shapes, density=self.density, layer_densities=self.layer_densities))
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Commit, and remember the mean for transfer."""
@@ -176,6 +174,4 @@ class SupSup(SubnetworkStrategy):
             task_key=task_key,
             schedule=schedule or ("cosine" if optimizer is None else "constant"),
         )
-        super().__init__(
-            model=model, method=method, optimizer=optimizer, default_lr=mask_lr or 1e-3, **arguments
-        )
+        super().__init__(model=model, method=method, optimizer=optimizer, default_lr=mask_lr or 1e-3, **arguments)

@@ -1,0 +1,1 @@
+"""Named streams and networks, the same for every method; scripts that measure."""

@@ -1,0 +1,163 @@
+"""Named streams of tasks: what the leaderboard runs on. Task labels 0, 1, …; classes from 0 in every task.
+
+The MNIST streams are Avalanche's ``SplitMNIST``, ``PermutedMNIST`` and ``RotatedMNIST``, sample for sample (a
+test compares them), but transformed a whole experience at a time: Avalanche's per-sample chain takes 1 ms for a
+rotated image, ten minutes for ten rotations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.benchmarks import dataset_benchmark, tensors_benchmark
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torchvision.datasets import MNIST
+from torchvision.transforms.functional import rotate
+
+__all__ = ["STREAMS", "SUITES", "Stream", "build_stream", "with_validation"]
+
+Split = tuple[Tensor, Tensor]  # inputs, integer labels
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream by name, and the protocol that every method follows on it.
+
+    Attributes:
+        build: ``(seed, dataset_root) -> benchmark``.
+        tasks: number of tasks.
+        classes: outputs of a task.
+        inputs: numbers in one sample.
+        hidden: widths of the network's hidden layers.
+        epochs: epochs a task, all phases included.
+        batch_size: of training.
+    """
+
+    build: Callable[[int, Path | None], Any]
+    tasks: int
+    classes: int
+    inputs: int
+    hidden: tuple[int, ...]
+    epochs: int
+    batch_size: int
+
+
+def _digits(_: Path | None) -> tuple[Split, Split]:
+    """scikit-learn's 8x8 digits, a fifth of them for testing; pixels from 0 to 1."""
+    x, y = load_digits(return_X_y=True)
+    parts = train_test_split(x.astype(np.float32) / 16, y, test_size=0.2, random_state=0, stratify=y)
+    train_x, test_x, train_y, test_y = (torch.as_tensor(part) for part in parts)
+    shape = (-1, 1, 8, 8)
+    return (train_x.reshape(shape), train_y.long()), (test_x.reshape(shape), test_y.long())
+
+
+def _mnist(root: Path | None) -> tuple[Split, Split]:
+    """MNIST, pixels from 0 to 1; downloaded into ``root`` if it is not there."""
+    if root is None:
+        raise ValueError("the mnist suite needs a folder for its data: pass --dataset-root DIR")
+
+    def split(train: bool) -> Split:
+        data = MNIST(str(root), train=train, download=True)
+        return data.data.float().div(255).unsqueeze(1), data.targets
+
+    return split(True), split(False)
+
+
+def _normalise(x: Tensor) -> Tensor:
+    return (x - 0.1307) / 0.3081  # Avalanche's constants for MNIST
+
+
+def _benchmark(train: Sequence[Split], test: Sequence[Split]) -> Any:
+    return tensors_benchmark(train_tensors=train, test_tensors=test, task_labels=list(range(len(train))))
+
+
+def _split_classes(load: Callable[..., tuple[Split, Split]], seed: int, root: Path | None) -> Any:
+    """Five tasks of two classes, in the class order that ``nc_benchmark(seed=seed)`` draws."""
+    train, test = load(root)
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(seed))
+
+    def tasks(split: Split) -> list[Split]:
+        x, y = split
+        pairs = order.reshape(5, 2)
+        chosen = [(y == a) | (y == b) for a, b in pairs]
+        return [(_normalise(x[rows]), (y[rows] == b).long()) for rows, (_, b) in zip(chosen, pairs, strict=True)]
+
+    return _benchmark(tasks(train), tasks(test))
+
+
+def _permuted(load: Callable[..., tuple[Split, Split]], n_tasks: int, seed: int, root: Path | None) -> Any:
+    """The pixels of every task in an order of its own."""
+    train, test = load(root)
+    random = np.random.RandomState(seed)
+    orders = [torch.from_numpy(random.permutation(train[0][0].numel())) for _ in range(n_tasks)]
+
+    def tasks(split: Split) -> list[Split]:
+        flat = _normalise(split[0]).flatten(1)
+        return [(flat[:, order].reshape(split[0].shape), split[1]) for order in orders]
+
+    return _benchmark(tasks(train), tasks(test))
+
+
+def _rotated(load: Callable[..., tuple[Split, Split]], n_tasks: int, seed: int, root: Path | None) -> Any:
+    """Every task turned by an angle of its own, whole degrees from -180 to 180."""
+    train, test = load(root)
+    random = np.random.RandomState(seed)
+    angles = [int(random.randint(-180, 181)) for _ in range(n_tasks)]
+
+    def tasks(split: Split) -> list[Split]:
+        return [(_normalise(rotate(split[0], angle)), split[1]) for angle in angles]
+
+    return _benchmark(tasks(train), tasks(test))
+
+
+_DIGITS = {"inputs": 64, "hidden": (100, 100), "epochs": 6, "batch_size": 32}
+_MNIST = {"inputs": 784, "hidden": (300, 100), "batch_size": 128}
+
+STREAMS: dict[str, Stream] = {
+    "split-digits": Stream(partial(_split_classes, _digits), tasks=5, classes=2, **_DIGITS),
+    "permuted-digits": Stream(partial(_permuted, _digits, 5), tasks=5, classes=10, **_DIGITS),
+    "split-mnist": Stream(partial(_split_classes, _mnist), tasks=5, classes=2, epochs=6, **_MNIST),
+    "permuted-mnist": Stream(partial(_permuted, _mnist, 10), tasks=10, classes=10, epochs=2, **_MNIST),
+    "rotated-mnist": Stream(partial(_rotated, _mnist, 10), tasks=10, classes=10, epochs=2, **_MNIST),
+}
+
+SUITES: dict[str, tuple[str, ...]] = {
+    "digits": ("split-digits", "permuted-digits"),
+    "mnist": ("split-mnist", "permuted-mnist", "rotated-mnist"),
+}
+
+
+def build_stream(name: str, *, seed: int, dataset_root: Path | None = None) -> Any:
+    """The Avalanche benchmark of a name.
+
+    Args:
+        name: a key of `STREAMS`.
+        seed: of class orders, permutations and angles.
+        dataset_root: where torchvision keeps MNIST; the digits need none.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in STREAMS:
+        raise ValueError(f"unknown stream {name!r}; expected one of {', '.join(STREAMS)}")
+    return STREAMS[name].build(seed, dataset_root)
+
+
+def with_validation(benchmark: Any, *, share: float, seed: int) -> Any:
+    """A benchmark whose test stream is a share of the training data, taken out of them. For choosing settings."""
+    train, held_out = [], []
+    for experience in benchmark.train_stream:
+        generator = torch.Generator().manual_seed(seed + experience.current_experience)
+        order = torch.randperm(len(experience.dataset), generator=generator).tolist()
+        cut = round(share * len(order))
+        train.append(experience.dataset.subset(order[cut:]))
+        held_out.append(experience.dataset.subset(order[:cut]))
+    return dataset_benchmark(train, held_out)

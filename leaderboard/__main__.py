@@ -1,0 +1,143 @@
+"""Command line: ``python -m leaderboard run | report | search``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.streams import STREAMS, SUITES
+from leaderboard.cell import SETTINGS, Cell, settings_of
+from leaderboard.methods import parse_row
+from leaderboard.pool import is_done, run_cells
+from leaderboard.report import load_results, table, write_report
+from leaderboard.search import search
+
+METHODS = "naive,ewc,si,lwf,replay,packnet,joint,supsup,ssnet,exssnet"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m leaderboard", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser("run", help="run each (stream, method, seed) that has no result yet")
+    _grid_arguments(run)
+    run.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
+    run.add_argument("--out", type=Path, default=Path("runs/leaderboard"), help="output folder")
+    run.add_argument("--epochs", type=int, help="epochs a task (default: the stream's)")
+    run.add_argument("--tasks", type=int, help="only the first so many tasks (default: all)")
+    run.add_argument("--dry-run", action="store_true", help="list the cells and stop")
+
+    report = commands.add_parser("report", help="write LEADERBOARD.md from result files")
+    report.add_argument("--results", type=Path, required=True, help="folder of <stream>/<method>/seed<k>.json")
+    report.add_argument("--out", type=Path, required=True, help="folder for LEADERBOARD.md")
+
+    searching = commands.add_parser("search", help="choose settings on held-out training data")
+    _grid_arguments(searching)
+    searching.add_argument("--out", type=Path, default=Path("runs/search"), help="folder for the trials")
+    searching.add_argument("--settings", type=Path, default=SETTINGS, help="file that the choice is written to")
+
+    options = parser.parse_args(arguments)
+    try:
+        return {"run": _run, "report": _report, "search": _search}[options.command](options)
+    except ValueError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished cells are kept, the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _grid_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--suite", choices=SUITES, default="digits", help="a set of streams (default digits)")
+    parser.add_argument("--streams", help=f"comma-separated, instead of the suite's: {', '.join(STREAMS)}")
+    parser.add_argument(
+        "--methods", default=METHODS, help="comma-separated rows: method[+kkt][@density] (default %(default)s)"
+    )
+    parser.add_argument("--dataset-root", type=Path, help="where torchvision keeps MNIST, or puts it")
+    parser.add_argument("--workers", type=int, default=2, help="cells at a time (default 2)")
+
+
+def _streams(options: argparse.Namespace) -> list[str]:
+    names = options.streams.split(",") if options.streams else list(SUITES[options.suite])
+    for name in names:
+        if name not in STREAMS:
+            raise ValueError(f"unknown stream {name!r}; expected one of {', '.join(STREAMS)}")
+        if name.endswith("mnist") and options.dataset_root is None:
+            raise ValueError(f"stream {name!r} needs its data: pass --dataset-root DIR (downloaded if not there)")
+    return names
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds takes comma-separated whole numbers; got {text!r}") from None
+
+
+def _run(options: argparse.Namespace) -> int:
+    cells = [
+        Cell(stream, row, seed, settings_of(stream, row), epochs=options.epochs, tasks=options.tasks)
+        for seed in _seeds(options.seeds)
+        for stream in _streams(options)
+        for row in options.methods.split(",")
+        if parse_row(row)
+    ]
+    if options.dry_run:
+        for cell in cells:
+            print(f"{'done' if is_done(cell, options.out) else 'to run':7} {cell.path}")
+        return 0
+    command = shlex.join(["python", "-m", "leaderboard", *sys.argv[1:]])
+    failed = run_cells(
+        cells, out=options.out, workers=options.workers, dataset_root=options.dataset_root, command=command
+    )
+    for path, error in failed.items():
+        print(f"\nFAILED {path}\n{error}", file=sys.stderr)
+    if len(failed) < len(cells):
+        page = write_report(options.out, options.out)
+        _print_tables(options.out)
+        print(f"\nreport            {page}")
+        print(f"TensorBoard logs  {options.out / 'tb'}    (tensorboard --logdir {options.out / 'tb'})")
+    return 1 if failed else 0
+
+
+def _print_tables(folder: Path) -> None:
+    results = load_results(folder)
+    for stream in dict.fromkeys(result["stream"] for result in results):
+        lines = table([r for r in results if r["stream"] == stream]).splitlines()
+        fields = [[field.strip() for field in line.split(" | ")[:8]] for line in (lines[0], *lines[2:])]
+        fields = [[row[0].removeprefix("| "), *row[1:]] for row in fields]
+        widths = [max(len(row[i]) for row in fields) for i in range(len(fields[0]))]
+        print(f"\n{stream}")
+        for row in fields:
+            print("  " + "  ".join(field.ljust(width) for field, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _report(options: argparse.Namespace) -> int:
+    print(write_report(options.results, options.out))
+    return 0
+
+
+def _search(options: argparse.Namespace) -> int:
+    pairs = [(stream, method) for stream in _streams(options) for method in options.methods.split(",")]
+    chosen = json.loads(options.settings.read_text()) if options.settings.exists() else {}
+
+    def one(pair: tuple[str, str]) -> None:
+        stream, method = pair
+        chosen.setdefault(stream, {})[method] = found = search(
+            stream, method, out=options.out, dataset_root=options.dataset_root
+        )
+        print(f"{stream:16} {method:10} {found['validation_accuracy']:.4f}  {found['settings']}", flush=True)
+        options.settings.write_text(json.dumps(chosen, indent=1, sort_keys=True) + "\n")
+
+    with ThreadPoolExecutor(options.workers) as pool:
+        list(pool.map(one, pairs))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

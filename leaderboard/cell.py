@@ -1,0 +1,192 @@
+"""One cell: one method on one stream with one seed, in a process of its own, into one JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import subprocess
+import time
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics, loss_metrics
+from avalanche.logging import TensorboardLogger
+from avalanche.training.plugins import EvaluationPlugin
+
+from avalanche_supermask import CachedTensors, supermask_metrics
+from benchmarks.streams import STREAMS, build_stream, with_validation
+from leaderboard.methods import Setup, build_strategy, kept_bytes, parse_row, protocol, rows
+from leaderboard.scores import summarise
+
+__all__ = ["Cell", "run_cell", "settings_of"]
+
+SETTINGS = Path(__file__).parent / "settings.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is run, and where its result goes.
+
+    Attributes:
+        stream: name of the stream.
+        method: name of the row, options included.
+        seed: of the stream, the network and the batches.
+        settings: of the method, all of them.
+        epochs: a task; None: the stream's.
+        tasks: only the first so many; None: all.
+        validation: hold out this share of the training data and test on it instead; 0 for a real result.
+    """
+
+    stream: str
+    method: str
+    seed: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    epochs: int | None = None
+    tasks: int | None = None
+    validation: float = 0.0
+
+    @property
+    def path(self) -> Path:
+        """Result file, below the output folder."""
+        return Path(self.stream) / self.method / f"seed{self.seed}.json"
+
+    def config(self) -> dict[str, Any]:
+        """Everything that decides the result; as it reads after a round trip through JSON."""
+        spec = STREAMS[self.stream]
+        config = {
+            **asdict(self),
+            "epochs": self.epochs or spec.epochs,
+            "tasks": self.tasks or spec.tasks,
+            "batch_size": spec.batch_size,
+            "network": [spec.inputs, *spec.hidden, spec.classes],
+        }
+        result: dict[str, Any] = json.loads(json.dumps(config))
+        return result
+
+
+def settings_of(stream: str, row: str) -> dict[str, Any]:
+    """Settings of a row: the method's defaults, what the search chose on this stream, what the name fixes."""
+    method, fixed = parse_row(row)
+    chosen = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
+    searched_as = "exssnet" if method == "ssnet" else method  # the control runs at the settings of what it controls
+    found = chosen.get(stream, {}).get(searched_as, {}).get("settings", {})
+    return {**rows()[method].defaults, **protocol(stream, method), **found, **fixed}
+
+
+def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, command: str) -> dict[str, Any]:
+    """Train and test one cell.
+
+    Args:
+        cell: what to run.
+        dataset_root: where torchvision keeps its data.
+        tb_dir: folder for TensorBoard logs; None for none.
+        command: the command that reproduces it, for the record.
+
+    Returns:
+        The result, as it is written to the file.
+    """
+    torch.set_num_threads(1)  # one cell, one core: times are comparable whatever runs beside it
+    spec = STREAMS[cell.stream]
+    benchmark = build_stream(cell.stream, seed=cell.seed, dataset_root=dataset_root)
+    if cell.validation:
+        benchmark = with_validation(benchmark, share=cell.validation, seed=cell.seed)
+    # After the benchmark: building one may reset the global random state.
+    random.seed(cell.seed)
+    np.random.seed(cell.seed)
+    torch.manual_seed(cell.seed)
+
+    evaluator = EvaluationPlugin(
+        accuracy_metrics(epoch=True, experience=True, stream=True),
+        loss_metrics(epoch=True, experience=True),
+        forgetting_metrics(experience=True, stream=True),
+        supermask_metrics(),
+        loggers=[TensorboardLogger(tb_log_dir=str(tb_dir))] if tb_dir else [],
+        strict_checks=False,
+    )
+    tasks = cell.tasks or spec.tasks
+    common = {
+        "train_mb_size": spec.batch_size,
+        "train_epochs": cell.epochs or spec.epochs,
+        "eval_mb_size": 1024,
+        "evaluator": evaluator,
+        "plugins": [CachedTensors()],
+    }
+    method, _ = parse_row(cell.method)
+    strategy = build_strategy(method, Setup(spec, cell.settings, common, cell.seed))
+    train, test = benchmark.train_stream[:tasks], benchmark.test_stream[:tasks]
+
+    matrix, train_seconds, eval_seconds = [], 0.0, 0.0
+    for experience in [train] if method == "joint" else train:
+        started = time.perf_counter()
+        strategy.train(experience)
+        trained = time.perf_counter()
+        metrics = strategy.eval(test)
+        matrix.append([_accuracy(metrics, task) for task in range(tasks)])
+        train_seconds += trained - started
+        eval_seconds += time.perf_counter() - trained
+    for logger in evaluator.loggers:
+        logger.writer.close()
+
+    image = train[0].dataset[0][0]
+    per_task, total = kept_bytes(
+        strategy,
+        spec,
+        n_tasks=tasks,
+        n_samples=sum(len(experience.dataset) for experience in train),
+        sample_bytes=image.numel() * image.element_size() + 8,  # the label is an int64
+    )
+    _, drift = evaluator.get_all_metrics().get("OutputDrift/train_phase/train_stream", ([], [0.0]))
+    return {
+        "method": cell.method,
+        "stream": cell.stream,
+        "seed": cell.seed,
+        **summarise(matrix),
+        "accuracy_matrix": matrix,
+        "output_drift": max(drift),
+        "bytes_per_task": per_task,
+        "bytes_total": total,
+        "train_seconds": round(train_seconds, 3),
+        "eval_seconds": round(eval_seconds, 3),
+        "config": cell.config(),
+        "command": command,
+        "versions": {name: version(name) for name in ("avalanche-lib", "avalanche-supermask", "numpy", "torch")},
+        "commit": _commit(),
+        "machine": {
+            "platform": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": 1,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _accuracy(metrics: dict[str, Any], task: int) -> float:
+    ending = f"/Exp{task:03d}"
+    found = [v for k, v in metrics.items() if k.startswith("Top1_Acc_Exp/eval_phase/") and k.endswith(ending)]
+    return float(found[-1])
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!results", ":!../README.md")
+    return (git("rev-parse", "HEAD") or "unknown") + ("+changes" if changed else "")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -1,0 +1,240 @@
+"""The rows of the leaderboard: how each method is built on a stream, and which settings a search may choose.
+
+A row's name is ``method[+kkt][@density]``: ``exssnet``, ``exssnet@0.05``, ``exssnet+kkt``. Any method that is
+registered with `avalanche_supermask.register` is a row without an entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from avalanche.models.packnet import PackNetModel, PackNetPlugin
+from avalanche.training.plugins import EWCPlugin, LwFPlugin, ReplayPlugin
+from avalanche.training.supervised import JointTraining, Naive
+from avalanche.training.templates import SupervisedTemplate
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+
+from avalanche_supermask import MaskedModel, methods
+from benchmarks.networks import MultiHeadMLP, mlp
+from benchmarks.streams import Stream
+from leaderboard.baselines import CorrectedSI
+
+__all__ = ["Row", "Setup", "build_strategy", "kept_bytes", "parse_row", "protocol", "rows"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a row is built from.
+
+    Attributes:
+        stream: protocol of the stream: network, epochs, batch size.
+        settings: of the method.
+        common: arguments of every strategy: plugins, evaluator, batch sizes, epochs.
+        seed: of the run.
+    """
+
+    stream: Stream
+    settings: Mapping[str, Any]
+    common: Mapping[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method.
+
+    Attributes:
+        build: makes the strategy.
+        defaults: settings where no search has chosen others.
+        axes: settings that a search may try, one after the other, each with its values.
+        note: what the table has to say about it.
+    """
+
+    build: Callable[[Setup], SupervisedTemplate]
+    defaults: Mapping[str, Any]
+    axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    note: str = ""
+
+
+# An optimizer and its learning rate are one axis: neither means anything without the other.
+OPTIMIZERS: tuple[tuple[str, float], ...] = (("adam", 1e-3), ("sgd", 0.01), ("sgd", 0.05), ("sgd", 0.1))
+BASE: dict[str, Any] = {"head": "multi", "optimizer": ("adam", 1e-3)}
+BASE_AXES: dict[str, tuple[Any, ...]] = {"optimizer": OPTIMIZERS, "head": ("multi", "shared")}
+
+
+def _optimizer(setup: Setup, net: nn.Module) -> Optimizer:
+    name, lr = setup.settings["optimizer"]
+    if name == "adam":
+        return Adam(net.parameters(), lr=lr)
+    return SGD(net.parameters(), lr=lr, momentum=0.9)
+
+
+def _shared_head(setup: Setup) -> nn.Sequential:
+    return mlp(setup.stream.inputs, setup.stream.hidden, setup.stream.classes)
+
+
+def _plain(setup: Setup, plugins: list[Any], template: Callable[..., Any] = SupervisedTemplate) -> Any:
+    """A baseline: a network, an optimizer, and the plugins that make the method."""
+    shape = (setup.stream.inputs, setup.stream.hidden, setup.stream.classes)
+    net = MultiHeadMLP(*shape) if setup.settings["head"] == "multi" else mlp(*shape)
+    common = dict(setup.common)
+    common["plugins"] = [*common["plugins"], *plugins]
+    return template(model=net, optimizer=_optimizer(setup, net), criterion=nn.CrossEntropyLoss(), **common)
+
+
+def _packnet(setup: Setup) -> Any:
+    """Every task gets the same share of the weights; upstream's strategy would ignore the other plugins."""
+    net = PackNetModel(_shared_head(setup))
+    tasks = setup.stream.tasks
+    share = [1 - 1 / (tasks - task) for task in range(tasks)]
+    epochs = setup.common["train_epochs"]
+    after = min(max(1, round(setup.settings["post_prune"] * epochs)), epochs - 1)
+    common = dict(setup.common)
+    common["plugins"] = [*common["plugins"], PackNetPlugin(after, prune_proportion=share)]
+    return SupervisedTemplate(model=net, optimizer=_optimizer(setup, net), criterion=nn.CrossEntropyLoss(), **common)
+
+
+def _subnetwork(name: str) -> Callable[[Setup], Any]:
+    def build(setup: Setup) -> Any:
+        return methods()[name](_shared_head(setup), seed=setup.seed, **setup.settings, **setup.common)
+
+    return build
+
+
+_MASK_AXES: dict[str, tuple[Any, ...]] = {
+    "layer_densities": ("uniform", "erdos_renyi"),
+    "density": (0.1, 0.2, 0.3),
+    "mask_lr": (2e-2, 5e-3, 5e-2, 1e-1),
+}
+_WEIGHT_AXES: dict[str, tuple[Any, ...]] = {**_MASK_AXES, "weight_lr": (1e-2, 2e-3, 5e-3, 2e-2)}
+_MASK = {"density": 0.1, "layer_densities": "uniform", "mask_lr": 2e-2}
+_NO_SEARCH: dict[str, tuple[Any, ...]] = {}
+
+_ROWS: dict[str, Row] = {
+    "naive": Row(lambda s: _plain(s, [], Naive), BASE, BASE_AXES),
+    "ewc": Row(
+        lambda s: _plain(s, [EWCPlugin(ewc_lambda=s.settings["strength"])]),
+        {**BASE, "strength": 100.0},
+        {"strength": (100.0, 1.0, 10.0, 1e3, 1e4, 1e5), **BASE_AXES},
+    ),
+    "si": Row(
+        lambda s: _plain(s, [CorrectedSI(si_lambda=s.settings["strength"], eps=s.settings["eps"])]),
+        {**BASE, "strength": 100.0, "eps": 0.1},
+        {"strength": (100.0, 1.0, 10.0, 1e3, 1e4, 1e5), **BASE_AXES},
+        "upstream's is a no-op on a CPU; this row runs a corrected subclass (leaderboard/baselines.py)",
+    ),
+    "lwf": Row(
+        lambda s: _plain(s, [LwFPlugin(alpha=s.settings["strength"], temperature=s.settings["temperature"])]),
+        {**BASE, "strength": 1.0, "temperature": 2.0},
+        {"strength": (1.0, 0.3, 3.0, 10.0), "temperature": (2.0, 1.0), **BASE_AXES},
+    ),
+    "replay": Row(
+        lambda s: _plain(s, [ReplayPlugin(mem_size=s.settings["memory"])]),
+        {**BASE, "memory": 100},
+        BASE_AXES,
+        "stores training samples",
+    ),
+    "packnet": Row(
+        _packnet,
+        {"optimizer": ("sgd", 0.05), "post_prune": 0.5},
+        {"optimizer": OPTIMIZERS, "post_prune": (0.5, 0.33)},
+        "must be told the number of tasks",
+    ),
+    "joint": Row(
+        lambda s: _plain(s, [], JointTraining), BASE, BASE_AXES, "upper bound: all tasks at once, all data kept"
+    ),
+    "supsup": Row(_subnetwork("supsup"), _MASK, _MASK_AXES),
+    "exssnet": Row(_subnetwork("exssnet"), {**_MASK, "weight_lr": 1e-2}, _WEIGHT_AXES),
+    "ssnet": Row(_subnetwork("ssnet"), {**_MASK, "weight_lr": 1e-2}, _NO_SEARCH, "control: trains what tasks share"),
+}
+
+
+def rows() -> dict[str, Row]:
+    """All rows: the ones above, and every other registered method with its own defaults."""
+    others = {name: Row(_subnetwork(name), {}) for name in methods() if name not in _ROWS}
+    return {**_ROWS, **others}
+
+
+def parse_row(name: str) -> tuple[str, dict[str, Any]]:
+    """The method of a row's name, and the settings that the name itself fixes.
+
+    Raises:
+        ValueError: an unknown method, or a density that is no number.
+
+    Example:
+        >>> parse_row("exssnet+kkt@0.05")
+        ('exssnet', {'kkt': 'knn_best', 'density': 0.05})
+    """
+    rest, _, density = name.partition("@")
+    method, _, option = rest.partition("+")
+    fixed: dict[str, Any] = {}
+    if option:
+        if option not in ("kkt", "kkt-soft") or method != "exssnet":
+            raise ValueError(f"unknown row {name!r}: expected method[+kkt|+kkt-soft][@density], +kkt for exssnet only")
+        fixed["kkt"] = "knn_best"
+        if option == "kkt-soft":
+            fixed["kkt_strength"] = 0.5
+    if density:
+        try:
+            fixed["density"] = float(density)
+        except ValueError:
+            raise ValueError(f"unknown row {name!r}: {density!r} after @ is not a density") from None
+    if method not in rows():
+        raise ValueError(f"unknown method {method!r}; expected one of {', '.join(rows())}")
+    return method, fixed
+
+
+def protocol(stream: str, method: str) -> dict[str, Any]:
+    """Settings that belong to a stream's protocol and are not searched: for a memory, more is always better."""
+    memory = {"split-mnist": 200, "permuted-mnist": 1000, "rotated-mnist": 1000}
+    return {"memory": memory.get(stream, 100)} if method == "replay" else {}
+
+
+def build_strategy(method: str, setup: Setup) -> SupervisedTemplate:
+    """The strategy of a method."""
+    return rows()[method].build(setup)
+
+
+def kept_bytes(strategy: Any, stream: Stream, *, n_tasks: int, n_samples: int, sample_bytes: int) -> tuple[float, int]:
+    """What must be kept to answer for all tasks and to go on learning.
+
+    Args:
+        strategy: after the last task.
+        stream: its protocol.
+        n_tasks: tasks learned.
+        n_samples: training samples of all tasks.
+        sample_bytes: bytes of one of them.
+
+    Returns:
+        Bytes that a task adds on average to one plain network, and bytes in all.
+    """
+    model = strategy.model
+    plain = sum(4 * p.numel() for p in mlp(stream.inputs, stream.hidden, stream.classes).parameters())
+    if isinstance(model, MaskedModel):
+        added = sum(model.bytes_per_task().values())
+        return added / n_tasks, plain + added
+    kept = _nbytes(model.state_dict())
+    kept += sum(_plugin_bytes(plugin, sample_bytes) for plugin in strategy.plugins)
+    kept += n_samples * sample_bytes if isinstance(strategy, JointTraining) else 0
+    return max(0, kept - plain) / n_tasks, int(kept)
+
+
+def _plugin_bytes(plugin: Any, sample_bytes: int) -> int:
+    if isinstance(plugin, EWCPlugin):
+        return sum(_nbytes(entry) for kind in (plugin.importances, plugin.saved_params) for entry in kind.values())
+    if isinstance(plugin, CorrectedSI):
+        return _nbytes(plugin.ewc_data[0]) + _nbytes(plugin.ewc_data[1])
+    if isinstance(plugin, LwFPlugin):
+        return _nbytes(plugin.lwf.prev_model.state_dict())
+    if isinstance(plugin, ReplayPlugin):
+        return len(plugin.storage_policy.buffer) * sample_bytes
+    return 0
+
+
+def _nbytes(tensors: Mapping[str, Any]) -> int:
+    found = [getattr(entry, "data", entry) for entry in tensors.values()]
+    return sum(t.numel() * t.element_size() for t in found if isinstance(t, torch.Tensor))

@@ -1,0 +1,115 @@
+"""Runs cells, each in a process of its own, a few at a time; a cell that fails does not stop the others.
+
+Processes fork from a server that has imported Avalanche once. Each result is written beside its file and moved
+there, so a file that exists is whole, and the same command after a crash runs only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing as mp
+import os
+import traceback
+import warnings
+from collections.abc import Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from leaderboard.cell import Cell, run_cell
+
+__all__ = ["is_done", "run_cells"]
+
+
+def is_done(cell: Cell, out: Path) -> bool:
+    """Whether the cell's result is there, for the same configuration."""
+    try:
+        found = json.loads((out / cell.path).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(found.get("config") == cell.config())
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    *,
+    out: Path,
+    workers: int,
+    dataset_root: Path | None = None,
+    command: str = "",
+    quiet: bool = False,
+) -> dict[str, str]:
+    """Run cells that have no result yet.
+
+    Args:
+        cells: what to run, in this order.
+        out: output folder.
+        workers: cells at a time.
+        dataset_root: where torchvision keeps its data.
+        command: for the record in the result files.
+        quiet: no progress bar, no TensorBoard logs (else in ``out/tb``).
+
+    Returns:
+        The traceback of each cell that failed, by its path.
+    """
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["leaderboard.cell"])
+    waiting = [cell for cell in cells if not is_done(cell, out)]
+    running: dict[int, tuple[BaseProcess, Cell]] = {}
+    failed: dict[str, str] = {}
+    done = len(cells) - len(waiting)
+    progress = tqdm(total=len(cells), initial=done, unit="cell", desc="leaderboard", disable=quiet)
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                cell = waiting.pop(0)
+                arguments = (cell, out, dataset_root, command, quiet)
+                process = context.Process(target=_write_result, args=arguments, daemon=True)
+                process.start()
+                running[process.sentinel] = (process, cell)
+            for sentinel in wait(list(running)):
+                process, cell = running.pop(int(sentinel))  # type: ignore[call-overload]
+                process.join()
+                if process.exitcode != 0:
+                    failed[str(cell.path)] = _read_error(cell, out, process.exitcode)
+                progress.set_postfix_str(f"{cell.stream} {cell.method} {cell.seed}", refresh=False)
+                progress.update()
+    finally:  # on Ctrl-C, what is running is lost, what is written stays
+        for process, _ in running.values():
+            process.terminate()
+        progress.close()
+    return failed
+
+
+def _write_result(cell: Cell, out: Path, dataset_root: Path | None, command: str, quiet: bool) -> None:
+    target = out / cell.path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    error = target.with_suffix(".error")
+    tb_dir = out / "tb" / cell.path.with_suffix("") if not quiet else None
+    try:
+        # Upstream repeats its warnings past every filter; each is kept once, in the result.
+        with warnings.catch_warnings(record=True) as caught:
+            result = run_cell(cell, dataset_root=dataset_root, tb_dir=_emptied(tb_dir), command=command)
+        result["warnings"] = sorted({str(warning.message) for warning in caught})
+    except BaseException:
+        error.write_text(traceback.format_exc())
+        raise SystemExit(1) from None
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.replace(target)
+    error.unlink(missing_ok=True)
+
+
+def _emptied(folder: Path | None) -> Path | None:
+    """The folder, without the event files of an earlier attempt: their curves would be drawn on top."""
+    for old in folder.glob("events.*") if folder else ():
+        old.unlink()
+    return folder
+
+
+def _read_error(cell: Cell, out: Path, exitcode: int | None) -> Any:
+    error = (out / cell.path).with_suffix(".error")
+    return error.read_text() if error.exists() else f"the process ended with exit code {exitcode}"

@@ -1,0 +1,33 @@
+"""Numbers from an accuracy matrix R: row t is measured after task t, column i is the test accuracy of task i."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["summarise"]
+
+
+def summarise(matrix: Sequence[Sequence[float]]) -> dict[str, float | None]:
+    """Average accuracy, forgetting and backward transfer of a run.
+
+    Args:
+        matrix: R, in [0, 1]; a single row for a method that learns all tasks at once.
+
+    Returns:
+        ``average_accuracy``: mean of the last row. ``forgetting`` (Chaudhry et al. 2018): for every task but the
+        last, its best accuracy since it was learned and before the last task, minus its last one; the mean.
+        ``bwt`` (Lopez-Paz & Ranzato 2017): last accuracy minus that right after learning; the mean. Both are
+        None where a single row or task leaves nothing to compare.
+
+    Example:
+        >>> summarise([[0.9, 0.5], [0.8, 0.9]])
+        {'average_accuracy': 0.8500000000000001, 'forgetting': 0.09999999999999998, 'bwt': -0.09999999999999998}
+    """
+    last = matrix[-1]
+    result: dict[str, float | None] = {"average_accuracy": sum(last) / len(last), "forgetting": None, "bwt": None}
+    old = range(len(matrix) - 1)
+    if len(matrix) == len(last) > 1:
+        best = [max(matrix[t][i] for t in range(i, len(matrix) - 1)) for i in old]
+        result["forgetting"] = sum(best[i] - last[i] for i in old) / len(old)
+        result["bwt"] = sum(last[i] - matrix[i][i] for i in old) / len(old)
+    return result

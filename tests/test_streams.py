@@ -1,0 +1,94 @@
+"""The fast MNIST streams are Avalanche's own, sample for sample (on stand-in images: no download)."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+from avalanche.benchmarks.classic import PermutedMNIST, RotatedMNIST, SplitMNIST
+
+from avalanche_supermask.data import load_tensors
+from benchmarks.streams import STREAMS, SUITES, build_stream, with_validation
+
+
+@pytest.fixture(scope="module")
+def mnist_root(tmp_path_factory):
+    """Random images in MNIST's own files."""
+    raw = tmp_path_factory.mktemp("data") / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    random = np.random.RandomState(0)
+    for prefix, n in (("train", 120), ("t10k", 60)):
+        images = random.randint(0, 256, (n, 28, 28), dtype=np.uint8)
+        labels = (np.arange(n) % 10).astype(np.uint8)
+        for name, header, payload in (
+            (f"{prefix}-images-idx3-ubyte", struct.pack(">iiii", 2051, n, 28, 28), images),
+            (f"{prefix}-labels-idx1-ubyte", struct.pack(">ii", 2049, n), labels),
+        ):
+            data = header + payload.tobytes()
+            (raw / name).write_bytes(data)
+            with gzip.open(raw / f"{name}.gz", "wb") as packed:
+                packed.write(data)
+    return raw.parent.parent
+
+
+def by_class(columns):
+    """Avalanche stores an experience class by class; the order says nothing, as batches are shuffled."""
+    order = columns[1].argsort(stable=True)
+    return [column[order] for column in columns]
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize(
+    ("name", "classic"),
+    [
+        ("split-mnist", lambda **k: SplitMNIST(5, class_ids_from_zero_in_each_exp=True, **k)),
+        ("permuted-mnist", lambda **k: PermutedMNIST(10, **k)),
+        ("rotated-mnist", lambda **k: RotatedMNIST(10, **k)),
+    ],
+)
+def test_streams_equal_avalanches(name, classic, seed, mnist_root):
+    ours = build_stream(name, seed=seed, dataset_root=mnist_root)
+    theirs = classic(return_task_id=True, seed=seed, dataset_root=mnist_root)
+    for a, b in ((ours.train_stream, theirs.train_stream), (ours.test_stream, theirs.test_stream)):
+        assert len(a) == len(b) == STREAMS[name].tasks
+        for x, y in zip(a, b, strict=True):
+            assert list(x.task_labels) == list(y.task_labels)
+            assert sorted(x.classes_in_this_experience) == sorted(y.classes_in_this_experience)
+            ours_x, ours_y, ours_t = by_class(load_tensors(x.dataset, torch.device("cpu")))
+            theirs_x, theirs_y, theirs_t = by_class(load_tensors(y.dataset, torch.device("cpu")))
+            assert torch.equal(ours_y, theirs_y)
+            assert torch.equal(ours_t, theirs_t)
+            assert torch.allclose(ours_x, theirs_x, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SUITES["digits"])
+def test_digits_need_no_download(name):
+    stream = build_stream(name, seed=0)
+    spec = STREAMS[name]
+    assert len(stream.train_stream) == spec.tasks
+    x, y, _ = load_tensors(stream.train_stream[0].dataset, torch.device("cpu"))
+    assert x[0].numel() == spec.inputs
+    assert sorted(set(y.tolist())) == list(range(spec.classes))
+
+
+def test_different_seeds_give_different_streams():
+    a, b = (build_stream("permuted-digits", seed=seed).train_stream[0].dataset[0][0] for seed in (0, 1))
+    assert not torch.equal(a, b)
+
+
+def test_validation_data_come_out_of_the_training_data():
+    stream = build_stream("split-digits", seed=0)
+    held_out = with_validation(stream, share=0.2, seed=0)
+    for before, train, valid in zip(stream.train_stream, held_out.train_stream, held_out.test_stream, strict=True):
+        assert len(train.dataset) + len(valid.dataset) == len(before.dataset)
+        rows = {tuple(s[0].flatten().tolist()) for s in valid.dataset}
+        assert not rows & {tuple(s[0].flatten().tolist()) for s in train.dataset}
+        assert list(train.task_labels) == list(before.task_labels)
+
+
+def test_unknown_stream():
+    with pytest.raises(ValueError, match=r"unknown stream 'mnist'; expected one of split-digits"):
+        build_stream("mnist", seed=0)
+    with pytest.raises(ValueError, match="pass --dataset-root"):
+        build_stream("split-mnist", seed=0)
