@@ -107,7 +107,7 @@ def erdos_renyi_counts(shapes: Mapping[str, Sequence[int]], density: float, *, c
     def kept(budget: float) -> dict[str, float]:
         return {name: min(cap * sizes[name], budget * units[name]) for name in sizes}
 
-    low, high = 0.0, max(cap * sizes[name] / units[name] for name in sizes)
+    low, high = 0.0, max((cap * sizes[name] / units[name] for name in sizes), default=0.0)
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if sum(kept(middle).values()) < target else (low, middle)

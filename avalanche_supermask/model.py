@@ -113,8 +113,6 @@ class MaskedModel(MultiTaskModule):
             {name: t.detach().clone() for name, t in (*own.items(), *self._backbone_buffers())}
         )
         self._own_names = list(own)
-        self.active: int | None = None
-        self.active_label: int | None = None
         self.assigned: int | None = None  # task that answers in evaluation whatever the labels say
         self._cache: dict[int, dict[str, Tensor]] = {}
         self._warned = False
@@ -203,7 +201,7 @@ class MaskedModel(MultiTaskModule):
                 f"task {key} is learned already, and finished tasks never change; learned: {self.task_keys}. "
                 "Give it a new key, or forget(task) first"
             )
-        self.active, self.active_label = key, label
+        self.subnetworks.begin(key, label)
         live = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
         for name, value in self.fresh.items():
             live[name].copy_(value)
@@ -235,13 +233,8 @@ class MaskedModel(MultiTaskModule):
             RuntimeError: no task is being learned.
             FloatingPointError: a learned value is NaN or infinite; the task is abandoned.
         """
-        if self.active is None:
-            raise RuntimeError("commit() without begin(): no task is being learned")
-        private = {
-            **self._changed_buffers(),
-            **self._live(self._own_names),
-            **self._head_tensors(self.active_label),
-        }
+        label = self.subnetworks.active_label
+        private = {**self._changed_buffers(), **self._live(self._own_names), **self._head_tensors(label)}
         learned = [*private.values(), *(p for p in self.parameters() if p.requires_grad)]
         if not all(bool(t.isfinite().all()) for t in learned):
             key = self.active
@@ -250,8 +243,7 @@ class MaskedModel(MultiTaskModule):
                 f"task {key} learned NaN or infinite values and was not stored; the {len(self.task_keys)} "
                 "earlier tasks are intact; lower the learning rate"
             )
-        live = self._live(self.masked_names)
-        self.subnetworks.commit(self.active, self.active_label, live, private)
+        self.subnetworks.commit(self._live(self.masked_names), private)
         self._end()
 
     def abandon(self) -> None:
@@ -260,7 +252,6 @@ class MaskedModel(MultiTaskModule):
         self._end()
 
     def _end(self) -> None:
-        self.active = self.active_label = None
         self._cache.clear()
         self._set_learning(())
 
@@ -273,12 +264,12 @@ class MaskedModel(MultiTaskModule):
 
     def _set_learning(self, weights: Sequence[str]) -> None:
         """Let exactly these weights, the scores (in their phase) and, while a task is active, its own tensors learn."""
-        own = {*self._own_names, *self._head_tensors(self.active_label)} if self.active is not None else set()
+        own = {*self._own_names, *self._head_tensors(self.subnetworks.active_label)} if self.active is not None else set()
         for name, p in self.net.named_parameters():
             p.requires_grad_(name in weights or name in own)
             p.grad = None
         for p in self.subnetworks.scores.parameters():
-            p.requires_grad_(self.subnetworks.select is not None)
+            p.requires_grad_(self.subnetworks.phase == "scores")
             p.grad = None
 
     # ------------------------------------------------------------------ calling the network
@@ -333,7 +324,7 @@ class MaskedModel(MultiTaskModule):
             return functional_call(self.net, {**self.subnetworks.frozen, **self.shared}, self._args(x, 0))
         if key == self.active:
             weights = self.subnetworks.current_weights(self._live(self.masked_names))
-            return functional_call(self.net, {**weights, **self.shared}, self._args(x, self.active_label))
+            return functional_call(self.net, {**weights, **self.shared}, self._args(x, self.subnetworks.active_label))
         return functional_call(self.net, self._task_tensors(key), self._args(x, self.subnetworks.tasks[key].label))
 
     def _args(self, x: Any, label: int | None) -> tuple[Any, ...]:
@@ -360,7 +351,7 @@ class MaskedModel(MultiTaskModule):
 
     def _resolve(self, label: int) -> int | None:
         """Task of an Avalanche label: the one being learned under it, else the one learned under it."""
-        if self.active is not None and label == self.active_label and self.assigned is None:
+        if self.active is not None and label == self.subnetworks.active_label and self.assigned is None:
             return self.active
         if self.assigned is not None and self.assigned in (*self.task_keys, self.active):
             return self.assigned
@@ -397,15 +388,20 @@ class MaskedModel(MultiTaskModule):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As of any module; a model without tasks takes all the tasks of the state."""
         device = next(iter(self.subnetworks.frozen.values())).device
-        self.active = self.active_label = None
         result = super().load_state_dict(*args, **kwargs)
         self.to(device)
+        self._set_learning(self.masked_names if self.subnetworks.phase == "weights" else ())
         return result
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}}
 
     # ------------------------------------------------------------------ what users ask a model
+
+    @property
+    def active(self) -> int | None:
+        """Key of the task being learned."""
+        return self.subnetworks.active
 
     @property
     def task_keys(self) -> list[int]:

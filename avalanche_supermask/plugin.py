@@ -125,8 +125,8 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Commit the task, from whatever phase it is in."""
         model = masked_model(strategy)
-        for group, lr in zip(strategy.optimizer.param_groups, self._lrs, strict=True):
-            if self.schedule == "cosine" or (self._phase is not None and self._phase.lr is not None):
+        if self._drives_lr(strategy):
+            for group, lr in zip(strategy.optimizer.param_groups, self._lrs, strict=True):
                 group["lr"] = lr
         if self._iterations == 0:
             warnings.warn(
@@ -163,8 +163,12 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         self.enter_phase(phase, strategy.model)
         # What was learned about one kind of parameter says nothing of another: momentum would carry it over.
         strategy.make_optimizer(reset_optimizer_state=True)
-        if phase.lr is not None or self.schedule == "cosine":
+        if self._drives_lr(strategy):
             self._set_lr(strategy.optimizer, phase, 1.0)
+
+    def _drives_lr(self, strategy: Any) -> bool:
+        """Whether the learning rate is ours to set; else it is the optimizer's and the schedulers'."""
+        return self.schedule == "cosine" or any(p.lr is not None for p in self.phases(strategy.train_epochs))
 
     def _set_lr(self, optimizer: Optimizer, phase: Phase, factor: float) -> None:
         for group, lr in zip(optimizer.param_groups, self._lrs, strict=True):

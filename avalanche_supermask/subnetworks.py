@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,9 +64,12 @@ class Subnetworks(nn.Module):
         self.tasks: dict[int, Task] = {}
         self.next_slot = 0
         # The task being learned.
+        self.active: int | None = None
+        self.active_label: int | None = None
+        self.phase: Literal["scores", "weights"] | None = None  # what learns
         self.select: Selection | None = None
-        self.mask = NamedTensors()  # empty while the scores choose it
-        self.trainable = NamedTensors()  # empty while no weight trains
+        self.mask = NamedTensors()  # of the weights phase; before it, the scores choose
+        self.trainable = NamedTensors()
         self._base: dict[str, Tensor] = {}  # frozen * mask, while the mask stands still
 
     # ------------------------------------------------------------------ the task being learned
@@ -79,25 +83,30 @@ class Subnetworks(nn.Module):
             else:
                 self.scores[name] = value.detach().clone().to(self.frozen[name])
 
+    def begin(self, key: int, label: int | None) -> None:
+        """Start a task; whatever another unfinished one left is dropped."""
+        self.abandon()
+        self.active, self.active_label = key, label
+
     def learn_scores(self, select: Selection) -> None:
         """The scores choose the mask and learn; weights stand still."""
-        self._clear_current()
-        self.select = select
+        self._clear_weights()
+        self.phase, self.select = "scores", select
 
     def learn_weights(self, trainable: Mapping[str, Tensor], *, mask: Mapping[str, Tensor]) -> None:
         """The mask stands still; the weights marked in ``trainable`` (bool, inside the mask) learn."""
         mask = {name: m.clone() for name, m in mask.items()}
-        trainable = {name: trainable[name] & m for name, m in mask.items()}
-        self._clear_current()
+        self._clear_weights()
+        self.phase = "weights"
         self.mask.update(mask)
-        self.trainable.update(trainable)
+        self.trainable.update({name: trainable[name] & m for name, m in mask.items()})
 
     def current_mask(self) -> dict[str, Tensor]:
         """Mask of the task being learned: bool tensors by name."""
-        if len(self.mask):
+        if self.phase == "weights":
             return dict(self.mask)
         if self.select is None:
-            raise RuntimeError("no task is being learned, so there is no current mask")
+            raise RuntimeError("no phase has begun, so there is no current mask; call learn_scores() first")
         return {name: self.select.mask(name, scores) for name, scores in self.scores.items()}
 
     def current_weights(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -106,18 +115,25 @@ class Subnetworks(nn.Module):
         Args:
             live: the trainable copy of each weight.
         """
-        if self.select is not None:
+        if self.phase == "scores" and self.select is not None:
             select = self.select
             return {name: select.weight(name, s, self.frozen[name]) for name, s in self.scores.items()}
         if not self._base:
             self._base = {name: self.frozen[name] * m for name, m in self.mask.items()}
         return {
-            name: torch.where(trainable, live[name], self._base[name]) for name, trainable in self.trainable.items()
+            name: torch.where(trainable, live[name], self._base[name])
+            for name, trainable in self.trainable.items()
         }
 
     @torch.no_grad()
-    def commit(self, key: int, label: int | None, live: Mapping[str, Tensor], private: Mapping[str, Tensor]) -> None:
-        """Finish the task: write its trained values to the buffers, store its mask and its private tensors."""
+    def commit(self, live: Mapping[str, Tensor], private: Mapping[str, Tensor]) -> None:
+        """Finish the task: write its trained values to the buffers, store its mask and its private tensors.
+
+        Raises:
+            RuntimeError: no task is being learned.
+        """
+        if self.active is None:
+            raise RuntimeError("commit() without begin(): no task is being learned")
         mask = self.current_mask()
         for name, trainable in self.trainable.items():
             self.frozen[name].copy_(torch.where(trainable, live[name], self.frozen[name]))
@@ -125,16 +141,16 @@ class Subnetworks(nn.Module):
         self.private[str(self.next_slot)] = NamedTensors(
             {name: tensor.detach().clone() for name, tensor in private.items()}
         )
-        self.tasks[key] = Task(self.next_slot, label)
+        self.tasks[self.active] = Task(self.next_slot, self.active_label)
         self.next_slot += 1
-        self._clear_current()
+        self.abandon()
 
     def abandon(self) -> None:
-        """Drop the task being learned; nothing of it is kept."""
-        self._clear_current()
+        """Drop the task being learned; nothing more of it is kept."""
+        self._clear_weights()
+        self.active = self.active_label = self.phase = self.select = None
 
-    def _clear_current(self) -> None:
-        self.select = None
+    def _clear_weights(self) -> None:
         self.mask.clear()
         self.trainable.clear()
         self._base = {}
@@ -189,17 +205,25 @@ class Subnetworks(nn.Module):
 
     # ------------------------------------------------------------------ state
 
-    def get_extra_state(self) -> dict[str, object]:
-        """Task keys, slots and labels: what the tensors alone do not say."""
+    def get_extra_state(self) -> dict[str, Any]:
+        """Keys, slots, labels and phase: what the tensors alone do not say."""
         return {
             "tasks": [(key, task.slot, task.label) for key, task in self.tasks.items()],
             "next_slot": self.next_slot,
+            "active": self.active,
+            "phase": self.phase,
         }
 
-    def set_extra_state(self, state: dict[str, object]) -> None:
-        """Make room for the tasks of a saved state; their tensors follow."""
-        self._clear_current()
-        saved: list[tuple[int, int, int | None]] = state["tasks"]  # type: ignore[assignment]
-        self.tasks = {key: Task(slot, label) for key, slot, label in saved}
-        self.next_slot = int(state["next_slot"])  # type: ignore[call-overload]
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Make room for the tasks of a saved state; their tensors follow.
+
+        A state that was taken while the same task was being learned goes back to that point, as early stopping
+        does; any other one drops the task being learned.
+        """
+        if self.active is None or state["active"] != self.active:
+            self.abandon()
+        self.phase = state["phase"] if self.active is not None else None
+        self._base = {}
+        self.tasks = {key: Task(slot, label) for key, slot, label in state["tasks"]}
+        self.next_slot = state["next_slot"]
         self.private = nn.ModuleDict({str(task.slot): NamedTensors() for task in self.tasks.values()})

@@ -61,6 +61,8 @@ def search(stream: str, method: str, *, out: Path, dataset_root: Path | None) ->
 def _validation_accuracy(cell: Cell, out: Path, dataset_root: Path | None) -> float:
     settings = "_".join(str(value) for value in cell.settings.values())
     folder = out / "".join(c if c.isalnum() or c in "._-" else "-" for c in settings)
-    if run_cells([cell], out=folder, workers=1, dataset_root=dataset_root, quiet=True):
-        return 0.0  # a setting that diverges or crashes loses
+    for error in run_cells([cell], out=folder, workers=1, dataset_root=dataset_root, quiet=True).values():
+        if "FloatingPointError" in error or "contain NaN" in error:
+            return 0.0  # a setting that diverges loses
+        raise RuntimeError(f"{cell.method} on {cell.stream} with {cell.settings} failed:\n{error}")
     return float(json.loads((folder / cell.path).read_text())["average_accuracy"])

@@ -130,7 +130,7 @@ class ExSSNeTPlugin(SupSupPlugin):
         if phase.name == "mask":
             super().enter_phase(phase, model)
             return
-        if model.subnetworks.select is None:  # no mask phase before: the mask is that of the initial scores
+        if model.subnetworks.phase is None:  # no mask phase before: the mask is that of the initial scores
             super().enter_phase(phase, model)
         mask = model.subnetworks.current_mask()
         owned = model.subnetworks.owned()

@@ -126,7 +126,7 @@ class SupSupPlugin(SubnetworkPlugin):
             learned = model.subnetworks.scores if self.transfer == "scores" else model.subnetworks.current_mask()
             for name, value in learned.items():
                 mean = self._mean.setdefault(name, torch.zeros(value.shape, device=value.device))
-                mean += (value.detach() - mean) / self._tasks_in_mean
+                mean += (value.detach().float() - mean) / self._tasks_in_mean
         super().after_training_exp(strategy, **kwargs)
 
 

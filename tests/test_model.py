@@ -1,0 +1,244 @@
+import pytest
+import torch
+from avalanche.models import MTSimpleMLP
+from torch import nn
+
+from avalanche_supermask import MaskedModel, SupSup
+from avalanche_supermask.selection import selection
+from benchmarks.networks import MultiHeadMLP
+from tests.streams import NETWORKS, ResNet, TiedEmbedding, class_stream, inputs, mlp, outputs, train_all
+
+
+def learn_nothing(model, key, density=0.3, label="same"):
+    """Commit a task with the mask of its fresh scores."""
+    model.begin(key, key if label == "same" else label)
+    model.subnetworks.set_scores(model.fresh_scores(key))
+    model.learn_scores(selection(model.masked_shapes, density=density))
+    model.commit()
+    return model
+
+
+def test_the_network_is_masked_where_the_papers_mask_it():
+    model = MaskedModel(ResNet(), seed=0)
+    assert model.masked_names == ["stem.weight", "conv.weight", "fc.weight"]
+    lstm = MaskedModel(NETWORKS["lstm"](), seed=0)
+    assert lstm.masked_names == ["lstm.weight_ih_l0", "lstm.weight_hh_l0", "fc.weight"]
+    assert all((b == 0).all() for n, b in lstm.shared.items() if "bias" in n)
+
+
+def test_exclude_leaves_weights_out():
+    model = MaskedModel(mlp(), exclude=[r"1\..*"], seed=0)
+    assert model.masked_names == ["3.weight", "5.weight"]
+
+
+def test_signed_constants_by_default_and_the_brought_weights_on_request():
+    net = mlp()
+    brought = net[1].weight.detach().clone()
+    assert torch.equal(MaskedModel(net, init="keep").subnetworks.frozen["1.weight"], brought)
+    constants = MaskedModel(net, seed=1).subnetworks.frozen["1.weight"]
+    assert torch.allclose(constants.abs(), torch.tensor((2 / 36) ** 0.5))
+    assert torch.equal(net[1].weight, brought)
+
+
+@pytest.mark.parametrize(
+    ("net", "arguments", "complaint"),
+    [
+        (nn.ReLU(), {}, "ReLU has no weight to mask"),
+        (mlp(), {"exclude": [".*"]}, "no weight to mask"),
+        (mlp(), {"init": "xavier"}, "init must be 'signed_constant' or 'keep'; got 'xavier'"),
+        (mlp(), {"per_task": "bias"}, "per_task must be 'none', 'norm' or 'all'; got 'bias'"),
+    ],
+)
+def test_wrapping_says_what_is_wrong(net, arguments, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        MaskedModel(net, **arguments)
+
+
+def test_before_any_task_the_whole_network_answers():
+    model = MaskedModel(mlp(), seed=0)
+    assert outputs(model, inputs(4), 0).shape == (4, 2)
+    assert model.forward_all_tasks(inputs(4)) == {}
+
+
+def test_labels_an_int_a_tensor_omitted_or_none():
+    model = MaskedModel(ResNet(), seed=0)
+    for key in (3, 8):
+        learn_nothing(model, key)
+    model.eval()
+    x = inputs(6)
+    with torch.no_grad():
+        eight = model(x, 8)
+        assert torch.equal(model(x), eight), "omitted: the latest task"
+        assert torch.equal(model(x, torch.full((6,), 8)), eight)
+        assert not torch.equal(model(x, 3), eight)
+        everything = model(x, None)
+    assert list(everything) == [3, 8]
+    assert torch.equal(everything[8], eight)
+
+
+def test_a_batch_of_one_keeps_its_dimension():
+    model = learn_nothing(MaskedModel(mlp(), seed=0), 0)
+    assert outputs(model, inputs(1), torch.tensor([0])).shape == (1, 2)
+
+
+def test_running_statistics_are_per_task_and_safe_in_training_mode():
+    strategy = SupSup(ResNet(), density=0.5, train_epochs=2, train_mb_size=16, evaluator=None, seed=0)
+    train_all(strategy, class_stream(3))
+    model = strategy.model
+    means = [model.subnetworks.task_private(key)["bn1.running_mean"] for key in model.task_keys]
+    assert not torch.equal(means[0], means[1])
+    before = [m.clone() for m in means]
+    model.train()
+    for key in model.task_keys:
+        model(inputs(8), key)  # as LwF's or a user's forward in training mode would
+    assert all(torch.equal(a, b) for a, b in zip(means, before, strict=True))
+
+
+def test_statistics_of_batchnorm_are_accounted_for():
+    model = learn_nothing(MaskedModel(ResNet(), seed=0), 0)
+    model.begin(1, 1)
+    model.learn_scores(selection(model.masked_shapes, density=0.3))
+    model.train()
+    model(inputs(8), 1)
+    model.commit()
+    floats = 2 * (8 + 8) * 4 + 2 * 8  # mean and variance of two layers, two int64 counters
+    bits = model.subnetworks.masks.row_bytes
+    assert model.bytes_per_task() == {0: bits, 1: bits + floats}
+
+
+def test_tied_weights_share_one_mask():
+    model = learn_nothing(MaskedModel(TiedEmbedding(), seed=0), 0)
+    assert model.masked_names == ["tokens.weight", "conv.weight"]
+    exported = model.export(0)
+    assert exported.out.weight is exported.tokens.weight
+    x = inputs(5)
+    assert torch.equal(exported(x), outputs(model, x, 0))
+    naive = TiedEmbedding().eval()
+    naive.load_state_dict(exported.state_dict())
+    assert torch.equal(naive(x), outputs(model, x, 0))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_effective_weights_are_weight_times_mask(network):
+    """Oracle: the same architecture, its weights multiplied by the mask by hand."""
+    net = NETWORKS[network]()
+    model = learn_nothing(MaskedModel(net, init="keep", seed=0), 0)
+    mask = model.subnetworks.task_mask(0)
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            if name in mask:
+                p.mul_(mask[name])
+        net.eval()
+        assert torch.allclose(net(inputs()), outputs(model, inputs(), 0), atol=1e-6)
+    for name, weight in model.effective_weights(0).items():
+        assert torch.equal(weight, dict(net.named_parameters())[name])
+
+
+@pytest.mark.parametrize("net", [MTSimpleMLP(36, 20), MultiHeadMLP(36, (20,), 2)])
+@pytest.mark.filterwarnings("ignore:task label")
+def test_multi_head_models(net):
+    strategy = SupSup(net, density=0.5, train_epochs=8, train_mb_size=16, mask_lr=0.05, evaluator=None, seed=0)
+    x, recorded = inputs(), {}
+
+    def after_task(index):
+        strategy.eval(class_stream(3).test_stream)  # unseen heads must not be made
+        recorded[index] = outputs(strategy.model, x, index)
+        for key, before in recorded.items():
+            assert torch.equal(outputs(strategy.model, x, key), before)
+
+    train_all(strategy, class_stream(3), after_task)
+    model = strategy.model
+    assert not any("classifier" in name for name in model.masked_names)
+    heads = [set(model.subnetworks.task_private(key)) for key in range(3)]
+    for key in range(3):
+        assert f"classifier.classifiers.{key}.classifier.weight" in heads[key]
+        assert not any(f"classifiers.{other}." in name for other in range(3) if other != key for name in heads[key])
+
+
+def test_mixed_batches_take_the_dtype_of_the_network():
+    model = MaskedModel(mlp(), seed=0)
+    learn_nothing(learn_nothing(model, 0), 1)
+    model.double().eval()
+    labels = torch.tensor([0, 1, 1, 0])
+    with torch.no_grad():
+        out = model(inputs(4).double(), labels)
+        assert out.dtype == torch.float64
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert model.float()(inputs(4), labels).dtype == torch.bfloat16
+
+
+def test_a_learned_task_cannot_begin_again():
+    model = learn_nothing(MaskedModel(mlp(), seed=0), 4)
+    with pytest.raises(ValueError, match=r"task 4 is learned already.*learned: \[4\]"):
+        model.begin(4)
+    with pytest.raises(RuntimeError, match="without begin"):
+        model.commit()
+
+
+def test_values_that_are_not_finite_are_never_stored():
+    model = learn_nothing(MaskedModel(mlp(), seed=0), 0)
+    before = outputs(model, inputs(), 0)
+    model.begin(1)
+    model.learn_scores(selection(model.masked_shapes, density=0.3))
+    next(iter(model.subnetworks.scores.values())).data[0, 0] = float("inf")
+    with pytest.raises(FloatingPointError, match=r"task 1 learned NaN or infinite values and was not stored"):
+        model.commit()
+    assert model.task_keys == [0]
+    assert torch.equal(outputs(model, inputs(), 0), before)
+
+
+def test_capacity_and_overlap_count_what_masks_hold():
+    model = MaskedModel(mlp(), seed=0)
+    for key in range(3):
+        learn_nothing(model, key)
+    masks = [model.subnetworks.task_mask(key) for key in range(3)]
+    for name, layer in model.capacity().items():
+        uses = torch.stack([mask[name] for mask in masks]).sum(0)
+        assert (layer.total, layer.owned, layer.free, layer.reused) == (
+            uses.numel(), int((uses > 0).sum()), int((uses == 0).sum()), int((uses > 1).sum()),
+        )  # fmt: skip
+    shared = sum(int((masks[2][n] & (masks[0][n] | masks[1][n])).sum()) for n in masks[0])
+    kept = sum(int(m.sum()) for m in masks[2].values())
+    assert model.overlap() == {0: 0.0, 1: pytest.approx(0.3, abs=0.1), 2: shared / kept}
+
+
+def test_forgetting_frees_exactly_what_only_that_task_owned():
+    model = MaskedModel(mlp(), seed=0)
+    for key in range(3):
+        learn_nothing(model, key)
+    x = inputs()
+    kept = {key: outputs(model, x, key) for key in (0, 2)}
+    frozen = {n: w.clone() for n, w in model.subnetworks.frozen.items()}
+    mask, others = model.subnetworks.task_mask(1), model.subnetworks.owned([0, 2])
+    freed = model.forget(1)
+    assert freed == sum(int((mask[n] & ~others[n]).sum()) for n in mask)
+    for key, before in kept.items():
+        assert torch.equal(outputs(model, x, key), before)
+    for name, weight in model.subnetworks.frozen.items():
+        changed = weight != frozen[name]
+        assert not (changed & ~(mask[name] & ~others[name])).any()
+    with pytest.raises(KeyError, match=r"task 1 is not learned; learned tasks: \[0, 2\]"):
+        model.forget(1)
+    learn_nothing(model, 1)
+    assert model.task_keys == [0, 2, 1]
+    for key, before in kept.items():
+        assert torch.equal(outputs(model, x, key), before)
+
+
+def test_scores_do_not_depend_on_the_order_of_tasks():
+    model = MaskedModel(mlp(), seed=3)
+    a, b = model.fresh_scores(5), model.fresh_scores(6)
+    again = MaskedModel(mlp(), seed=3).fresh_scores(5)
+    assert all(torch.equal(a[n], again[n]) and not torch.equal(a[n], b[n]) for n in a)
+
+
+def test_export_is_a_plain_network_that_trains():
+    model = learn_nothing(MaskedModel(ResNet(), seed=0), 0)
+    net = model.export(0)
+    assert type(net) is ResNet
+    net(inputs()).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    x = inputs()
+    before = outputs(model, x, 0)
+    torch.optim.SGD(net.parameters(), lr=1.0).step()
+    assert torch.equal(outputs(model, x, 0), before)
