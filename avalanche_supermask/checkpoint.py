@@ -1,8 +1,9 @@
 """`save_checkpoint` and `maybe_load_checkpoint` with Avalanche's signatures, that work, for every strategy.
 
 Avalanche's own fail on current PyTorch: ``torch.optim`` deletes its submodules' names, so dill cannot find an
-optimizer's class by reference and tries to pickle it by value, with all that it touches. Pickling by reference
-avoids that. Files are written beside the target and moved there, so a crash leaves the old one.
+optimizer's class by reference and tries to pickle it by value, with all that it touches. Here the names are put
+back while a checkpoint is written, and classes go by reference. Files are written beside the target and moved
+there, so a crash leaves the old one.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import dill
+import torch
 from avalanche.checkpointing import maybe_load_checkpoint as _load
 from avalanche.checkpointing import save_checkpoint as _save
 
@@ -26,11 +29,17 @@ __all__ = ["maybe_load_checkpoint", "save_checkpoint"]
 def _by_reference() -> Iterator[None]:
     before = dill.settings["byref"]
     dill.settings["byref"] = True
+    found = {name.rpartition(".")[2]: m for name, m in sys.modules.items() if name.startswith("torch.optim.")}
+    deleted = {name: module for name, module in found.items() if not hasattr(torch.optim, name)}
+    for name, module in deleted.items():
+        setattr(torch.optim, name, module)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # Avalanche prints a line for every device it meets
             yield
     finally:
         dill.settings["byref"] = before
+        for name in deleted:
+            delattr(torch.optim, name)
 
 
 def save_checkpoint(strategy: Any, fname: str | os.PathLike[str], exclude: Sequence[str] | None = None) -> None:

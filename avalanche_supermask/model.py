@@ -264,7 +264,9 @@ class MaskedModel(MultiTaskModule):
 
     def _set_learning(self, weights: Sequence[str]) -> None:
         """Let exactly these weights, the scores (in their phase) and, while a task is active, its own tensors learn."""
-        own = {*self._own_names, *self._head_tensors(self.subnetworks.active_label)} if self.active is not None else set()
+        own = (
+            {*self._own_names, *self._head_tensors(self.subnetworks.active_label)} if self.active is not None else set()
+        )
         for name, p in self.net.named_parameters():
             p.requires_grad_(name in weights or name in own)
             p.grad = None

@@ -121,8 +121,7 @@ class Subnetworks(nn.Module):
         if not self._base:
             self._base = {name: self.frozen[name] * m for name, m in self.mask.items()}
         return {
-            name: torch.where(trainable, live[name], self._base[name])
-            for name, trainable in self.trainable.items()
+            name: torch.where(trainable, live[name], self._base[name]) for name, trainable in self.trainable.items()
         }
 
     @torch.no_grad()

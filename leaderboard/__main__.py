@@ -13,7 +13,7 @@ from benchmarks.streams import STREAMS, SUITES
 from leaderboard.cell import SETTINGS, Cell, settings_of
 from leaderboard.methods import parse_row
 from leaderboard.pool import is_done, run_cells
-from leaderboard.report import load_results, table, write_report
+from leaderboard.report import load_results, table, write_readme, write_report
 from leaderboard.search import search
 
 METHODS = "naive,ewc,si,lwf,replay,packnet,joint,supsup,ssnet,exssnet"
@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     report = commands.add_parser("report", help="write LEADERBOARD.md from result files")
     report.add_argument("--results", type=Path, required=True, help="folder of <stream>/<method>/seed<k>.json")
     report.add_argument("--out", type=Path, required=True, help="folder for LEADERBOARD.md")
+    report.add_argument("--readme", type=Path, help="also put short tables between this file's leaderboard marks")
 
     searching = commands.add_parser("search", help="choose settings on held-out training data")
     _grid_arguments(searching)
@@ -119,6 +120,8 @@ def _print_tables(folder: Path) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     print(write_report(options.results, options.out))
+    if options.readme:
+        write_readme(options.results, options.readme)
     return 0
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from avalanche_supermask import MaskedModel, methods
-from benchmarks.networks import MultiHeadMLP, mlp
+from benchmarks.networks import MultiHeadMLP, SeparateMLPs, mlp
 from benchmarks.streams import Stream
 from leaderboard.baselines import CorrectedSI
 
@@ -79,8 +79,8 @@ def _shared_head(setup: Setup) -> nn.Sequential:
 
 def _plain(setup: Setup, plugins: list[Any], template: Callable[..., Any] = SupervisedTemplate) -> Any:
     """A baseline: a network, an optimizer, and the plugins that make the method."""
-    shape = (setup.stream.inputs, setup.stream.hidden, setup.stream.classes)
-    net = MultiHeadMLP(*shape) if setup.settings["head"] == "multi" else mlp(*shape)
+    kinds = {"multi": MultiHeadMLP, "shared": mlp, "separate": SeparateMLPs}
+    net = kinds[setup.settings["head"]](setup.stream.inputs, setup.stream.hidden, setup.stream.classes)
     common = dict(setup.common)
     common["plugins"] = [*common["plugins"], *plugins]
     return template(model=net, optimizer=_optimizer(setup, net), criterion=nn.CrossEntropyLoss(), **common)
@@ -146,6 +146,12 @@ _ROWS: dict[str, Row] = {
     ),
     "joint": Row(
         lambda s: _plain(s, [], JointTraining), BASE, BASE_AXES, "upper bound: all tasks at once, all data kept"
+    ),
+    "separate": Row(
+        lambda s: _plain(s, [], Naive),
+        {**BASE, "head": "separate"},
+        {"optimizer": OPTIMIZERS},
+        "reference: a whole network for every task",
     ),
     "supsup": Row(_subnetwork("supsup"), _MASK, _MASK_AXES),
     "exssnet": Row(_subnetwork("exssnet"), {**_MASK, "weight_lr": 1e-2}, _WEIGHT_AXES),

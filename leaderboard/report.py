@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.streams import STREAMS
 from leaderboard.methods import parse_row, rows
 
-__all__ = ["load_results", "markdown", "write_report"]
+__all__ = ["load_results", "markdown", "table", "write_readme", "write_report"]
 
 Result = dict[str, Any]
 
@@ -75,39 +75,46 @@ def _protocol(config: Result) -> str:
     return f"{config['tasks']} tasks, {network}, {config['epochs']} epochs a task, batch {config['batch_size']}.\n"
 
 
-def table(results: Sequence[Result]) -> str:
-    """One stream's table, best first."""
+def table(results: Sequence[Result], *, columns: Sequence[str] = ()) -> str:
+    """One stream's table, best first; all columns if none are named."""
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         groups[result["method"]].append(result)
     naive = _mean([r["train_seconds"] for r in groups.get("naive", [])])
-    lines = [
-        "| method | accuracy | forgetting | BWT | drift | bytes per task | bytes in all | time | seeds | settings |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
     order = sorted(groups, key=lambda name: -(_mean([r["average_accuracy"] for r in groups[name]]) or 0))
-    for name in order:
-        cells = groups[name]
-        seconds = _mean([r["train_seconds"] for r in cells])
-        lines.append(
-            "| "
-            + " | ".join(
-                (
-                    _escape(name),
-                    _spread([r["average_accuracy"] for r in cells]),
-                    _spread([r["forgetting"] for r in cells]),
-                    _spread([r["bwt"] for r in cells]),
-                    f"{max(r['output_drift'] for r in cells):.2g}",
-                    f"{_mean([r['bytes_per_task'] for r in cells]):,.0f}",
-                    f"{_mean([r['bytes_total'] for r in cells]):,.0f}",
-                    f"{seconds / naive:.2f}" if naive and seconds else "–",
-                    str(len(cells)),
-                    _notes(name, cells[0]["config"]["settings"]),
-                )
-            )
-            + " |"
-        )
-    return "\n".join(lines)
+    lines = [_HEAD, ["---"] * len(_HEAD)] + [_row(name, groups[name], naive) for name in order]
+    shown = [_HEAD.index(column) for column in columns or _HEAD]
+    return "\n".join("| " + " | ".join(line[i] for i in shown) + " |" for line in lines)
+
+
+_HEAD = [
+    "method",
+    "accuracy",
+    "forgetting",
+    "BWT",
+    "drift",
+    "bytes per task",
+    "bytes in all",
+    "time",
+    "seeds",
+    "settings",
+]
+
+
+def _row(name: str, cells: Sequence[Result], naive: float | None) -> list[str]:
+    seconds = _mean([r["train_seconds"] for r in cells])
+    return [
+        _escape(name),
+        _spread([r["average_accuracy"] for r in cells]),
+        _spread([r["forgetting"] for r in cells]),
+        _spread([r["bwt"] for r in cells]),
+        f"{max(r['output_drift'] for r in cells):.2g}",
+        f"{_mean([r['bytes_per_task'] for r in cells]):,.0f}",
+        f"{_mean([r['bytes_total'] for r in cells]):,.0f}",
+        f"{seconds / naive:.2f}" if naive and seconds else "–",
+        str(len(cells)),
+        _notes(name, cells[0]["config"]["settings"]),
+    ]
 
 
 def _notes(name: str, settings: Result) -> str:
@@ -153,3 +160,26 @@ def write_report(results_dir: Path, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     page.write_text(text)
     return page
+
+
+def write_readme(results_dir: Path, readme: Path) -> None:
+    """Put one short table a stream between the README's leaderboard marks.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    before, start, rest = readme.read_text().partition("<!-- leaderboard:")
+    mark, arrow, rest = rest.partition("-->")
+    _, end, after = rest.partition("<!-- /leaderboard -->")
+    if not (start and arrow and end):
+        raise ValueError(f"{readme} has no <!-- leaderboard: --> and <!-- /leaderboard --> marks to write between")
+    streams: dict[str, list[Result]] = defaultdict(list)
+    for result in load_results(results_dir):
+        streams[result["stream"]].append(result)
+    columns = ("method", "accuracy", "forgetting", "bytes per task", "bytes in all")
+    parts = [
+        f"\n**{stream}**: {_protocol(streams[stream][0]['config'])}\n{table(streams[stream], columns=columns)}\n"
+        for stream in STREAMS
+        if stream in streams
+    ]
+    readme.write_text(before + start + mark + arrow + "\n" + "".join(parts) + "\n" + end + after)

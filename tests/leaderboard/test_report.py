@@ -1,0 +1,56 @@
+import json
+
+import pytest
+
+from leaderboard.report import load_results, markdown, table
+from leaderboard.scores import summarise
+
+
+def result(method="exssnet", seed=0, accuracy=0.9, **changes):
+    base = {
+        "method": method, "stream": "split-digits", "seed": seed, "average_accuracy": accuracy, "forgetting": 0.0,
+        "bwt": 0.0, "bytes_per_task": 100.0, "bytes_total": 1000, "train_seconds": 2.0, "output_drift": 0.0,
+        "config": {"settings": {"density": 0.1}, "network": [64, 100, 2], "epochs": 6, "tasks": 5, "batch_size": 32},
+        "commit": "abc", "machine": {"processor": "x", "threads": 1},
+    }  # fmt: skip
+    return {**base, **changes}
+
+
+def test_mean_and_deviation_over_seeds_best_first():
+    rows = [result(seed=s, accuracy=a) for s, a in enumerate((0.90, 0.92, 0.94))]
+    rows += [result("naive", accuracy=0.5, train_seconds=1.0, forgetting=0.3)]
+    lines = table(rows).splitlines()
+    assert lines[2].startswith("| exssnet | 0.9200 ± 0.0200 | 0.0000 ± 0.0000 |")
+    assert "| 2.00 | 3 |" in lines[2]
+    assert lines[3].startswith("| naive | 0.5000 ± 0.0000 | 0.3000")
+
+
+def test_what_cannot_be_compared_is_a_dash():
+    assert "| – | – |" in table([result("joint", forgetting=None, bwt=None)])
+
+
+def test_names_are_text_not_markup():
+    page = markdown([result("<script>alert(1)</script>")])
+    assert "<script>" not in page
+    assert "&lt;script>" in page
+
+
+def test_files_that_are_no_results(tmp_path):
+    path = tmp_path / "split-digits" / "naive" / "seed0.json"
+    path.parent.mkdir(parents=True)
+    for text in ("", "[]", '{"method": 1}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="is not a result file"):
+            load_results(tmp_path)
+    path.write_text(json.dumps(result()))
+    assert load_results(tmp_path)[0]["method"] == "exssnet"
+
+
+def test_scores_against_a_matrix_done_by_hand():
+    matrix = [[0.9, 0.1, 0.2], [0.95, 0.8, 0.3], [0.7, 0.75, 0.6]]
+    found = summarise(matrix)
+    assert found["average_accuracy"] == pytest.approx((0.7 + 0.75 + 0.6) / 3)
+    assert found["forgetting"] == pytest.approx(((0.95 - 0.7) + (0.8 - 0.75)) / 2)
+    assert found["bwt"] == pytest.approx(((0.7 - 0.9) + (0.75 - 0.8)) / 2)
+    assert summarise([[0.5, 0.7]]) == {"average_accuracy": 0.6, "forgetting": None, "bwt": None}
+    assert summarise([[0.5]])["forgetting"] is None

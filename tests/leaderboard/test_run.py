@@ -1,0 +1,141 @@
+"""The leaderboard as its user meets it: commands, files, a second run, a failure."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from leaderboard.__main__ import main
+from leaderboard.cell import Cell, settings_of
+from leaderboard.methods import parse_row
+from leaderboard.pool import is_done, run_cells
+
+SMALL = ["--streams", "split-digits", "--tasks", "2", "--epochs", "2", "--seeds", "0", "--workers", "2"]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A finished small run."""
+    folder = tmp_path_factory.mktemp("leaderboard")
+    command = [
+        sys.executable,
+        "-m",
+        "leaderboard",
+        "run",
+        *SMALL,
+        "--methods",
+        "naive,exssnet@0.2",
+        "--out",
+        str(folder),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    return folder
+
+
+def test_it_ends_with_the_table_and_where_everything_is(out):
+    printed = (out / "stdout").read_text()
+    assert "split-digits" in printed
+    assert "exssnet@0.2" in printed
+    assert str(out / "LEADERBOARD.md") in printed
+    assert f"tensorboard --logdir {out / 'tb'}" in printed
+
+
+def test_result_files_say_everything(out):
+    result = json.loads((out / "split-digits" / "exssnet@0.2" / "seed0.json").read_text())
+    assert (result["method"], result["stream"], result["seed"]) == ("exssnet@0.2", "split-digits", 0)
+    matrix = result["accuracy_matrix"]
+    assert [len(row) for row in matrix] == [2, 2]
+    assert result["average_accuracy"] == pytest.approx(sum(matrix[-1]) / 2)
+    assert result["forgetting"] == result["bwt"] == result["output_drift"] == 0.0
+    assert 0 < result["bytes_per_task"] < result["bytes_total"]
+    assert result["train_seconds"] > 0
+    assert result["eval_seconds"] > 0
+    assert result["config"]["settings"]["density"] == 0.2
+    assert result["config"]["epochs"] == 2
+    assert {"torch", "avalanche-lib"} <= result["versions"].keys()
+    assert result["machine"]["threads"] == 1
+    assert result["command"].startswith("python -m leaderboard run")
+    assert result["commit"]
+
+
+def test_tensorboard_has_accuracy_and_forgetting_curves(out):
+    events = EventAccumulator(str(out / "tb" / "split-digits" / "naive" / "seed0"), size_guidance={"scalars": 0})
+    tags = events.Reload().Tags()["scalars"]
+    first = "Top1_Acc_Exp/eval_phase/test_stream/Task000/Exp000"
+    assert first in tags
+    assert [round(e.value, 4) for e in events.Scalars(first)] == [
+        round(row[0], 4)
+        for row in json.loads((out / "split-digits" / "naive" / "seed0.json").read_text())["accuracy_matrix"]
+    ]
+    assert any(tag.startswith("ExperienceForgetting/") for tag in tags)
+
+
+def test_a_second_run_skips_what_is_done_and_reruns_what_changed(out):
+    path = out / "split-digits" / "naive" / "seed0.json"
+    cell = Cell("split-digits", "naive", 0, settings_of("split-digits", "naive"), epochs=2, tasks=2)
+    assert is_done(cell, out)
+    written = path.stat().st_mtime_ns
+    assert run_cells([cell], out=out, workers=1) == {}
+    assert path.stat().st_mtime_ns == written
+    assert not is_done(Cell("split-digits", "naive", 0, cell.settings, epochs=3, tasks=2), out)
+    assert not is_done(Cell("split-digits", "naive", 0, {**cell.settings, "head": "shared"}, epochs=2, tasks=2), out)
+
+
+def test_half_a_file_is_not_a_result(out, tmp_path):
+    cell = Cell("split-digits", "naive", 0, settings_of("split-digits", "naive"), epochs=2, tasks=2)
+    target = tmp_path / cell.path
+    target.parent.mkdir(parents=True)
+    target.write_text((out / cell.path).read_text()[:100])
+    assert not is_done(cell, tmp_path)
+
+
+def test_the_same_cell_gives_the_same_numbers(out, tmp_path):
+    cell = Cell("split-digits", "exssnet@0.2", 0, settings_of("split-digits", "exssnet@0.2"), epochs=2, tasks=2)
+    run_cells([cell], out=tmp_path, workers=1, quiet=True)
+    a, b = (json.loads((folder / cell.path).read_text()) for folder in (out, tmp_path))
+    assert a["accuracy_matrix"] == b["accuracy_matrix"]
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
+    bad = Cell("split-digits", "exssnet", 0, {"density": 7.0}, epochs=1, tasks=1)
+    good = Cell("split-digits", "naive", 0, settings_of("split-digits", "naive"), epochs=1, tasks=1)
+    failed = run_cells([bad, good], out=tmp_path, workers=2, quiet=True)
+    assert list(failed) == [str(bad.path)]
+    assert "density is the fraction of weights kept" in failed[str(bad.path)]
+    assert is_done(good, tmp_path)
+    assert not is_done(bad, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["run", "--streams", "mnist"], "unknown stream 'mnist'"),
+        (["run", "--methods", "ewcc"], "unknown method 'ewcc'; expected one of naive"),
+        (["run", "--methods", "exssnet@ten"], "'ten' after @ is not a density"),
+        (["run", "--methods", "naive+kkt"], "+kkt for exssnet only"),
+        (["run", "--suite", "mnist"], "pass --dataset-root DIR"),
+        (["run", "--seeds", "one"], "--seeds takes comma-separated whole numbers; got 'one'"),
+        (["report", "--results", "/nonexistent", "--out", "/tmp"], "no results below /nonexistent"),
+    ],
+)
+def test_wrong_arguments_get_one_line(arguments, complaint, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
+
+
+def test_dry_run_lists_the_cells(out, capsys):
+    assert main(["run", *SMALL, "--methods", "naive,joint", "--out", str(out), "--dry-run"]) == 0
+    assert capsys.readouterr().out.split() == [
+        "done", "split-digits/naive/seed0.json", "to", "run", "split-digits/joint/seed0.json",
+    ]  # fmt: skip
+
+
+def test_names_of_rows():
+    assert parse_row("exssnet+kkt@0.05") == ("exssnet", {"kkt": "knn_best", "density": 0.05})
+    assert parse_row("ewc") == ("ewc", {})

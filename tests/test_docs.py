@@ -1,0 +1,83 @@
+"""What the documents say is run: the README's script, its commands' names, and every docstring example."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+import avalanche_supermask
+import leaderboard
+from tests.streams import class_stream
+
+ROOT = Path(__file__).parent.parent
+MODULES = [
+    module.name
+    for package in (avalanche_supermask, leaderboard)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    if not module.name.endswith("__main__")
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.filterwarnings("ignore:No loggers")
+def test_docstring_examples(name):
+    module = importlib.import_module(name)
+    globs = {"torch": torch, "nn": torch.nn, **vars(module)}
+    failed, _ = doctest.testmod(module, extraglobs=globs, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0
+
+
+def code_blocks(path):
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore:No loggers", "ignore:task label")
+def test_the_readmes_script_runs(monkeypatch, capsys):
+    classic = importlib.import_module("avalanche.benchmarks.classic")
+
+    def stand_in(n_experiences, **arguments):
+        assert arguments == {"return_task_id": True, "class_ids_from_zero_in_each_exp": True, "seed": 0}
+        return class_stream(n_experiences)
+
+    monkeypatch.setattr(classic, "SplitMNIST", stand_in)
+    script, questions = code_blocks(ROOT / "README.md")
+    namespace = {}
+    exec(script.replace("784", "36"), namespace)  # the stand-in's images are 6x6
+    strategy = namespace["strategy"]
+    assert strategy.model.task_keys == [0, 1, 2, 3, 4]
+    assert "{0: " in capsys.readouterr().out
+    exec(questions, namespace)
+    assert strategy.model.task_keys == [1, 2, 3, 4]
+
+
+def test_the_bytes_in_the_readme_are_right():
+    model = avalanche_supermask.MaskedModel(
+        torch.nn.Sequential(torch.nn.Linear(784, 300), torch.nn.Linear(300, 100), torch.nn.Linear(100, 2))
+    )
+    assert model.subnetworks.masks.row_bytes == 33_175
+    assert sum(w.numel() for w in model.subnetworks.frozen.values()) == 265_400
+
+
+def test_the_readmes_commands_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert named <= targets
+    assert {"leaderboard", "test"} <= named
+
+
+def test_links_in_the_documents_lead_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_public_names_resolve():
+    for name in avalanche_supermask.__all__:
+        assert not isinstance(getattr(avalanche_supermask, name), types.ModuleType), name
+    with pytest.raises(AttributeError, match="no attribute 'Supsup'"):
+        _ = avalanche_supermask.Supsup
