@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from avalanche_supermask.model import MaskedModel
     from avalanche_supermask.plugin import SubnetworkPlugin
     from avalanche_supermask.registry import methods, register
+    from avalanche_supermask.strategies.clnp import CLNP, CLNPPlugin
     from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
     from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
     from avalanche_supermask.strategy import SubnetworkStrategy
@@ -20,6 +21,8 @@ __version__ = "0.1.0"
 
 # Loaded on first use: importing Avalanche takes seconds, and the masks alone do not need it.
 _HOME = {
+    "CLNP": "strategies.clnp",
+    "CLNPPlugin": "strategies.clnp",
     "CachedTensors": "data",
     "ExSSNeT": "strategies.exssnet",
     "ExSSNeTPlugin": "strategies.exssnet",
@@ -37,6 +40,8 @@ _HOME = {
 }
 
 __all__ = [
+    "CLNP",
+    "CLNPPlugin",
     "CachedTensors",
     "ExSSNeT",
     "ExSSNeTPlugin",

@@ -28,10 +28,11 @@ from avalanche_supermask.functional import initial_scores, overlap, signed_const
 from avalanche_supermask.subnetworks import LayerCapacity, Subnetworks
 from avalanche_supermask.tensors import NamedTensors
 
-__all__ = ["Init", "MaskedModel", "PerTask"]
+__all__ = ["Init", "Maskable", "MaskedModel", "PerTask"]
 
 Init = Literal["signed_constant", "keep"]
 PerTask = Literal["none", "norm", "all"]
+Maskable = Literal["weights", "all"]
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -68,6 +69,9 @@ class MaskedModel(MultiTaskModule):
             papers: norms without gain and shift, no biases), ``"norm"``, or ``"all"`` (norms and biases).
             They cost 4 bytes a task and number. Running statistics and heads are per task in any case.
         exclude: regular expressions; parameters whose whole name matches one are not masked.
+        own: regular expressions; parameters whose whole name matches one are each task's own, unmasked, and start
+            anew for every task: an output layer named here becomes a head a task.
+        mask: ``"weights"`` masks parameters of two or more dimensions; ``"all"`` biases and norms as well.
         seed: of the constants and of every task's fresh scores; drawn from torch's generator if None.
 
     Raises:
@@ -86,6 +90,8 @@ class MaskedModel(MultiTaskModule):
         init: Init = "signed_constant",
         per_task: PerTask = "none",
         exclude: Sequence[str] = (),
+        own: Sequence[str] = (),
+        mask: Maskable = "weights",
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -93,10 +99,13 @@ class MaskedModel(MultiTaskModule):
             raise ValueError(f"init must be 'signed_constant' or 'keep'; got {init!r}")
         if per_task not in ("none", "norm", "all"):
             raise ValueError(f"per_task must be 'none', 'norm' or 'all'; got {per_task!r}")
+        if mask not in ("weights", "all"):
+            raise ValueError(f"mask must be 'weights' or 'all'; got {mask!r}")
         self.init: Init = init
         self.seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
         self.host = _Host(copy.deepcopy(net))
-        masked = {name: p for name, p in self._backbone() if self._is_maskable(name, p, exclude)}
+        unmasked = (*exclude, *own)
+        masked = {name: p for name, p in self._backbone() if self._is_maskable(name, p, unmasked, mask)}
         if not masked:
             raise ValueError(
                 f"{type(net).__name__} has no weight to mask: expected at least one parameter of two or more "
@@ -106,13 +115,13 @@ class MaskedModel(MultiTaskModule):
         if init == "signed_constant":
             self._redraw(masked)
         rest = {name: p for name, p in self._backbone() if name not in masked}
-        own = {name: p for name, p in rest.items() if self._is_per_task(name, per_task)}
+        private = {name: p for name, p in rest.items() if _matches(name, own) or self._is_per_task(name, per_task)}
         self.subnetworks = Subnetworks({name: p.detach().clone() for name, p in masked.items()})
-        self.shared = NamedTensors({name: p.detach().clone() for name, p in rest.items() if name not in own})
+        self.shared = NamedTensors({name: p.detach().clone() for name, p in rest.items() if name not in private})
         self.fresh = NamedTensors(  # what a new task starts from: per-task parameters and every buffer
-            {name: t.detach().clone() for name, t in (*own.items(), *self._backbone_buffers())}
+            {name: t.detach().clone() for name, t in (*private.items(), *self._backbone_buffers())}
         )
-        self._own_names = list(own)
+        self._own_names = list(private)
         self.assigned: int | None = None  # task that answers in evaluation whatever the labels say
         self._cache: dict[int, dict[str, Tensor]] = {}
         self._warned = False
@@ -163,9 +172,9 @@ class MaskedModel(MultiTaskModule):
         everything = (*self.net.named_parameters(), *self.net.named_buffers())
         return {n: t for n, t in everything if n not in known and not n.startswith(other_heads)}
 
-    def _is_maskable(self, name: str, p: nn.Parameter, exclude: Sequence[str]) -> bool:
-        excluded = any(re.fullmatch(pattern, name) for pattern in exclude)
-        return p.dim() >= 2 and p.is_floating_point() and not excluded and not self._is_norm(name)
+    def _is_maskable(self, name: str, p: nn.Parameter, unmasked: Sequence[str], mask: Maskable) -> bool:
+        wanted = p.dim() >= 1 if mask == "all" else p.dim() >= 2 and not self._is_norm(name)
+        return wanted and p.is_floating_point() and not _matches(name, unmasked)
 
     def _is_norm(self, name: str) -> bool:
         return isinstance(self.net.get_submodule(name.rpartition(".")[0]), _NORMS)
@@ -323,13 +332,16 @@ class MaskedModel(MultiTaskModule):
     def forward_task(self, key: int | None, x: Any) -> Any:
         """Outputs under one task, by its key; None: the network as it was initialised, without a mask."""
         if key is None:  # nothing learned yet: the whole network as it was initialised
-            return functional_call(self.net, {**self.subnetworks.frozen, **self.shared}, self._args(x, 0))
+            return functional_call(self.net, {**self.subnetworks.frozen, **self.shared}, self.arguments(x, 0))
         if key == self.active:
             weights = self.subnetworks.current_weights(self._live(self.masked_names))
-            return functional_call(self.net, {**weights, **self.shared}, self._args(x, self.subnetworks.active_label))
-        return functional_call(self.net, self._task_tensors(key), self._args(x, self.subnetworks.tasks[key].label))
+            return functional_call(
+                self.net, {**weights, **self.shared}, self.arguments(x, self.subnetworks.active_label)
+            )
+        return functional_call(self.net, self._task_tensors(key), self.arguments(x, self.subnetworks.tasks[key].label))
 
-    def _args(self, x: Any, label: int | None) -> tuple[Any, ...]:
+    def arguments(self, x: Any, label: int | None) -> tuple[Any, ...]:
+        """Arguments of a call of the network itself, for a batch of one task label."""
         return (x, label or 0) if isinstance(self.net, MultiTaskModule) else (x,)
 
     def _task_tensors(self, key: int) -> dict[str, Tensor]:
@@ -460,6 +472,10 @@ class MaskedModel(MultiTaskModule):
                 weight = self.subnetworks.frozen[name]
                 weight[mask] = signed_constant(weight.shape, generator=generator).to(weight)[mask]
         return sum(int(mask.sum()) for mask in freed.values())
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def _generator(seed: int, key: int, purpose: int) -> torch.Generator:

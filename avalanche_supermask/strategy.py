@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from typing_extensions import TypedDict
 
-from avalanche_supermask.model import Init, MaskedModel, PerTask
+from avalanche_supermask.model import Init, Maskable, MaskedModel, PerTask
 from avalanche_supermask.plugin import SubnetworkPlugin, adopt_parameters
 
 __all__ = ["ModelArguments", "StrategyArguments", "SubnetworkStrategy"]
@@ -39,6 +39,8 @@ class ModelArguments(TypedDict, total=False):
     init: Init
     per_task: PerTask
     exclude: Sequence[str]
+    own: Sequence[str]
+    mask: Maskable
     seed: int | None
 
 
@@ -54,7 +56,8 @@ class SubnetworkStrategy(SupervisedTemplate):
         method: the method's plugin.
         optimizer: used as it is, on its own groups; None for ``default_optimizer``.
         default_lr: learning rate of Adam, the papers' optimizer, where ``optimizer`` is None.
-        arguments: of `MaskedModel` (``init``, ``per_task``, ``exclude``, ``seed``) and of any Avalanche strategy.
+        init, per_task, exclude, own, mask, seed: see `MaskedModel`.
+        arguments: of any Avalanche strategy.
 
     Raises:
         ValueError: arguments for the wrapping of a model that is wrapped already.
@@ -62,6 +65,9 @@ class SubnetworkStrategy(SupervisedTemplate):
 
     forgets = False
     """Whether old tasks may change; True only in controls, which the contract tests expect to fail."""
+
+    any_module = True
+    """Whether every module will do; False where some layers are refused with an error."""
 
     def __init__(
         self,
@@ -73,18 +79,20 @@ class SubnetworkStrategy(SupervisedTemplate):
         init: Init = "signed_constant",
         per_task: PerTask = "none",
         exclude: Sequence[str] = (),
+        own: Sequence[str] = (),
+        mask: Maskable = "weights",
         seed: int | None = None,
         **arguments: Any,
     ) -> None:
-        wrapping: ModelArguments = {"init": init, "per_task": per_task, "exclude": exclude, "seed": seed}
         if not isinstance(model, MaskedModel):
-            original, model = model, MaskedModel(model, **wrapping)
+            original = model
+            model = MaskedModel(model, init=init, per_task=per_task, exclude=exclude, own=own, mask=mask, seed=seed)
             if optimizer is not None:
                 adopt_parameters(optimizer, model, original)
-        elif wrapping != {"init": "signed_constant", "per_task": "none", "exclude": (), "seed": None}:
+        elif per_task != "none" or exclude or seed is not None:
             raise ValueError(
-                "init, per_task, exclude and seed say how to wrap a network, but the model is a MaskedModel "
-                "already; pass them to MaskedModel"
+                "per_task, exclude and seed say how to wrap a network, but the model is a MaskedModel already; "
+                "pass them to MaskedModel"
             )
         plugins = [*(arguments.pop("plugins", None) or []), method]
         super().__init__(

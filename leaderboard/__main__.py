@@ -16,7 +16,7 @@ from leaderboard.pool import is_done, run_cells
 from leaderboard.report import load_results, table, write_readme, write_report
 from leaderboard.search import search
 
-METHODS = "naive,ewc,si,lwf,replay,packnet,joint,supsup,ssnet,exssnet"
+METHODS = "naive,ewc,si,lwf,replay,packnet,joint,separate,supsup,ssnet,exssnet,clnp"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,7 +68,7 @@ def _streams(options: argparse.Namespace) -> list[str]:
     for name in names:
         if name not in STREAMS:
             raise ValueError(f"unknown stream {name!r}; expected one of {', '.join(STREAMS)}")
-        if name.endswith("mnist") and options.dataset_root is None:
+        if "mnist" in name and options.dataset_root is None:
             raise ValueError(f"stream {name!r} needs its data: pass --dataset-root DIR (downloaded if not there)")
     return names
 
@@ -126,7 +126,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
-    pairs = [(stream, method) for stream in _streams(options) for method in options.methods.split(",")]
+    streams = [stream for stream in _streams(options) if STREAMS[stream].settings_from is None]
+    pairs = [(stream, method) for stream in streams for method in options.methods.split(",")]
     chosen = json.loads(options.settings.read_text()) if options.settings.exists() else {}
 
     def one(pair: tuple[str, str]) -> None:

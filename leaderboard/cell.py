@@ -75,7 +75,8 @@ def settings_of(stream: str, row: str) -> dict[str, Any]:
     method, fixed = parse_row(row)
     chosen = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
     searched_as = "exssnet" if method == "ssnet" else method  # the control runs at the settings of what it controls
-    found = chosen.get(stream, {}).get(searched_as, {}).get("settings", {})
+    searched_on = STREAMS[stream].settings_from or stream
+    found = chosen.get(searched_on, {}).get(searched_as, {}).get("settings", {})
     return {**rows()[method].defaults, **protocol(stream, method), **found, **fixed}
 
 

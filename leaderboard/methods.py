@@ -155,6 +155,12 @@ _ROWS: dict[str, Row] = {
     ),
     "supsup": Row(_subnetwork("supsup"), _MASK, _MASK_AXES),
     "exssnet": Row(_subnetwork("exssnet"), {**_MASK, "weight_lr": 1e-2}, _WEIGHT_AXES),
+    "clnp": Row(
+        _subnetwork("clnp"),
+        {"l1": 1e-4, "margin": 0.005, "weight_lr": 1e-3},
+        {"l1": (1e-4, 1e-5, 1e-3, 3e-3), "weight_lr": (1e-3, 3e-3, 1e-2), "margin": (0.005, 0.02)},
+        "holds out a tenth of the training data",
+    ),
     "ssnet": Row(_subnetwork("ssnet"), {**_MASK, "weight_lr": 1e-2}, _NO_SEARCH, "control: trains what tasks share"),
 }
 

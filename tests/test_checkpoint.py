@@ -13,8 +13,9 @@ from torch.optim import SGD
 
 from avalanche_supermask import maybe_load_checkpoint, methods, save_checkpoint
 from tests.streams import ResNet, class_stream, inputs, mlp, outputs
+from tests.test_contract import build
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:task .. no free unit is left")
 
 
 def make(name):
@@ -23,7 +24,7 @@ def make(name):
     common = {"optimizer": optimizer, "train_epochs": 2, "train_mb_size": 16, "evaluator": None}
     if name in methods():
         options = {"kkt": "knn_best", "keep_scores": True} if name == "exssnet" else {}
-        return methods()[name](net, density=0.3, **options, **common)
+        return build(name, net, optimizer="sgd", seed=None, **options)
     extra = {"ewc": {"ewc_lambda": 1.0}, "lwf": {"alpha": 1.0, "temperature": 2.0}, "replay": {"mem_size": 20}}
     classes = {"naive": Naive, "ewc": EWC, "lwf": LwF, "replay": Replay}
     return classes[name](model=net, criterion=CrossEntropyLoss(), **extra.get(name, {}), **common)

@@ -1,7 +1,8 @@
 """One file a method: paper, idea, equations, deviations; the plugin; a thin strategy."""
 
 from avalanche_supermask.registry import methods
+from avalanche_supermask.strategies.clnp import CLNP, CLNPPlugin
 from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
 from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
 
-__all__ = ["ExSSNeT", "ExSSNeTPlugin", "SSNeT", "SupSup", "SupSupPlugin", "methods"]
+__all__ = ["CLNP", "CLNPPlugin", "ExSSNeT", "ExSSNeTPlugin", "SSNeT", "SupSup", "SupSupPlugin", "methods"]

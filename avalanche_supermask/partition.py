@@ -1,0 +1,64 @@
+"""CLNP's partition of every weight by when the units at its two ends were claimed.
+
+``claimed`` holds one number a unit: the place of the task that claimed it, or `FREE`. Inputs and outputs count
+as claimed before the first task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from avalanche_supermask.units import ALWAYS, Units
+
+__all__ = ["FREE", "Partition"]
+
+FREE = 2**31 - 1  # claimed later than any task
+
+
+class Partition:
+    """Entries of a network's masked parameters, by the units they join.
+
+    Args:
+        units: of the network.
+        shapes: of its masked parameters.
+    """
+
+    def __init__(self, units: Units, shapes: Mapping[str, Sequence[int]]) -> None:
+        self.units, self.shapes = units, dict(shapes)
+
+    def visible(self, claimed: Tensor) -> dict[str, Tensor]:
+        """All but interference: free units read everything, a claimed unit only what was claimed by then."""
+        return self._where(claimed, lambda target, source: (source <= target) | (target == ALWAYS))
+
+    def kept(self, claimed: Tensor) -> dict[str, Tensor]:
+        """Entries between claimed units: the mask of a finished task."""
+        return self._where(
+            claimed,
+            lambda target, source: (target != FREE) & (source != FREE) & ((source <= target) | (target == ALWAYS)),
+        )
+
+    def free(self, claimed: Tensor, *, first_task: bool) -> dict[str, Tensor]:
+        """Entries that train: those of free units, and what a shared output layer reads from free units.
+
+        The bias of a shared output layer trains in the first task only.
+        """
+        return self._where(
+            claimed,
+            lambda target, source: (
+                (target == FREE) | ((target == ALWAYS) & ((source == FREE) | ((source == ALWAYS) & first_task)))
+            ),
+        )
+
+    def _where(self, claimed: Tensor, rule: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+        padded = torch.cat([claimed, torch.tensor([ALWAYS])])  # the index -1 stands for inputs and outputs
+        found = {}
+        for name, shape in self.shapes.items():
+            target = padded[self.units.rows[name]].reshape(-1, *[1] * (len(shape) - 1))
+            source = torch.tensor(ALWAYS)
+            if name in self.units.columns:
+                source = padded[self.units.columns[name]].reshape(1, -1, *[1] * (len(shape) - 2))
+            found[name] = rule(target, source).expand(tuple(shape)).contiguous()
+        return found

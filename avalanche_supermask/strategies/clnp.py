@@ -1,0 +1,429 @@
+"""CLNP: continual learning via neural pruning. A task keeps the neurons that were active, and frees the rest.
+
+Golkar, Kagan & Cho, "Continual Learning via Neural Pruning", 2019 (arXiv 1903.04476).
+
+Idea. Units (neurons, filters) are active, once claimed by a task, or free. A new task may read active units but
+never write to them. With A_l the active units of layer l, the entry (i, j) of W_l, from unit j to unit i, is
+
+    frozen         i ∈ A_l and j ∈ A_{l-1}      stays as it is
+    interference   i ∈ A_l and j ∉ A_{l-1}      is zero, or a later task would disturb unit i
+    free           i ∉ A_l                      trains, with an L1 penalty α Σ|w|
+
+After training, a unit is kept if its mean activity exceeds a threshold θ: the largest one at which accuracy on
+held-out training data stays within a margin (graceful forgetting, the only one that ever happens). Kept units are
+claimed; all others are re-initialised for the tasks to come. So a weight is used from task t on if and only if
+
+    claimed(j) ≤ claimed(i) ≤ t        (inputs are claimed from the start)
+
+Heads. By default each task has an output layer of its own (the paper's multi-head). ``head="gated"`` shares one:
+task t sees the columns of units claimed by t, and trains those of free units.
+
+Deviations. θ is sought over 40 geometric steps, ascending, up to the first that costs too much. Running
+statistics of BatchNorm are per task, for all units. Old tasks do not rest on the zeros alone: each keeps the bit
+mask of its weights, like every other method.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import Unpack
+
+from avalanche_supermask.activity import Activity, unit_activity
+from avalanche_supermask.data import load_tensors
+from avalanche_supermask.model import MaskedModel
+from avalanche_supermask.partition import FREE, Partition
+from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
+from avalanche_supermask.registry import register
+from avalanche_supermask.strategy import StrategyArguments, SubnetworkStrategy
+from avalanche_supermask.units import Units, find_units, slim
+
+__all__ = ["CLNP", "CLNPPlugin", "LayerUse", "PruningReport"]
+
+CANDIDATES = 40
+BATCH = 1024
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """Units of one layer after a task: it uses ``new + reused``; ``free`` are left for later tasks."""
+
+    total: int
+    new: int
+    reused: int
+    free: int
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """What pruning did to a task.
+
+    Attributes:
+        threshold: θ.
+        accuracy_before: on held-out training data, with every unit.
+        accuracy_after: the same, with the kept units only: the loss is the graceful forgetting.
+        layers: units of each layer.
+    """
+
+    threshold: float
+    accuracy_before: float
+    accuracy_after: float
+    layers: dict[str, LayerUse]
+
+
+class CLNPPlugin(SubnetworkPlugin):
+    """CLNP as a plugin of any template whose model is a ``MaskedModel(net, mask="all", init="keep")``.
+
+    Args:
+        l1: strength α of the penalty Σ|w| on the weights that train (default 1e-5; the paper's is unknown).
+        l1_form: ``"proximal"`` shrinks weights after each step and gives exact zeros; ``"subgradient"`` adds
+            α sign(w) to the gradient.
+        margin: accuracy that pruning may cost, absolute (default 0.005, half a point).
+        activity: ``"mean"`` activation after the ReLU (the paper's), or ``"rate"``, how often it is positive.
+        validation_share: of the experience's training data, held out to choose the threshold (default 0.1).
+        finetune_epochs: last epochs of ``train_epochs``, in which the kept weights train on without penalty.
+        head: ``"own"``: what is each task's own in the model is its head; ``"gated"``: one shared output layer.
+        on_exhausted: ``"warn"`` and train what is left, or ``"error"``, where a layer has no free unit.
+        weight_lr: learning rate; None: the optimizer's.
+        task_key: see `SubnetworkPlugin`.
+        schedule: see `SubnetworkPlugin`.
+
+    Raises:
+        ValueError: an unknown or impossible option.
+    """
+
+    def __init__(
+        self,
+        *,
+        l1: float = 1e-5,
+        l1_form: Literal["proximal", "subgradient"] = "proximal",
+        margin: float = 0.005,
+        activity: Activity = "mean",
+        validation_share: float = 0.1,
+        finetune_epochs: int = 0,
+        head: Literal["own", "gated"] = "own",
+        on_exhausted: Literal["warn", "error"] = "warn",
+        weight_lr: float | None = None,
+        task_key: TaskKey = "auto",
+        schedule: Schedule = "constant",
+    ) -> None:
+        super().__init__(task_key=task_key, schedule=schedule)
+        _expect("l1_form", l1_form, ("proximal", "subgradient"))
+        _expect("activity", activity, ("mean", "rate"))
+        _expect("head", head, ("own", "gated"))
+        _expect("on_exhausted", on_exhausted, ("warn", "error"))
+        if l1 < 0 or not 0 <= margin <= 1 or not 0 < validation_share < 1:
+            raise ValueError(
+                "expected l1 >= 0, 0 <= margin <= 1 and 0 < validation_share < 1; got "
+                f"{l1}, {margin} and {validation_share}"
+            )
+        self.l1, self.l1_form, self.margin, self.activity = l1, l1_form, margin, activity
+        self.validation_share, self.finetune_epochs = validation_share, finetune_epochs
+        self.head, self.on_exhausted, self.weight_lr = head, on_exhausted, weight_lr
+        self.reports: dict[int, PruningReport] = {}
+        self.units: Units | None = None
+        self.claimed = torch.empty(0, dtype=torch.long)  # by unit: in which place a task claimed it, or FREE
+        self._example: tuple[Any, ...] = ()
+        self._held_out: list[Tensor] = []
+        self._trained_on: Any = None
+        self._pruned = False
+
+    # ------------------------------------------------------------------ the lifecycle of a task
+
+    def phases(self, epochs: int) -> list[Phase]:
+        """Training, then fine-tuning of what is kept."""
+        if not 0 <= self.finetune_epochs < epochs:
+            raise ValueError(
+                f"finetune_epochs is part of train_epochs: expected 0 to {epochs - 1}, got {self.finetune_epochs}"
+            )
+        return [
+            Phase("train", epochs - self.finetune_epochs, self.weight_lr),
+            Phase("finetune", self.finetune_epochs, self.weight_lr),
+        ]
+
+    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Take the held-out share out of the training data, before a loader is made of them."""
+        dataset = strategy.adapted_dataset
+        seed = getattr(strategy.model, "seed", 0) + strategy.experience.current_experience
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
+        cut = round(self.validation_share * len(dataset))
+        self._held_out = load_tensors(dataset.eval().subset(order[:cut] or order), strategy.device)
+        strategy.adapted_dataset = self._trained_on = dataset.subset(order[cut:])
+
+    def begin_task(self, strategy: Any, model: MaskedModel) -> None:
+        """Find the units at the first task; look how many are free."""
+        label = model.subnetworks.active_label
+        if self.units is None:
+            self._example = model.arguments(self._held_out[0][:2], label)
+            self.units = find_units(model.net, self._example, masked=frozenset(model.masked_names))
+            if self.units.count == 0:
+                raise ValueError("the network has no hidden units to prune: CLNP needs a hidden layer")
+            self.claimed = torch.full((self.units.count,), FREE)
+        full = [layer for layer, ids in self.units.layers.items() if not (self._of(ids) == FREE).any()]
+        if full:
+            message = (
+                f"task {model.active}: no free unit is left in {', '.join(full)}; what is left trains on, nothing "
+                "is overwritten. Use a wider network, a larger l1 or margin"
+            )
+            if self.on_exhausted == "error":
+                model.abandon()
+                raise RuntimeError(message)
+            warnings.warn(message, stacklevel=2)
+        self._pruned = False
+
+    def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
+        """Train the free weights; or prune, and train those of them that are kept."""
+        if phase.name == "train":
+            model.learn_weights(self._free(model), mask=self._visible(model))
+        else:
+            self._prune(model)
+
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """L1 as a sub-gradient."""
+        if self.l1 and self.l1_form == "subgradient" and not self._pruned:
+            for p in self._penalised(strategy.model):
+                assert p.grad is not None
+                p.grad.add_(p.detach().sign() * (p.grad != 0), alpha=self.l1)
+
+    @torch.no_grad()
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+        """L1 as a proximal step: shrink every weight that trains towards zero by the learning rate times α."""
+        if self.l1 and self.l1_form == "proximal" and not self._pruned:
+            step = self.l1 * strategy.optimizer.param_groups[0]["lr"]
+            for p in self._penalised(strategy.model):
+                p.copy_(torch.nn.functional.softshrink(p, step))
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Prune if no fine-tuning did, commit, and re-initialise what is free."""
+        model: MaskedModel = strategy.model
+        if self._iterations and not self._pruned:
+            self._prune(model)
+        super().after_training_exp(strategy, **kwargs)
+        if self._iterations:
+            self._reinitialise(model)
+        self._held_out, self._trained_on = [], None
+
+    # ------------------------------------------------------------------ weights by the units they join
+
+    def _of(self, ids: range) -> Tensor:
+        return self.claimed[ids.start : ids.stop]
+
+    def _visible(self, model: MaskedModel) -> dict[str, Tensor]:
+        return _to(model, self._partition(model).visible(self.claimed))
+
+    def _free(self, model: MaskedModel) -> dict[str, Tensor]:
+        return _to(model, self._partition(model).free(self.claimed, first_task=not model.task_keys))
+
+    def _partition(self, model: MaskedModel) -> Partition:
+        assert self.units is not None
+        return Partition(self.units, model.masked_shapes)
+
+    def _penalised(self, model: MaskedModel) -> list[Tensor]:
+        """Weights and heads that train; not biases."""
+        return [p for p in model.net.parameters() if p.requires_grad and p.dim() > 1 and p.grad is not None]
+
+    # ------------------------------------------------------------------ pruning
+
+    @torch.no_grad()
+    def _prune(self, model: MaskedModel) -> None:
+        """Claim the units that matter, at the largest threshold within the margin."""
+        assert self.units is not None
+        place = len(model.task_keys)
+        was_training = model.training
+        model.eval()
+        data = load_tensors(self._trained_on.eval(), self._held_out[0].device)[0]
+        activity = unit_activity(model, self.units, data.split(BATCH), statistic=self.activity).cpu()
+        trainable, free = self._free(model), self.claimed == FREE
+
+        def claim(threshold: float) -> Tensor:
+            return torch.where(free & (activity > threshold), place, self.claimed)
+
+        def accuracy(mask: dict[str, Tensor]) -> float:
+            model.subnetworks.learn_weights(trainable, mask=mask)
+            x, y, t = self._held_out[0], self._held_out[1], self._held_out[-1]
+            right = sum(
+                int((model(a, c).argmax(dim=1) == b).sum())
+                for a, b, c in zip(x.split(BATCH), y.split(BATCH), t.split(BATCH), strict=True)
+            )
+            return right / len(y)
+
+        best = accuracy(self._visible(model))
+        threshold, after = 0.0, accuracy(self._kept(model, claim(0.0)))
+        for candidate in _candidates(activity[free]):
+            found = accuracy(self._kept(model, claim(candidate)))
+            if found < best - self.margin:
+                break
+            threshold, after = candidate, found
+        claimed = claim(threshold)
+        model.subnetworks.learn_weights(trainable, mask=self._kept(model, claimed))
+        active = activity > threshold
+        self.claimed = claimed
+        assert model.active is not None
+        layers = {layer: _use(ids, claimed, active, place) for layer, ids in self.units.layers.items()}
+        self.reports[model.active] = PruningReport(threshold, best, after, layers)
+        self._pruned = True
+        model.train(was_training)
+
+    def _kept(self, model: MaskedModel, claimed: Tensor) -> dict[str, Tensor]:
+        return _to(model, self._partition(model).kept(claimed))
+
+    @torch.no_grad()
+    def _reinitialise(self, model: MaskedModel) -> None:
+        """Free units start anew, as their layers were first drawn, with zero biases; interference becomes zero."""
+        fresh = copy.deepcopy(model.net)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(model.seed + len(model.task_keys))
+            for module in fresh.modules():
+                reset = getattr(module, "reset_parameters", None)
+                if callable(reset):
+                    reset()
+        drawn = dict(fresh.named_parameters())
+        visible, free = self._visible(model), self._free(model)
+        for name, weight in model.subnetworks.frozen.items():
+            norm = isinstance(fresh.get_submodule(name.rpartition(".")[0]), nn.modules.batchnorm._BatchNorm)
+            value = torch.zeros_like(weight) if name.endswith("bias") and not norm else drawn[name].detach().to(weight)
+            weight.copy_(torch.where(free[name], value, weight * visible[name]))
+
+    # ------------------------------------------------------------------ questions
+
+    def tasks_left(self) -> float:
+        """Forecast: how many more tasks fit, if each claims as many new units as the last did, layer by layer."""
+        if not self.reports:
+            return float("inf")
+        last = self.reports[next(reversed(self.reports))].layers.values()
+        return min((use.free / use.new if use.new else float("inf") for use in last), default=float("inf"))
+
+    def slim(self, model: MaskedModel, task: int) -> nn.Module:
+        """A plain network with only the units that a task uses: equal outputs, fewer operations."""
+        assert self.units is not None
+        place = model.task_keys.index(task)
+        keep = {layer: self._of(ids) <= place for layer, ids in self.units.layers.items()}
+        example = tuple(x.cpu() if isinstance(x, Tensor) else x for x in self._example)
+        return slim(model.export(task).cpu(), example, keep)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held_out": [], "_trained_on": None}
+
+
+def _candidates(activity: Tensor) -> list[float]:
+    """Thresholds to try, ascending: geometric steps from the least to the most active free unit."""
+    positive = activity[activity > 0]
+    if not len(positive):
+        return []
+    low, high = float(positive.min()), float(positive.max())
+    return [*torch.logspace(math.log10(low), math.log10(high), CANDIDATES).tolist()[:-1], high]
+
+
+def _to(model: MaskedModel, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    device = next(iter(model.subnetworks.frozen.values())).device
+    return {name: entry.to(device) for name, entry in entries.items()}
+
+
+def _use(ids: range, claimed: Tensor, active: Tensor, place: int) -> LayerUse:
+    mine, on = claimed[ids.start : ids.stop], active[ids.start : ids.stop]
+    new = int((mine == place).sum())
+    return LayerUse(len(ids), new, int(((mine < place) & on).sum()), int((mine == FREE).sum()))
+
+
+def _expect(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, known))}; got {value!r}")
+
+
+def _output_layer(net: nn.Module) -> str:
+    """Name of the last module that holds a weight: in every usual network the output layer."""
+    weights = [name for name, p in net.named_parameters() if p.dim() > 1]
+    if not weights:
+        raise ValueError(
+            f"{type(net).__name__} has no weight to mask; pass a network with Linear or convolution layers"
+        )
+    return weights[-1].rpartition(".")[0]
+
+
+@register("clnp")
+class CLNP(SubnetworkStrategy):
+    """CLNP (Golkar et al. 2019): each task keeps its active neurons, and leaves the others to later tasks.
+
+    Uses task identities. Forgets nothing after its own pruning step, which costs a task at most ``margin``.
+
+    Args:
+        model: Linear, convolution and BatchNorm layers with ReLU, residual sums included; or an Avalanche
+            multi-head model of such layers.
+        optimizer: None for Adam at 1e-3 with a cosine schedule.
+        l1: see `CLNPPlugin`.
+        l1_form: see `CLNPPlugin`.
+        margin: see `CLNPPlugin`.
+        activity: see `CLNPPlugin`.
+        validation_share: see `CLNPPlugin`.
+        finetune_epochs: see `CLNPPlugin`.
+        head: ``"own"``: the output layer is each task's own; ``"gated"``: all tasks share it.
+        output_layer: name of the output layer; None: the last module that holds a weight.
+        on_exhausted: see `CLNPPlugin`.
+        weight_lr: learning rate; None: the optimizer's.
+        task_key: ``"auto"``, ``"task_label"`` or ``"experience"``.
+        schedule: ``"constant"`` or ``"cosine"``; by default cosine for our optimizer, constant for yours.
+        seed: of the re-initialisation and the held-out samples.
+        arguments: of any Avalanche strategy.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> CLNP(net, train_epochs=2, evaluator=None).model.masked_names
+        ['0.weight', '0.bias']
+    """
+
+    any_module = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: Optimizer | None = None,
+        l1: float = 1e-5,
+        l1_form: Literal["proximal", "subgradient"] = "proximal",
+        margin: float = 0.005,
+        activity: Activity = "mean",
+        validation_share: float = 0.1,
+        finetune_epochs: int = 0,
+        head: Literal["own", "gated"] = "own",
+        output_layer: str | None = None,
+        on_exhausted: Literal["warn", "error"] = "warn",
+        weight_lr: float | None = None,
+        task_key: TaskKey = "auto",
+        schedule: Schedule | None = None,
+        seed: int | None = None,
+        **arguments: Unpack[StrategyArguments],
+    ) -> None:
+        method = CLNPPlugin(
+            l1=l1,
+            l1_form=l1_form,
+            margin=margin,
+            activity=activity,
+            validation_share=validation_share,
+            finetune_epochs=finetune_epochs,
+            head=head,
+            on_exhausted=on_exhausted,
+            weight_lr=weight_lr,
+            task_key=task_key,
+            schedule=schedule or ("cosine" if optimizer is None else "constant"),
+        )
+        method.phases(arguments.get("train_epochs", 1))
+        own: tuple[str, ...] = ()
+        if head == "own" and not isinstance(model, MaskedModel):
+            own = (re.escape(f"{output_layer or _output_layer(model)}.".lstrip(".")) + ".*",)
+        super().__init__(
+            model=model, method=method, optimizer=optimizer, default_lr=1e-3, init="keep", mask="all", own=own,
+            seed=seed, **arguments,
+        )  # fmt: skip
+        self.method = method
+
+    def export(self, task: int, *, slim: bool = False) -> nn.Module:
+        """A plain network with one task's weights; ``slim``: without the units that it does not use."""
+        return self.method.slim(self.model, task) if slim else self.model.export(task)

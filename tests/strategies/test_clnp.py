@@ -1,0 +1,322 @@
+import copy
+import itertools
+import pickle
+
+import pytest
+import torch
+from avalanche.benchmarks import tensors_benchmark
+from avalanche.training.plugins import SupervisedPlugin
+from torch import nn
+from torch.optim import SGD
+
+from avalanche_supermask import CLNP
+from avalanche_supermask.activity import unit_activity
+from avalanche_supermask.partition import FREE
+from tests.streams import ResNet, class_stream, inputs, lenet, mlp, outputs, train_all
+
+QUICK = {"train_mb_size": 16, "evaluator": None, "seed": 0, "train_epochs": 4, "weight_lr": 0.01, "l1": 1e-3,
+         "margin": 0.1, "validation_share": 0.25}  # fmt: skip
+pytestmark = pytest.mark.filterwarnings("ignore:task .. no free unit is left")
+
+
+def learned(make=mlp, n_tasks=3, plugins=(), width=None, **arguments):
+    net = make(width) if width else make()
+    strategy = CLNP(net, plugins=list(plugins), **(QUICK | arguments))
+    return train_all(strategy, class_stream(n_tasks, n=96))
+
+
+def sides(method, name):
+    """Oracle: when the target and source of every entry were claimed, entry by entry."""
+    rows, columns = method.units.rows[name], method.units.columns.get(name)
+    claimed = [*method.claimed.tolist(), -1]
+    targets = [claimed[int(r)] for r in rows]
+    sources = [-1] if columns is None else [claimed[int(c)] for c in columns]
+    return targets, sources
+
+
+# ------------------------------------------------------------------ the partition
+
+
+@pytest.mark.parametrize("make", [mlp, lenet, ResNet])
+@pytest.mark.parametrize("head", ["own", "gated"])
+def test_a_mask_holds_what_was_claimed_by_then_and_nothing_that_writes_backwards(make, head):
+    strategy = learned(make, head=head)
+    method, model = strategy.method, strategy.model
+    for place, key in enumerate(model.task_keys):
+        for name, mask in model.subnetworks.task_mask(key).items():
+            targets, sources = sides(method, name)
+            flat = mask.reshape(mask.shape[0], len(sources), -1) if mask.dim() > 1 else mask.reshape(-1, 1, 1)
+            for i, target in enumerate(targets):
+                for j, source in enumerate(sources):
+                    expected = target <= place and source <= place and (target == -1 or source <= target)
+                    assert bool((flat[i, j] == expected).all())
+
+
+def test_the_three_classes_partition_every_weight():
+    strategy = learned(n_tasks=2)
+    method, model = strategy.method, strategy.model
+    visible, free = method._visible(model), method._free(model)
+    for name in ("1.weight", "3.weight"):
+        targets, sources = (torch.tensor(side) for side in sides(method, name))
+        a_l, a_below = int((targets != FREE).sum()), int((sources != FREE).sum())
+        interference = ~visible[name]
+        assert int(free[name].sum()) == (len(targets) - a_l) * len(sources)
+        frozen = visible[name] & ~free[name]
+        assert int(frozen.sum() + interference.sum() + free[name].sum()) == visible[name].numel()
+        assert not (interference & free[name]).any()
+        if name == "1.weight":
+            assert a_below == len(sources)
+            assert not interference.any()
+        # Interference includes pairs of claimed units in the wrong order: a later source, an earlier target.
+        assert (model.subnetworks.frozen[name][interference] == 0).all()
+
+
+def test_units_are_claimed_once_and_the_report_adds_up():
+    history = []
+
+    class Watch(SupervisedPlugin):
+        def before_training_exp(self, strategy, **kwargs):
+            history.append(strategy.method.claimed.clone())
+
+    strategy = learned(n_tasks=4, plugins=[Watch()])
+    history.append(strategy.method.claimed)
+    stages = [h for h in history if len(h)]
+    for before, after in itertools.pairwise(stages):
+        settled = before != FREE
+        assert torch.equal(before[settled], after[settled])
+    for place, report in enumerate(strategy.method.reports.values()):
+        for layer, use in report.layers.items():
+            mine = strategy.method._of(strategy.method.units.layers[layer])
+            assert use.new == int((mine == place).sum())
+            assert use.free == int((mine > place).sum())
+            assert use.total == len(mine)
+            assert 0 <= use.reused <= int((mine < place).sum())
+
+
+# ------------------------------------------------------------------ frozen and free
+
+
+@pytest.mark.parametrize("l1_form", ["proximal", "subgradient"])
+@pytest.mark.parametrize("head", ["own", "gated"])
+def test_nothing_reaches_frozen_entries_not_even_a_huge_penalty(l1_form, head):
+    net = mlp()
+    made = SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
+    strategy = CLNP(net, optimizer=made, head=head, l1_form=l1_form, **(QUICK | {"l1": 1.0, "weight_lr": None}))
+    stream = class_stream(2, n=96)
+    strategy.train(stream.train_stream[0])
+    kept = strategy.model.subnetworks.task_mask(0)
+    before = {n: w.clone() for n, w in strategy.model.subnetworks.frozen.items()}
+    x = inputs()
+    logits = outputs(strategy.model, x, 0)
+    strategy.train(stream.train_stream[1])
+    for name, weight in strategy.model.subnetworks.frozen.items():
+        assert torch.equal(weight[kept[name]], before[name][kept[name]])
+    assert any((w != before[n]).any() for n, w in strategy.model.subnetworks.frozen.items())
+    assert torch.equal(outputs(strategy.model, x, 0), logits)
+
+
+def test_noise_in_every_free_unit_changes_no_finished_task():
+    strategy = learned(n_tasks=2)
+    model, x = strategy.model, inputs()
+    before = {key: outputs(model, x, key) for key in (0, 1)}
+    free = strategy.method._free(model)
+    for name, weight in model.subnetworks.frozen.items():
+        weight[free[name]] = 1e6 * torch.randn(int(free[name].sum()))
+    model._cache.clear()
+    for key, logits in before.items():
+        assert torch.equal(outputs(model, x, key), logits)
+
+
+def test_free_units_start_anew():
+    strategy = learned(mlp, n_tasks=1, width=64)
+    model = strategy.model
+    free = strategy.method._free(model)
+    rows = free["1.weight"].all(dim=1)
+    assert rows.any()
+    values = model.subnetworks.frozen["1.weight"][rows]
+    assert float(values.std()) == pytest.approx(1 / 6 / 3**0.5, rel=0.15)  # U(-1/sqrt(36), 1/sqrt(36))
+    assert not torch.equal(values, dict(model.net.named_parameters())["1.weight"][rows])
+    assert (model.subnetworks.frozen["1.bias"][free["1.bias"]] == 0).all()
+
+
+def test_without_the_gate_a_shared_head_forgets():
+    """Negative control: let every task see all columns of the shared output layer."""
+    strategy = learned(n_tasks=1, head="gated")
+    x = inputs()
+
+    def ungated():
+        model = copy.deepcopy(strategy.model)
+        weights = model.effective_weights(0)
+        weights["5.weight"] = model.subnetworks.frozen["5.weight"].clone()
+        hidden = {n: model.subnetworks.frozen[n] for n in weights if not n.startswith("5")}
+        with torch.no_grad():
+            return torch.func.functional_call(
+                model.net, {**hidden, **{k: weights[k] for k in ("5.weight", "5.bias")}}, (x,)
+            )
+
+    before = ungated()
+    strategy.train(class_stream(2, n=96).train_stream[1])
+    assert not torch.equal(ungated(), before)
+
+
+# ------------------------------------------------------------------ pruning
+
+
+def test_the_loss_of_pruning_stays_within_the_margin():
+    for margin in (0.0, 0.05, 1.0):
+        strategy = learned(n_tasks=2, width=48, margin=margin)
+        for report in strategy.method.reports.values():
+            assert report.accuracy_after >= report.accuracy_before - margin
+        if margin == 1.0:
+            first = strategy.method.reports[0]
+            assert all(use.new == 0 for use in first.layers.values()), "any loss is allowed: nothing is kept"
+
+
+def test_a_larger_margin_claims_no_more_units():
+    def claimed(margin):
+        torch.manual_seed(0)
+        return sum(use.new for use in learned(n_tasks=1, width=48, margin=margin).method.reports[0].layers.values())
+
+    assert claimed(0.0) >= claimed(0.1) >= claimed(0.5) >= claimed(1.0)
+
+
+def test_the_held_out_data_are_not_trained_on():
+    seen = []
+
+    class Watch(SupervisedPlugin):
+        def before_forward(self, strategy, **kwargs):
+            seen.extend(tuple(x.flatten().tolist()) for x in strategy.mb_x)
+
+        def after_training_epoch(self, strategy, **kwargs):
+            held = {tuple(x.flatten().tolist()) for x in strategy.method._held_out[0]}
+            assert len(held) == 24
+            assert not held & set(seen)
+
+    strategy = learned(n_tasks=1, plugins=[Watch()])
+    assert len(set(seen)) == 72
+    assert strategy.method._held_out == []
+
+
+def test_fine_tuning_trains_what_is_kept():
+    strategy = learned(n_tasks=2, finetune_epochs=2)
+    assert strategy.model.task_keys == [0, 1]
+    with pytest.raises(ValueError, match="expected 0 to 3, got 4"):
+        CLNP(mlp(), **(QUICK | {"finetune_epochs": 4}))
+
+
+@pytest.mark.parametrize("statistic", ["mean", "rate"])
+def test_activity_against_a_network_done_by_hand(statistic):
+    """Mean over samples and positions, after the ReLU, in eval mode; dropout has no influence."""
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Dropout(0.9), nn.Flatten(), nn.Linear(48, 2))
+    strategy = CLNP(net, **(QUICK | {"train_epochs": 1, "margin": 0.0}))
+    method = strategy.method
+    found = {}
+
+    class Watch(SupervisedPlugin):
+        def before_training_iteration(self, strategy, **kwargs):
+            model = strategy.model.eval()
+            x = inputs(20)
+            found["units"] = unit_activity(model, method.units, x.split(7), statistic=statistic)
+            weights = model.subnetworks.current_weights(dict(model.net.named_parameters()))
+            with torch.no_grad():
+                out = nn.functional.conv2d(x, weights["0.weight"], weights["0.bias"]).relu()
+            found["oracle"] = (out if statistic == "mean" else (out > 0).float()).mean(dim=(0, 2, 3))
+            model.train()
+
+    strategy.plugins.insert(0, Watch())
+    strategy.train(class_stream(1, n=96).train_stream[0])
+    assert torch.allclose(found["units"].float(), found["oracle"], atol=1e-5)
+
+
+# ------------------------------------------------------------------ capacity
+
+
+def full_network(strategy):
+    strategy.method.claimed[:] = 0
+
+
+def test_exhausted_capacity_warns_and_overwrites_nothing():
+    strategy = CLNP(mlp(), **QUICK)
+    stream = class_stream(2, n=96)
+    strategy.train(stream.train_stream[0])
+    full_network(strategy)
+    before = {n: w.clone() for n, w in strategy.model.subnetworks.frozen.items()}
+    with pytest.warns(UserWarning, match="task 1: no free unit is left in 3, 1; what is left trains on"):
+        strategy.train(stream.train_stream[1])
+    assert all(torch.equal(w, before[n]) for n, w in strategy.model.subnetworks.frozen.items())
+    heads = [strategy.model.subnetworks.task_private(key)["5.weight"] for key in (0, 1)]
+    assert not torch.equal(*heads)
+
+
+def test_exhausted_capacity_can_be_an_error():
+    strategy = CLNP(mlp(), on_exhausted="error", **QUICK)
+    stream = class_stream(2, n=96)
+    strategy.train(stream.train_stream[0])
+    full_network(strategy)
+    with pytest.raises(RuntimeError, match="no free unit is left"):
+        strategy.train(stream.train_stream[1])
+    assert strategy.model.task_keys == [0]
+
+
+def test_the_forecast_is_free_over_new():
+    strategy = CLNP(mlp(), **QUICK)
+    assert strategy.method.tasks_left() == float("inf")
+    train_all(strategy, class_stream(1, n=96))
+    layers = strategy.method.reports[0].layers.values()
+    assert strategy.method.tasks_left() == min(use.free / use.new if use.new else float("inf") for use in layers)
+
+
+# ------------------------------------------------------------------ export, state, options
+
+
+@pytest.mark.parametrize("make", [mlp, lenet, ResNet])
+@pytest.mark.parametrize("head", ["own", "gated"])
+def test_slim_networks_answer_alike_and_are_smaller(make, head):
+    strategy = learned(make, head=head, l1=3e-3)
+    x = inputs()
+    for key in strategy.model.task_keys:
+        small = strategy.export(key, slim=True)
+        with torch.no_grad():
+            assert torch.allclose(small(x), outputs(strategy.model, x, key), atol=1e-5)
+    first = strategy.method.reports[0].layers.values()
+    removed = sum(use.free for use in first)
+    small, whole = strategy.export(0, slim=True), strategy.export(0)
+    assert (sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in whole.parameters())) == (removed > 0)
+
+
+def test_the_plugin_pickles_without_data():
+    strategy = learned(n_tasks=2)
+    again = pickle.loads(pickle.dumps(strategy.method))
+    assert torch.equal(again.claimed, strategy.method.claimed)
+    assert again.reports == strategy.method.reports
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"l1": -1}, "l1 >= 0"),
+        ({"margin": 2}, "0 <= margin <= 1"),
+        ({"validation_share": 1.0}, "0 < validation_share < 1"),
+        ({"head": "shared"}, "head must be 'own' or 'gated'; got 'shared'"),
+        ({"l1_form": "l2"}, "l1_form must be 'proximal' or 'subgradient'; got 'l2'"),
+        ({"activity": "max"}, "activity must be 'mean' or 'rate'; got 'max'"),
+        ({"on_exhausted": "stop"}, "on_exhausted must be 'warn' or 'error'; got 'stop'"),
+    ],
+)
+def test_unknown_options(arguments, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        CLNP(mlp(), evaluator=None, **arguments)
+
+
+def test_a_network_without_hidden_units():
+    with pytest.raises(ValueError, match="no weight to mask"):
+        CLNP(nn.Sequential(nn.Flatten(), nn.Linear(36, 2)), **QUICK)
+
+
+def test_labels_in_one_experience_only():
+    """A stream with one sample a class still prunes: the held-out share falls back to what there is."""
+    x, y = inputs(3), torch.tensor([0, 1, 1])
+    stream = tensors_benchmark([(x, y)], [(x, y)], task_labels=[0])
+    strategy = CLNP(mlp(), **QUICK)
+    strategy.train(stream.train_stream[0])
+    assert strategy.model.task_keys == [0]
