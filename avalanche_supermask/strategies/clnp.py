@@ -83,9 +83,10 @@ class CLNPPlugin(SubnetworkPlugin):
     """CLNP as a plugin of any template whose model is a ``MaskedModel(net, mask="all", init="keep")``.
 
     Args:
-        l1: strength α of the penalty Σ|w| on the weights that train (default 1e-5; the paper's is unknown).
-        l1_form: ``"proximal"`` shrinks weights after each step and gives exact zeros; ``"subgradient"`` adds
-            α sign(w) to the gradient.
+        l1: strength α of the penalty Σ|w| on the weights that train (default 1e-4; the paper's is unknown).
+        l1_form: ``"subgradient"`` adds α sign(w) to the gradient; ``"proximal"`` shrinks weights by the learning
+            rate times α after each step, which gives exact zeros, but under Adam needs an α a hundred to ten
+            thousand times larger, as Adam scales the gradient and not the step.
         margin: accuracy that pruning may cost, absolute (default 0.005, half a point).
         activity: ``"mean"`` activation after the ReLU (the paper's), or ``"rate"``, how often it is positive.
         validation_share: of the experience's training data, held out to choose the threshold (default 0.1).
@@ -103,8 +104,8 @@ class CLNPPlugin(SubnetworkPlugin):
     def __init__(
         self,
         *,
-        l1: float = 1e-5,
-        l1_form: Literal["proximal", "subgradient"] = "proximal",
+        l1: float = 1e-4,
+        l1_form: Literal["subgradient", "proximal"] = "subgradient",
         margin: float = 0.005,
         activity: Activity = "mean",
         validation_share: float = 0.1,
@@ -386,8 +387,8 @@ class CLNP(SubnetworkStrategy):
         model: nn.Module,
         *,
         optimizer: Optimizer | None = None,
-        l1: float = 1e-5,
-        l1_form: Literal["proximal", "subgradient"] = "proximal",
+        l1: float = 1e-4,
+        l1_form: Literal["subgradient", "proximal"] = "subgradient",
         margin: float = 0.005,
         activity: Activity = "mean",
         validation_share: float = 0.1,
