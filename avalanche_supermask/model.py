@@ -12,10 +12,8 @@ classes, names and attributes stay as they are; which tensors it sees depends on
 from __future__ import annotations
 
 import copy
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,22 +23,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from avalanche_supermask.functional import initial_scores, overlap, signed_constant
+from avalanche_supermask.layout import Init, Maskable, PerTask, classify, head_tensors, redraw
+from avalanche_supermask.routing import Router, forward_mixed
 from avalanche_supermask.subnetworks import LayerCapacity, Subnetworks
 from avalanche_supermask.tensors import NamedTensors
 
-__all__ = ["Init", "Maskable", "MaskedModel", "PerTask"]
-
-Init = Literal["signed_constant", "keep"]
-PerTask = Literal["none", "norm", "all"]
-Maskable = Literal["weights", "all"]
-
-_NORMS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.LocalResponseNorm,
-    *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
-)
+__all__ = ["MaskedModel"]
 
 
 class _Unset:
@@ -97,34 +85,20 @@ class MaskedModel(MultiTaskModule):
         super().__init__()
         if init not in ("signed_constant", "keep"):
             raise ValueError(f"init must be 'signed_constant' or 'keep'; got {init!r}")
-        if per_task not in ("none", "norm", "all"):
-            raise ValueError(f"per_task must be 'none', 'norm' or 'all'; got {per_task!r}")
-        if mask not in ("weights", "all"):
-            raise ValueError(f"mask must be 'weights' or 'all'; got {mask!r}")
         self.init: Init = init
         self.seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
         self.host = _Host(copy.deepcopy(net))
-        unmasked = (*exclude, *own)
-        masked = {name: p for name, p in self._backbone() if self._is_maskable(name, p, unmasked, mask)}
-        if not masked:
-            raise ValueError(
-                f"{type(net).__name__} has no weight to mask: expected at least one parameter of two or more "
-                f"dimensions outside norms, heads and exclude={list(exclude)}; pass a network with a Linear, "
-                "convolution or embedding layer"
-            )
+        layout = classify(self.net, per_task=per_task, exclude=exclude, own=own, mask=mask)
         if init == "signed_constant":
-            self._redraw(masked)
-        rest = {name: p for name, p in self._backbone() if name not in masked}
-        private = {name: p for name, p in rest.items() if _matches(name, own) or self._is_per_task(name, per_task)}
-        self.subnetworks = Subnetworks({name: p.detach().clone() for name, p in masked.items()})
-        self.shared = NamedTensors({name: p.detach().clone() for name, p in rest.items() if name not in private})
-        self.fresh = NamedTensors(  # what a new task starts from: per-task parameters and every buffer
-            {name: t.detach().clone() for name, t in (*private.items(), *self._backbone_buffers())}
-        )
-        self._own_names = list(private)
-        self.assigned: int | None = None  # task that answers in evaluation whatever the labels say
+            redraw(layout, self.seed)
+        self.subnetworks = Subnetworks(_copies(layout.masked))
+        self.shared = NamedTensors(_copies(layout.shared))
+        # What a new task starts from: its own parameters, and every buffer.
+        self.fresh = NamedTensors(_copies({**layout.private, **layout.buffers}))
+        self._own_names = list(layout.private)
+        self._buffer_names = list(layout.buffers)
+        self.router = Router()
         self._cache: dict[int, dict[str, Tensor]] = {}
-        self._warned = False
         self._set_learning(())
 
     # ------------------------------------------------------------------ the network's tensors
@@ -144,52 +118,14 @@ class MaskedModel(MultiTaskModule):
         """Shape of each masked weight."""
         return self.subnetworks.masks.shapes
 
-    def _backbone(self) -> Iterator[tuple[str, nn.Parameter]]:
-        heads = self._head_prefixes()
-        return ((n, p) for n, p in self.net.named_parameters() if not n.startswith(heads))
-
-    def _backbone_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        heads = self._head_prefixes()
-        return ((n, b) for n, b in self.net.named_buffers() if not n.startswith(heads))
-
-    def _head_prefixes(self) -> tuple[str, ...]:
-        """Prefixes of what lies inside Avalanche's dynamic modules, the outermost (the net itself) excepted."""
-        return tuple(f"{name}." for name, m in self.net.named_modules() if name and isinstance(m, DynamicModule))
-
-    def _head_tensors(self, label: int | None) -> dict[str, Tensor]:
-        """What is neither masked, shared nor fresh: heads, without those that belong to another task label.
-
-        Told by what is left over, so that a tensor the network grew while learning is never forgotten.
-        """
+    def _head_tensors(self) -> dict[str, Tensor]:
         known = {*self.masked_names, *self.shared, *self.fresh}
-        other_heads = tuple(
-            f"{name}.{key}."
-            for name, m in self.net.named_modules()
-            if isinstance(m, nn.ModuleDict) and str(label) in m
-            for key in m
-            if key != str(label)
-        )
-        everything = (*self.net.named_parameters(), *self.net.named_buffers())
-        return {n: t for n, t in everything if n not in known and not n.startswith(other_heads)}
+        return head_tensors(self.net, known, self.subnetworks.active_label)
 
-    def _is_maskable(self, name: str, p: nn.Parameter, unmasked: Sequence[str], mask: Maskable) -> bool:
-        wanted = p.dim() >= 1 if mask == "all" else p.dim() >= 2 and not self._is_norm(name)
-        return wanted and p.is_floating_point() and not _matches(name, unmasked)
-
-    def _is_norm(self, name: str) -> bool:
-        return isinstance(self.net.get_submodule(name.rpartition(".")[0]), _NORMS)
-
-    def _is_per_task(self, name: str, per_task: PerTask) -> bool:
-        return per_task == "all" or (per_task == "norm" and self._is_norm(name))
-
-    @torch.no_grad()
-    def _redraw(self, masked: Mapping[str, Tensor]) -> None:
-        generator = torch.Generator().manual_seed(self.seed)
-        for name, p in self._backbone():
-            if name in masked:
-                p.copy_(signed_constant(p.shape, generator=generator))
-            elif "bias" in name.rpartition(".")[2]:
-                p.zero_()
+    def _live(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Tensors of the network as they are now."""
+        tensors = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
+        return {name: tensors[name] for name in names}
 
     # ------------------------------------------------------------------ learning a task
 
@@ -211,9 +147,8 @@ class MaskedModel(MultiTaskModule):
                 "Give it a new key, or forget(task) first"
             )
         self.subnetworks.begin(key, label)
-        live = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
-        for name, value in self.fresh.items():
-            live[name].copy_(value)
+        for name, live in self._live(list(self.fresh)).items():
+            live.copy_(self.fresh[name])
 
     def learn_scores(self, select: Any) -> None:
         """Phase in which the scores learn: ``select`` turns them into the mask (see `selection`)."""
@@ -242,8 +177,12 @@ class MaskedModel(MultiTaskModule):
             RuntimeError: no task is being learned.
             FloatingPointError: a learned value is NaN or infinite; the task is abandoned.
         """
-        label = self.subnetworks.active_label
-        private = {**self._changed_buffers(), **self._live(self._own_names), **self._head_tensors(label)}
+        buffers = self._live(self._buffer_names)
+        private = {
+            **{name: b for name, b in buffers.items() if not torch.equal(b, self.fresh[name])},
+            **self._live(self._own_names),
+            **self._head_tensors(),
+        }
         learned = [*private.values(), *(p for p in self.parameters() if p.requires_grad)]
         if not all(bool(t.isfinite().all()) for t in learned):
             key = self.active
@@ -264,18 +203,9 @@ class MaskedModel(MultiTaskModule):
         self._cache.clear()
         self._set_learning(())
 
-    def _live(self, names: Sequence[str]) -> dict[str, Tensor]:
-        parameters = dict(self.net.named_parameters())
-        return {name: parameters[name] for name in names}
-
-    def _changed_buffers(self) -> dict[str, Tensor]:
-        return {n: b for n, b in self._backbone_buffers() if not torch.equal(b, self.fresh[n])}
-
     def _set_learning(self, weights: Sequence[str]) -> None:
         """Let exactly these weights, the scores (in their phase) and, while a task is active, its own tensors learn."""
-        own = (
-            {*self._own_names, *self._head_tensors(self.subnetworks.active_label)} if self.active is not None else set()
-        )
+        own = {*self._own_names, *self._head_tensors()} if self.active is not None else set()
         for name, p in self.net.named_parameters():
             p.requires_grad_(name in weights or name in own)
             p.grad = None
@@ -298,15 +228,13 @@ class MaskedModel(MultiTaskModule):
             The network's output; with mixed tasks of different widths, zero-padded to the widest.
         """
         if isinstance(task_labels, _Unset):
-            return self.forward_task(self._latest(), x)
+            return self.forward_task(self.router.latest(self.subnetworks), x)
         if task_labels is None:
             return self.forward_all_tasks(x)
-        if isinstance(task_labels, int):
-            return self.forward_task(self._resolve(task_labels), x)
-        labels = torch.as_tensor(task_labels)
-        if labels.dim() == 0 or bool((labels == labels.reshape(-1)[0]).all()):
-            return self.forward_task(self._resolve(int(labels.reshape(-1)[0])), x)
-        return self._forward_mixed(x, labels)
+        labels = torch.as_tensor(task_labels).reshape(-1)
+        if len(labels) == 1 or bool((labels == labels[0]).all()):
+            return self.forward_task(self.router.resolve(int(labels[0]), self.subnetworks), x)
+        return forward_mixed(x, labels, self.forward)
 
     def forward_single_task(self, x: Any, task_label: int) -> Any:
         """Outputs for a batch of one task."""
@@ -316,18 +244,6 @@ class MaskedModel(MultiTaskModule):
         """Outputs of every learned task, and of the one being learned, by task key."""
         keys = self.task_keys + ([] if self.active is None else [self.active])
         return {key: self.forward_task(key, x) for key in keys}
-
-    def _forward_mixed(self, x: Any, labels: Tensor) -> Tensor:
-        parts = []
-        for label in labels.unique():
-            rows = (labels == label).nonzero().squeeze(1)
-            parts.append((rows, self.forward_task(self._resolve(int(label)), _take(x, rows))))
-        width = max(out.shape[-1] for _, out in parts)
-        first: Tensor = parts[0][1]
-        result = first.new_zeros((len(labels), *first.shape[1:-1], width))
-        for rows, out in parts:
-            result[rows, ..., : out.shape[-1]] = out
-        return result
 
     def forward_task(self, key: int | None, x: Any) -> Any:
         """Outputs under one task, by its key; None: the network as it was initialised, without a mask."""
@@ -359,28 +275,6 @@ class MaskedModel(MultiTaskModule):
             return tensors
         buffers = {name for name, _ in self.net.named_buffers()}
         return {name: t.clone() if name in buffers else t for name, t in tensors.items()}
-
-    def _latest(self) -> int | None:
-        return self.active if self.active is not None else next(reversed(self.task_keys), None)
-
-    def _resolve(self, label: int) -> int | None:
-        """Task of an Avalanche label: the one being learned under it, else the one learned under it."""
-        if self.active is not None and label == self.subnetworks.active_label and self.assigned is None:
-            return self.active
-        if self.assigned is not None and self.assigned in (*self.task_keys, self.active):
-            return self.assigned
-        keys = [key for key, task in self.subnetworks.tasks.items() if task.label == label]
-        if len(keys) == 1:
-            return keys[0]
-        if not self._warned and self.task_keys:
-            self._warned = True
-            reason = "stands for several learned tasks" if keys else "was never trained"
-            warnings.warn(
-                f"task label {label} {reason} (learned: {self.task_keys}); the latest task answers. "
-                "Further labels like it are answered the same way without a warning",
-                stacklevel=3,
-            )
-        return keys[-1] if keys else self._latest()
 
     # ------------------------------------------------------------------ what Avalanche calls
 
@@ -474,20 +368,11 @@ class MaskedModel(MultiTaskModule):
         return sum(int(mask.sum()) for mask in freed.values())
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().clone() for name, t in tensors.items()}
 
 
 def _generator(seed: int, key: int, purpose: int) -> torch.Generator:
     """Independent streams for each task and purpose, whatever the order in which they are asked for."""
     state = np.random.SeedSequence([seed % 2**63, key % 2**63, purpose]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-
-
-def _take(x: Any, rows: Tensor) -> Any:
-    """Rows of a batch: of a tensor, or of each tensor in a tuple, list or dictionary."""
-    if isinstance(x, Tensor):
-        return x[rows]
-    if isinstance(x, Mapping):
-        return {key: _take(value, rows) for key, value in x.items()}
-    return type(x)(_take(value, rows) for value in x)

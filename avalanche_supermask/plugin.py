@@ -141,11 +141,11 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """With ``task_key="experience"``, the index of the experience names the task."""
         if self.task_key == "experience":
-            masked_model(strategy).assigned = strategy.experience.current_experience
+            masked_model(strategy).router.assigned = strategy.experience.current_experience
 
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """The labels name the task again."""
-        masked_model(strategy).assigned = None
+        masked_model(strategy).router.assigned = None
 
     # ------------------------------------------------------------------ phases and learning rate
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from typing_extensions import TypedDict
 
-from avalanche_supermask.model import Init, Maskable, MaskedModel, PerTask
+from avalanche_supermask.layout import Init, Maskable, PerTask
+from avalanche_supermask.model import MaskedModel
 from avalanche_supermask.plugin import SubnetworkPlugin, adopt_parameters
 
 __all__ = ["ModelArguments", "StrategyArguments", "SubnetworkStrategy"]

@@ -170,7 +170,7 @@ def test_task_key_experience_also_answers_at_evaluation():
     strategy.plugins.append(Outputs())
     strategy.eval(stream.test_stream)
     assert sum(recorded) / len(recorded) > 0.9
-    assert strategy.model.assigned is None
+    assert strategy.model.router.assigned is None
 
 
 def test_streams_of_the_new_interface_without_labels():

@@ -26,10 +26,8 @@ mask of its weights, like every other method.
 from __future__ import annotations
 
 import copy
-import math
 import re
 import warnings
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -42,41 +40,14 @@ from avalanche_supermask.data import load_tensors
 from avalanche_supermask.model import MaskedModel
 from avalanche_supermask.partition import FREE, Partition
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
+from avalanche_supermask.pruning import PruningReport, prune
 from avalanche_supermask.registry import register
 from avalanche_supermask.strategy import StrategyArguments, SubnetworkStrategy
 from avalanche_supermask.units import Units, find_units, slim
 
-__all__ = ["CLNP", "CLNPPlugin", "LayerUse", "PruningReport"]
+__all__ = ["CLNP", "CLNPPlugin"]
 
-CANDIDATES = 40
 BATCH = 1024
-
-
-@dataclass(frozen=True)
-class LayerUse:
-    """Units of one layer after a task: it uses ``new + reused``; ``free`` are left for later tasks."""
-
-    total: int
-    new: int
-    reused: int
-    free: int
-
-
-@dataclass(frozen=True)
-class PruningReport:
-    """What pruning did to a task.
-
-    Attributes:
-        threshold: θ.
-        accuracy_before: on held-out training data, with every unit.
-        accuracy_after: the same, with the kept units only: the loss is the graceful forgetting.
-        layers: units of each layer.
-    """
-
-    threshold: float
-    accuracy_before: float
-    accuracy_after: float
-    layers: dict[str, LayerUse]
 
 
 class CLNPPlugin(SubnetworkPlugin):
@@ -237,15 +208,11 @@ class CLNPPlugin(SubnetworkPlugin):
     def _prune(self, model: MaskedModel) -> None:
         """Claim the units that matter, at the largest threshold within the margin."""
         assert self.units is not None
-        place = len(model.task_keys)
         was_training = model.training
         model.eval()
         data = load_tensors(self._trained_on.eval(), self._held_out[0].device)[0]
         activity = unit_activity(model, self.units, data.split(BATCH), statistic=self.activity).cpu()
-        trainable, free = self._free(model), self.claimed == FREE
-
-        def claim(threshold: float) -> Tensor:
-            return torch.where(free & (activity > threshold), place, self.claimed)
+        trainable = self._free(model)
 
         def accuracy(mask: dict[str, Tensor]) -> float:
             model.subnetworks.learn_weights(trainable, mask=mask)
@@ -256,20 +223,18 @@ class CLNPPlugin(SubnetworkPlugin):
             )
             return right / len(y)
 
-        best = accuracy(self._visible(model))
-        threshold, after = 0.0, accuracy(self._kept(model, claim(0.0)))
-        for candidate in _candidates(activity[free]):
-            found = accuracy(self._kept(model, claim(candidate)))
-            if found < best - self.margin:
-                break
-            threshold, after = candidate, found
-        claimed = claim(threshold)
-        model.subnetworks.learn_weights(trainable, mask=self._kept(model, claimed))
-        active = activity > threshold
-        self.claimed = claimed
+        report, self.claimed = prune(
+            self.units,
+            self.claimed,
+            activity,
+            place=len(model.task_keys),
+            before=accuracy(self._visible(model)),
+            accuracy=lambda claimed: accuracy(self._kept(model, claimed)),
+            margin=self.margin,
+        )
+        model.subnetworks.learn_weights(trainable, mask=self._kept(model, self.claimed))
         assert model.active is not None
-        layers = {layer: _use(ids, claimed, active, place) for layer, ids in self.units.layers.items()}
-        self.reports[model.active] = PruningReport(threshold, best, after, layers)
+        self.reports[model.active] = report
         self._pruned = True
         model.train(was_training)
 
@@ -314,24 +279,9 @@ class CLNPPlugin(SubnetworkPlugin):
         return {**self.__dict__, "_held_out": [], "_trained_on": None}
 
 
-def _candidates(activity: Tensor) -> list[float]:
-    """Thresholds to try, ascending: geometric steps from the least to the most active free unit."""
-    positive = activity[activity > 0]
-    if not len(positive):
-        return []
-    low, high = float(positive.min()), float(positive.max())
-    return [*torch.logspace(math.log10(low), math.log10(high), CANDIDATES).tolist()[:-1], high]
-
-
 def _to(model: MaskedModel, entries: dict[str, Tensor]) -> dict[str, Tensor]:
     device = next(iter(model.subnetworks.frozen.values())).device
     return {name: entry.to(device) for name, entry in entries.items()}
-
-
-def _use(ids: range, claimed: Tensor, active: Tensor, place: int) -> LayerUse:
-    mine, on = claimed[ids.start : ids.stop], active[ids.start : ids.stop]
-    new = int((mine == place).sum())
-    return LayerUse(len(ids), new, int(((mine < place) & on).sum()), int((mine == FREE).sum()))
 
 
 def _expect(name: str, value: str, known: tuple[str, ...]) -> None:

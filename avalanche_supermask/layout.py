@@ -1,0 +1,116 @@
+"""Which tensor of a network belongs to whom: to all tasks through masks, to all of them as it is, or to each.
+
+Decided once, from names, shapes and module types, when a network is wrapped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from avalanche.models import DynamicModule
+from torch import Tensor, nn
+
+from avalanche_supermask.functional import signed_constant
+
+__all__ = ["Init", "Layout", "Maskable", "PerTask", "classify", "head_tensors", "redraw"]
+
+Init = Literal["signed_constant", "keep"]
+PerTask = Literal["none", "norm", "all"]
+Maskable = Literal["weights", "all"]
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.LocalResponseNorm,
+    *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors of a network outside its heads, by name.
+
+    Attributes:
+        masked: parameters that tasks share through masks.
+        shared: parameters that are the same for every task, frozen.
+        private: parameters that each task has for itself.
+        buffers: what training may change besides: running statistics, or constants.
+    """
+
+    masked: Mapping[str, nn.Parameter]
+    shared: Mapping[str, nn.Parameter]
+    private: Mapping[str, nn.Parameter]
+    buffers: Mapping[str, Tensor]
+
+
+def classify(
+    net: nn.Module, *, per_task: PerTask, exclude: Sequence[str], own: Sequence[str], mask: Maskable
+) -> Layout:
+    """Sort the tensors of a network; see `MaskedModel` for the arguments.
+
+    Raises:
+        ValueError: an unknown option, or nothing to mask.
+    """
+    if per_task not in ("none", "norm", "all"):
+        raise ValueError(f"per_task must be 'none', 'norm' or 'all'; got {per_task!r}")
+    if mask not in ("weights", "all"):
+        raise ValueError(f"mask must be 'weights' or 'all'; got {mask!r}")
+    heads = tuple(f"{name}." for name, m in net.named_modules() if name and isinstance(m, DynamicModule))
+    masked: dict[str, nn.Parameter] = {}
+    shared: dict[str, nn.Parameter] = {}
+    private: dict[str, nn.Parameter] = {}
+    for name, p in net.named_parameters():
+        if name.startswith(heads):
+            continue
+        is_norm = isinstance(net.get_submodule(name.rpartition(".")[0]), _NORMS)
+        maskable = p.dim() >= 1 if mask == "all" else p.dim() >= 2 and not is_norm
+        if maskable and p.is_floating_point() and not _matches(name, (*exclude, *own)):
+            masked[name] = p
+        elif _matches(name, own) or per_task == "all" or (per_task == "norm" and is_norm):
+            private[name] = p
+        else:
+            shared[name] = p
+    if not masked:
+        raise ValueError(
+            f"{type(net).__name__} has no weight to mask: expected at least one parameter of two or more "
+            f"dimensions outside norms, heads and exclude={list(exclude)}; pass a network with a Linear, "
+            "convolution or embedding layer"
+        )
+    buffers = {name: b for name, b in net.named_buffers() if not name.startswith(heads)}
+    return Layout(masked, shared, private, buffers)
+
+
+def head_tensors(net: nn.Module, known: Collection[str], label: int | None) -> dict[str, Tensor]:
+    """Tensors that are not known: heads, without those that belong to another task label.
+
+    Told by what is left over, so that a tensor the network grew while learning is never forgotten.
+    """
+    other_heads = tuple(
+        f"{name}.{key}."
+        for name, m in net.named_modules()
+        if isinstance(m, nn.ModuleDict) and str(label) in m
+        for key in m
+        if key != str(label)
+    )
+    everything = (*net.named_parameters(), *net.named_buffers())
+    return {name: t for name, t in everything if name not in known and not name.startswith(other_heads)}
+
+
+@torch.no_grad()
+def redraw(layout: Layout, seed: int) -> None:
+    """Signed constants for the masked weights, zero for the biases (SupSup, A1), in place."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in layout.masked.values():
+        p.copy_(signed_constant(p.shape, generator=generator))
+    for name, p in (*layout.shared.items(), *layout.private.items()):
+        if "bias" in name.rpartition(".")[2]:
+            p.zero_()
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)

@@ -1,0 +1,102 @@
+"""Graceful forgetting: which units a task may keep, at a loss of accuracy that stays within a margin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from avalanche_supermask.partition import FREE
+from avalanche_supermask.units import Units
+
+__all__ = ["LayerUse", "PruningReport", "candidates", "prune"]
+
+STEPS = 40
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """Units of one layer after a task: it uses ``new + reused``; ``free`` are left for later tasks."""
+
+    total: int
+    new: int
+    reused: int
+    free: int
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """What pruning did to a task.
+
+    Attributes:
+        threshold: θ.
+        accuracy_before: on held-out training data, with every unit.
+        accuracy_after: the same, with the kept units only: the loss is the graceful forgetting.
+        layers: units of each layer.
+    """
+
+    threshold: float
+    accuracy_before: float
+    accuracy_after: float
+    layers: dict[str, LayerUse]
+
+
+def candidates(activity: Tensor) -> list[float]:
+    """Thresholds to try, ascending: geometric steps from the least to the most active unit."""
+    positive = activity[activity > 0]
+    if not len(positive):
+        return []
+    low, high = float(positive.min()), float(positive.max())
+    return [*torch.logspace(math.log10(low), math.log10(high), STEPS).tolist()[:-1], high]
+
+
+def prune(
+    units: Units,
+    claimed: Tensor,
+    activity: Tensor,
+    *,
+    place: int,
+    before: float,
+    accuracy: Callable[[Tensor], float],
+    margin: float,
+) -> tuple[PruningReport, Tensor]:
+    """Claim, for the task in this place, the free units above the largest threshold within the margin.
+
+    Thresholds are tried in ascending order, up to the first that costs too much. Zero is always accepted: it
+    removes only units that were never active.
+
+    Args:
+        units: of the network.
+        claimed: by unit, the place of the task that claimed it, or `FREE`.
+        activity: by unit, on this task's training data.
+        place: of this task.
+        before: accuracy with every unit.
+        accuracy: of the network with the units that are claimed, on held-out data.
+        margin: largest accepted loss, absolute.
+
+    Returns:
+        What was done, and the units claimed after it.
+    """
+    free = claimed == FREE
+
+    def claim(threshold: float) -> Tensor:
+        return torch.where(free & (activity > threshold), place, claimed)
+
+    threshold, after = 0.0, accuracy(claim(0.0))
+    for candidate in candidates(activity[free]):
+        found = accuracy(claim(candidate))
+        if found < before - margin:
+            break
+        threshold, after = candidate, found
+    final = claim(threshold)
+    layers = {layer: _use(ids, final, activity > threshold, place) for layer, ids in units.layers.items()}
+    return PruningReport(threshold, before, after, layers), final
+
+
+def _use(ids: range, claimed: Tensor, active: Tensor, place: int) -> LayerUse:
+    mine, on = claimed[ids.start : ids.stop], active[ids.start : ids.stop]
+    new = int((mine == place).sum())
+    return LayerUse(len(ids), new, int(((mine < place) & on).sum()), int((mine == FREE).sum()))
