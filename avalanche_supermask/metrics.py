@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from avalanche_supermask.model import MaskedModel
 
-__all__ = ["BytesPerTask", "FreeCapacity", "MaskDensity", "MaskOverlap", "OutputDrift", "supermask_metrics"]
+__all__ = ["BytesPerTask", "FreeCapacity", "MaskDensity", "MaskOverlap", "OutputDrift", "UnitUse", "supermask_metrics"]
 
 
 class _AfterTask(PluginMetric[float]):
@@ -99,6 +99,47 @@ class BytesPerTask(_OfLatestTask):
         return float(model.subnetworks.task_bytes(task))
 
 
+class UnitUse(PluginMetric[dict[str, float]]):
+    """Units that CLNP's latest task claimed, reused and left free, a curve for each layer; and what pruning cost.
+
+    ``TasksLeft`` is the forecast of how many more tasks fit; ``GracefulForgetting`` the accuracy that pruning took
+    from the task, on held-out training data. Says nothing for other methods.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: dict[str, float] = {}
+
+    def reset(self) -> None:
+        """Forget the last values."""
+        self._values = {}
+
+    def result(self) -> dict[str, float]:
+        """The last values, by name."""
+        return self._values
+
+    def __str__(self) -> str:
+        return "UnitUse"
+
+    def after_training_exp(self, strategy: Any) -> Any:
+        """Emit the curves."""
+        capacity = next((p.unit_capacity() for p in strategy.plugins if hasattr(p, "unit_capacity")), None)
+        if capacity is None:
+            return None
+        self._values = {"TasksLeft": capacity.tasks_left, "GracefulForgetting": capacity.graceful_forgetting}
+        for layer, use in capacity.layers.items():
+            for kind in ("new", "reused", "used", "free"):
+                self._values[f"Units{kind.capitalize()}/{layer}"] = float(getattr(use, kind))
+        x = strategy.clock.train_iterations
+        return [MetricValue(self, _tag(name), value, x) for name, value in self._values.items()]
+
+
+def _tag(name: str) -> str:
+    """Avalanche's form of a metric's name, the layer last."""
+    metric, slash, layer = name.partition("/")
+    return f"{metric}/train_phase/train_stream{slash}{layer}"
+
+
 class OutputDrift(_AfterTask):
     """Largest change of any old output: max |Δ| over stored probe batches of all earlier tasks.
 
@@ -145,8 +186,9 @@ def supermask_metrics(
     overlap: bool = False,
     capacity: bool = False,
     memory: bool = False,
+    units: bool = False,
     drift: bool = False,
-) -> list[PluginMetric[float]]:
+) -> list[PluginMetric[Any]]:
     """Metrics of subnetworks for an ``EvaluationPlugin``; all of them if none is chosen.
 
     Args:
@@ -154,6 +196,7 @@ def supermask_metrics(
         overlap: `MaskOverlap`.
         capacity: `FreeCapacity`.
         memory: `BytesPerTask`.
+        units: `UnitUse`.
         drift: `OutputDrift`.
 
     Returns:
@@ -168,6 +211,7 @@ def supermask_metrics(
         MaskOverlap: overlap,
         FreeCapacity: capacity,
         BytesPerTask: memory,
+        UnitUse: units,
         OutputDrift: drift,
     }
     everything = not any(chosen.values())

@@ -12,7 +12,7 @@ from torch import Tensor
 from avalanche_supermask.partition import FREE
 from avalanche_supermask.units import Units
 
-__all__ = ["LayerUse", "PruningReport", "candidates", "prune"]
+__all__ = ["LayerUse", "PruningReport", "UnitCapacity", "candidates", "capacity_after", "prune"]
 
 STEPS = 40
 
@@ -25,6 +25,11 @@ class LayerUse:
     new: int
     reused: int
     free: int
+
+    @property
+    def used(self) -> int:
+        """Units that were active on the task: its own and those it found."""
+        return self.new + self.reused
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,27 @@ class PruningReport:
     accuracy_before: float
     accuracy_after: float
     layers: dict[str, LayerUse]
+
+
+@dataclass(frozen=True)
+class UnitCapacity:
+    """Units after the latest task.
+
+    Attributes:
+        layers: what the task used and left, by layer.
+        tasks_left: forecast of how many more tasks fit, if each claims as many new units as this one.
+        graceful_forgetting: accuracy that pruning took from the task, on held-out data.
+    """
+
+    layers: dict[str, LayerUse]
+    tasks_left: float
+    graceful_forgetting: float
+
+
+def capacity_after(report: PruningReport) -> UnitCapacity:
+    """Capacity and forecast from a task's report: the layer that fills up first decides."""
+    left = min((u.free / u.new if u.new else math.inf for u in report.layers.values()), default=math.inf)
+    return UnitCapacity(report.layers, left, report.accuracy_before - report.accuracy_after)
 
 
 def candidates(activity: Tensor) -> list[float]:

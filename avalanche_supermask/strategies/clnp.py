@@ -40,7 +40,7 @@ from avalanche_supermask.data import load_tensors
 from avalanche_supermask.model import MaskedModel
 from avalanche_supermask.partition import FREE, Partition
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
-from avalanche_supermask.pruning import PruningReport, prune
+from avalanche_supermask.pruning import PruningReport, UnitCapacity, capacity_after, prune
 from avalanche_supermask.registry import register
 from avalanche_supermask.strategy import StrategyArguments, SubnetworkStrategy
 from avalanche_supermask.units import Units, find_units, slim
@@ -260,12 +260,9 @@ class CLNPPlugin(SubnetworkPlugin):
 
     # ------------------------------------------------------------------ questions
 
-    def tasks_left(self) -> float:
-        """Forecast: how many more tasks fit, if each claims as many new units as the last did, layer by layer."""
-        if not self.reports:
-            return float("inf")
-        last = self.reports[next(reversed(self.reports))].layers.values()
-        return min((use.free / use.new if use.new else float("inf") for use in last), default=float("inf"))
+    def unit_capacity(self) -> UnitCapacity | None:
+        """Units that the latest task used and left, and how many more tasks fit; None before the first."""
+        return capacity_after(self.reports[next(reversed(self.reports))]) if self.reports else None
 
     def slim(self, model: MaskedModel, task: int) -> nn.Module:
         """A plain network with only the units that a task uses: equal outputs, fewer operations."""
@@ -378,3 +375,7 @@ class CLNP(SubnetworkStrategy):
     def export(self, task: int, *, slim: bool = False) -> nn.Module:
         """A plain network with one task's weights; ``slim``: without the units that it does not use."""
         return self.method.slim(self.model, task) if slim else self.model.export(task)
+
+    def capacity(self) -> UnitCapacity | None:
+        """Units that the latest task used and left, and how many more tasks fit; None before the first task."""
+        return self.method.unit_capacity()

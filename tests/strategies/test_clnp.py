@@ -5,11 +5,11 @@ import pickle
 import pytest
 import torch
 from avalanche.benchmarks import tensors_benchmark
-from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 from torch.optim import SGD
 
-from avalanche_supermask import CLNP
+from avalanche_supermask import CLNP, supermask_metrics
 from avalanche_supermask.activity import unit_activity
 from avalanche_supermask.partition import FREE
 from tests.streams import ResNet, class_stream, inputs, lenet, mlp, outputs, train_all
@@ -258,12 +258,22 @@ def test_exhausted_capacity_can_be_an_error():
     assert strategy.model.task_keys == [0]
 
 
-def test_the_forecast_is_free_over_new():
-    strategy = CLNP(mlp(), **QUICK)
-    assert strategy.method.tasks_left() == float("inf")
-    train_all(strategy, class_stream(1, n=96))
-    layers = strategy.method.reports[0].layers.values()
-    assert strategy.method.tasks_left() == min(use.free / use.new if use.new else float("inf") for use in layers)
+def test_the_forecast_is_free_over_new_and_in_tensorboards_curves():
+    evaluator = EvaluationPlugin(supermask_metrics(units=True), loggers=[])
+    strategy = CLNP(mlp(), **(QUICK | {"evaluator": evaluator}))
+    assert strategy.capacity() is None
+    train_all(strategy, class_stream(2, n=96))
+    capacity, report = strategy.capacity(), strategy.method.reports[1]
+    layers = report.layers.values()
+    assert capacity.tasks_left == min(use.free / use.new if use.new else float("inf") for use in layers)
+    assert capacity.graceful_forgetting == report.accuracy_before - report.accuracy_after
+    found = evaluator.get_all_metrics()
+    for layer, use in report.layers.items():
+        for kind in ("new", "reused", "used", "free"):
+            curve = found[f"Units{kind.capitalize()}/train_phase/train_stream/{layer}"][1]
+            assert len(curve) == 2
+            assert curve[-1] == getattr(use, kind)
+    assert len(found["TasksLeft/train_phase/train_stream"][1]) == 2
 
 
 # ------------------------------------------------------------------ export, state, options

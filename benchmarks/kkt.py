@@ -1,0 +1,92 @@
+"""Does KKT help? Accuracy of ExSSNeT's later tasks over the training budget, with and without KKT.
+
+    python -m benchmarks.kkt --dataset-root DIR --out benchmarks/results/kkt.json
+
+RotatedMNIST: tasks are related, the closer their angles the more. Each task gets one mask epoch and one weight
+epoch over a share of its training samples. Compared are fresh scores, KKT as published (the scores of the best
+old task, copied) and soft KKT (``kkt_strength=0.5``: half copied, half fresh).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import leaderboard  # noqa: F401  (quiets what upstream says on import)
+from avalanche_supermask import CachedTensors, ExSSNeT
+from avalanche_supermask.data import load_tensors
+from benchmarks.networks import mlp
+from benchmarks.streams import STREAMS, build_stream
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fresh scores": {},
+    "KKT as published": {"kkt": "knn_best"},
+    "soft KKT": {"kkt": "knn_best", "kkt_strength": 0.5},
+}
+
+
+def run(variant: str, *, samples: int, seed: int, root: Path) -> dict[str, float]:
+    """Mean accuracy of all tasks but the first, and how far their masks overlap earlier ones."""
+    spec = STREAMS["rotated-mnist"]
+    stream = build_stream("rotated-mnist", seed=seed, dataset_root=root)
+    torch.manual_seed(seed)
+    strategy = ExSSNeT(
+        mlp(spec.inputs, spec.hidden, spec.classes),
+        density=0.1,
+        layer_densities="erdos_renyi",
+        mask_lr=5e-3,
+        weight_lr=1e-2,
+        train_epochs=2,
+        train_mb_size=spec.batch_size,
+        evaluator=None,
+        plugins=[CachedTensors()],
+        seed=seed,
+        **VARIANTS[variant],
+    )
+    accuracies = []
+    for train, test in zip(stream.train_stream, stream.test_stream, strict=True):
+        chosen = torch.randperm(len(train.dataset), generator=torch.Generator().manual_seed(seed))[:samples]
+        train.dataset = train.dataset.subset(chosen.tolist())
+        strategy.train(train)
+        x, y, t = load_tensors(test.dataset, torch.device("cpu"))
+        strategy.model.eval()
+        with torch.no_grad():
+            accuracies.append(float((strategy.model(x, t).argmax(dim=1) == y).float().mean()))
+    overlaps = list(strategy.model.overlap().values())
+    return {"accuracy": statistics.fmean(accuracies[1:]), "overlap": statistics.fmean(overlaps[1:])}
+
+
+def main() -> None:
+    """Run all variants and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset-root", type=Path, required=True, help="where torchvision keeps MNIST")
+    parser.add_argument("--samples", default="2560,10240,40960", help="training samples a task (default %(default)s)")
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kkt.json"), help="result file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for samples in map(int, options.samples.split(",")):
+        for variant in VARIANTS:
+            runs = [
+                run(variant, samples=samples, seed=seed, root=options.dataset_root)
+                for seed in map(int, options.seeds.split(","))
+            ]
+            accuracy = [r["accuracy"] for r in runs]
+            rows.append({"samples": samples, "variant": variant, "runs": runs})
+            mean, spread = statistics.fmean(accuracy), statistics.pstdev(accuracy)
+            overlap = statistics.fmean(r["overlap"] for r in runs)
+            print(f"{samples:6} samples  {variant:18} {mean:.4f} ± {spread:.4f}  overlap {overlap:.2f}", flush=True)
+    result = {"command": "python -m benchmarks.kkt " + " ".join(sys.argv[1:]), "torch": torch.__version__, "rows": rows}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
