@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 __all__ = ["CachedTensors", "TensorBatches"]
 
@@ -85,14 +85,61 @@ class CachedTensors(SupervisedPlugin, supports_distributed=False):  # type: igno
 
 def load_tensors(dataset: Any, device: torch.device) -> list[Tensor]:
     """All samples of a dataset, transformed, as tensors ``[x, y, task_label]`` on the device."""
-    loader = DataLoader(
-        dataset,
-        batch_size=1024,
-        collate_fn=getattr(dataset, "collate_fn", None),
-        generator=torch.Generator(),  # a loader without one draws from the global random state
-    )
-    columns = zip(*loader, strict=True)
-    return [torch.cat(column).to(device) for column in columns]
+    columns = _gathered(dataset)
+    if columns is None:
+        loader = DataLoader(
+            dataset,
+            batch_size=1024,
+            collate_fn=getattr(dataset, "collate_fn", None),
+            generator=torch.Generator(),  # a loader without one draws from the global random state
+        )
+        columns = [torch.cat(column) for column in zip(*loader, strict=True)]
+    return [column.to(device) for column in columns]
+
+
+def _gathered(dataset: Any) -> list[Tensor] | None:
+    """The same without a call a sample, where the data lie in tensors and no transform is left to apply.
+
+    Reads how Avalanche nests its datasets, and trusts it only as far as a few samples agree; None: no such data.
+    """
+    try:
+        tensors = _leaves(dataset._flat_data)
+        if tensors is None or len(tensors) != 2 or len(dataset) == 0:
+            return None
+        labels = torch.as_tensor(list(dataset.targets_task_labels))
+        columns = [*tensors, labels]
+        for i in {0, len(dataset) // 3, len(dataset) // 2, len(dataset) - 1}:
+            sample = dataset[i]
+            if len(sample) != 3 or not all(
+                torch.equal(column[i], torch.as_tensor(value)) for column, value in zip(columns, sample, strict=True)
+            ):
+                return None
+    except (AttributeError, TypeError, RuntimeError):
+        return None
+    return columns
+
+
+def _leaves(flat: Any) -> list[Tensor] | None:
+    if _transforms(flat):
+        return None
+    parts = [
+        list(part.tensors) if isinstance(part, TensorDataset) else _leaves(part) if hasattr(part, "_datasets") else None
+        for part in flat._datasets
+    ]
+    if not parts or any(part is None for part in parts):
+        return None
+    columns = [torch.cat(column) if len(column) > 1 else column[0] for column in zip(*parts, strict=True)]
+    if flat._indices is None:
+        return columns
+    rows = torch.as_tensor([int(i) for i in flat._indices])
+    return [column[rows] for column in columns]
+
+
+def _transforms(flat: Any) -> bool:
+    """Whether any transform would be applied to a sample, in any mode."""
+    groups = [getattr(flat, name, None) for name in ("_transform_groups", "_frozen_transform_groups")]
+    found = [t for group in groups if group is not None for t in getattr(group, "transform_groups", {}).values()]
+    return any(step is not None for t in found for step in getattr(t, "transforms", [t]))
 
 
 def _nbytes(tensors: list[Tensor]) -> int:

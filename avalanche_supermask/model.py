@@ -22,6 +22,7 @@ from avalanche.models.utils import avalanche_model_adaptation
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from avalanche_supermask.frozen_channels import FrozenChannels, frozen_channels
 from avalanche_supermask.functional import initial_scores, overlap, signed_constant
 from avalanche_supermask.layout import Init, Maskable, PerTask, classify, head_tensors, redraw
 from avalanche_supermask.routing import Router, forward_mixed
@@ -98,6 +99,8 @@ class MaskedModel(MultiTaskModule):
         self._own_names = list(layout.private)
         self._buffer_names = list(layout.buffers)
         self.router = Router()
+        # BatchNorm layers of the task being learned in which some channels are claimed by earlier ones.
+        self.frozen_channels: dict[str, FrozenChannels] = {}
         self._cache: dict[int, dict[str, Tensor]] = {}
         self._set_learning(())
 
@@ -170,6 +173,7 @@ class MaskedModel(MultiTaskModule):
             parameters[name].copy_(weight)
         self._set_learning(self.masked_names)
 
+    @torch.no_grad()
     def commit(self) -> None:
         """Finish the task being learned. From now on its outputs never change.
 
@@ -178,6 +182,8 @@ class MaskedModel(MultiTaskModule):
             FloatingPointError: a learned value is NaN or infinite; the task is abandoned.
         """
         buffers = self._live(self._buffer_names)
+        for name, channels in self.frozen_channels.items():
+            channels.restore(buffers[f"{name}.running_mean"], buffers[f"{name}.running_var"])
         private = {
             **{name: b for name, b in buffers.items() if not torch.equal(b, self.fresh[name])},
             **self._live(self._own_names),
@@ -200,6 +206,7 @@ class MaskedModel(MultiTaskModule):
         self._end()
 
     def _end(self) -> None:
+        self.frozen_channels = {}
         self._cache.clear()
         self._set_learning(())
 
@@ -251,9 +258,10 @@ class MaskedModel(MultiTaskModule):
             return functional_call(self.net, {**self.subnetworks.frozen, **self.shared}, self.arguments(x, 0))
         if key == self.active:
             weights = self.subnetworks.current_weights(self._live(self.masked_names))
-            return functional_call(
-                self.net, {**weights, **self.shared}, self.arguments(x, self.subnetworks.active_label)
-            )
+            with frozen_channels(self.net, self.frozen_channels):
+                return functional_call(
+                    self.net, {**weights, **self.shared}, self.arguments(x, self.subnetworks.active_label)
+                )
         return functional_call(self.net, self._task_tensors(key), self.arguments(x, self.subnetworks.tasks[key].label))
 
     def arguments(self, x: Any, label: int | None) -> tuple[Any, ...]:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-import leaderboard  # noqa: F401  (quiets what upstream says on import)
 from avalanche_supermask import CachedTensors, ExSSNeT
 from avalanche_supermask.data import load_tensors
 from benchmarks.networks import mlp

@@ -1,11 +1,12 @@
 import pytest
 import torch
+from avalanche.benchmarks.utils import TransformGroups, make_avalanche_dataset
 from avalanche.training.supervised import Naive, Replay
 from torch.nn import CrossEntropyLoss
 from torch.optim import SGD
 
 from avalanche_supermask import CachedTensors
-from avalanche_supermask.data import TensorBatches, load_tensors
+from avalanche_supermask.data import TensorBatches, _gathered, load_tensors
 from tests.streams import class_stream, inputs, mlp, train_all
 
 
@@ -61,3 +62,35 @@ def test_evaluation_data_are_kept_up_to_the_bound_and_never_in_a_checkpoint():
         strategy.eval(class_stream(2).test_stream)
         assert len(cache._evaluation) == expected
         assert len(pickle.loads(pickle.dumps(cache))._evaluation) == 0
+
+
+def slow_tensors(dataset):
+    """Oracle: sample by sample."""
+    samples = [dataset[i] for i in range(len(dataset))]
+    return [torch.stack([torch.as_tensor(sample[k]) for sample in samples]) for k in range(3)]
+
+
+def test_data_that_lie_in_tensors_are_gathered_without_a_call_a_sample():
+    a, b = (experience.dataset for experience in class_stream(2).train_stream)
+    for dataset in (a, b.eval(), a.subset([5, 3, 9]), a.concat(b), a.concat(b).subset(range(40, 60)).train()):
+        gathered = _gathered(dataset)
+        assert gathered is not None
+        for x, y in zip(gathered, slow_tensors(dataset), strict=True):
+            assert torch.equal(x, y)
+
+
+def test_transforms_are_never_skipped():
+    dataset = class_stream(1).train_stream[0].dataset
+    doubled = make_avalanche_dataset(
+        dataset, transform_groups=TransformGroups({"train": (double, None), "eval": (None, None)})
+    )
+    frozen = doubled.freeze_transforms()
+    for changed in (doubled, frozen, doubled.subset([1, 2]), frozen.subset([3])):
+        assert _gathered(changed) is None
+        x, _, _ = load_tensors(changed, torch.device("cpu"))
+        assert torch.equal(x, slow_tensors(changed)[0])
+    assert torch.equal(load_tensors(doubled, torch.device("cpu"))[0][0], 2 * dataset[0][0])
+
+
+def double(x):
+    return 2 * x

@@ -18,9 +18,10 @@ claimed; all others are re-initialised for the tasks to come. So a weight is use
 Heads. By default each task has an output layer of its own (the paper's multi-head). ``head="gated"`` shares one:
 task t sees the columns of units claimed by t, and trains those of free units.
 
-Deviations. θ is sought over 40 geometric steps, ascending, up to the first that costs too much. Running
-statistics of BatchNorm are per task, for all units. Old tasks do not rest on the zeros alone: each keeps the bit
-mask of its weights, like every other method.
+BatchNorm. A claimed channel normalises with the statistics it had when it was claimed, in training as well.
+
+Deviations. θ is sought over 40 geometric steps, ascending, up to the first that costs too much. Old tasks do not
+rest on the zeros alone: each keeps the bit mask of its weights, like every other method.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -37,12 +39,14 @@ from typing_extensions import Unpack
 
 from avalanche_supermask.activity import Activity, unit_activity
 from avalanche_supermask.data import load_tensors
+from avalanche_supermask.frozen_channels import FrozenChannels
 from avalanche_supermask.model import MaskedModel
 from avalanche_supermask.partition import FREE, Partition
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.pruning import PruningReport, UnitCapacity, capacity_after, prune
 from avalanche_supermask.registry import register
 from avalanche_supermask.strategy import StrategyArguments, SubnetworkStrategy
+from avalanche_supermask.trials import train_copy
 from avalanche_supermask.units import Units, find_units, slim
 
 __all__ = ["CLNP", "CLNPPlugin"]
@@ -55,6 +59,9 @@ class CLNPPlugin(SubnetworkPlugin):
 
     Args:
         l1: strength α of the penalty Σ|w| on the weights that train (default 1e-4; the paper's is unknown).
+        l1_search: strengths to choose from at each task: a copy is trained at each for ``search_epochs`` and pruned;
+            of those whose accuracy is within the margin of the best, the one that claims the fewest units wins.
+        search_epochs: epochs of a copy (default 1), besides ``train_epochs``.
         l1_form: ``"subgradient"`` adds α sign(w) to the gradient; ``"proximal"`` shrinks weights by the learning
             rate times α after each step, which gives exact zeros, but under Adam needs an α a hundred to ten
             thousand times larger, as Adam scales the gradient and not the step.
@@ -76,6 +83,8 @@ class CLNPPlugin(SubnetworkPlugin):
         self,
         *,
         l1: float = 1e-4,
+        l1_search: Sequence[float] = (),
+        search_epochs: int = 1,
         l1_form: Literal["subgradient", "proximal"] = "subgradient",
         margin: float = 0.005,
         activity: Activity = "mean",
@@ -98,11 +107,13 @@ class CLNPPlugin(SubnetworkPlugin):
                 f"{l1}, {margin} and {validation_share}"
             )
         self.l1, self.l1_form, self.margin, self.activity = l1, l1_form, margin, activity
+        self.l1_search, self.search_epochs = tuple(l1_search), search_epochs
         self.validation_share, self.finetune_epochs = validation_share, finetune_epochs
         self.head, self.on_exhausted, self.weight_lr = head, on_exhausted, weight_lr
         self.reports: dict[int, PruningReport] = {}
         self.units: Units | None = None
         self.claimed = torch.empty(0, dtype=torch.long)  # by unit: in which place a task claimed it, or FREE
+        self.statistics: dict[str, FrozenChannels] = {}  # by BatchNorm layer, of its claimed channels
         self._example: tuple[Any, ...] = ()
         self._held_out: list[Tensor] = []
         self._trained_on: Any = None
@@ -150,20 +161,26 @@ class CLNPPlugin(SubnetworkPlugin):
                 raise RuntimeError(message)
             warnings.warn(message, stacklevel=2)
         self._pruned = False
+        model.frozen_channels = dict(self.statistics)
+        if self.l1_search:
+            self.l1 = self._search_l1(strategy, model)
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
         """Train the free weights; or prune, and train those of them that are kept."""
         if phase.name == "train":
             model.learn_weights(self._free(model), mask=self._visible(model))
         else:
-            self._prune(model)
+            self._claim(model)
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
         """L1 as a sub-gradient."""
-        if self.l1 and self.l1_form == "subgradient" and not self._pruned:
-            for p in self._penalised(strategy.model):
-                assert p.grad is not None
-                p.grad.add_(p.detach().sign() * (p.grad != 0), alpha=self.l1)
+        if self.l1_form == "subgradient" and not self._pruned:
+            self._add_subgradient(strategy.model)
+
+    def _add_subgradient(self, model: MaskedModel) -> None:
+        for p in self._penalised(model) if self.l1 else ():
+            assert p.grad is not None
+            p.grad.add_(p.detach().sign() * (p.grad != 0), alpha=self.l1)
 
     @torch.no_grad()
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
@@ -177,7 +194,9 @@ class CLNPPlugin(SubnetworkPlugin):
         """Prune if no fine-tuning did, commit, and re-initialise what is free."""
         model: MaskedModel = strategy.model
         if self._iterations and not self._pruned:
-            self._prune(model)
+            self._claim(model)
+        if self._iterations:
+            self._keep_statistics(model)
         super().after_training_exp(strategy, **kwargs)
         if self._iterations:
             self._reinitialise(model)
@@ -204,9 +223,17 @@ class CLNPPlugin(SubnetworkPlugin):
 
     # ------------------------------------------------------------------ pruning
 
+    def _claim(self, model: MaskedModel) -> None:
+        """Claim the units that matter; what of them is new goes on to learn."""
+        assert model.active is not None
+        trainable = self._free(model)
+        self.reports[model.active], self.claimed = self._prune(model)
+        model.subnetworks.learn_weights(trainable, mask=self._kept(model, self.claimed))
+        self._pruned = True
+
     @torch.no_grad()
-    def _prune(self, model: MaskedModel) -> None:
-        """Claim the units that matter, at the largest threshold within the margin."""
+    def _prune(self, model: MaskedModel) -> tuple[PruningReport, Tensor]:
+        """Find the largest threshold within the margin; the model's mask moves, its weights do not."""
         assert self.units is not None
         was_training = model.training
         model.eval()
@@ -223,7 +250,7 @@ class CLNPPlugin(SubnetworkPlugin):
             )
             return right / len(y)
 
-        report, self.claimed = prune(
+        result = prune(
             self.units,
             self.claimed,
             activity,
@@ -232,11 +259,44 @@ class CLNPPlugin(SubnetworkPlugin):
             accuracy=lambda claimed: accuracy(self._kept(model, claimed)),
             margin=self.margin,
         )
-        model.subnetworks.learn_weights(trainable, mask=self._kept(model, self.claimed))
-        assert model.active is not None
-        self.reports[model.active] = report
-        self._pruned = True
         model.train(was_training)
+        return result
+
+    def _search_l1(self, strategy: Any, model: MaskedModel) -> float:
+        """Train a copy at each strength; of those within the margin of the best, the one that claims least."""
+        found = []
+        for strength in self.l1_search:
+            self.l1 = strength
+            trial = copy.deepcopy(model)
+            trial.learn_weights(self._free(trial), mask=self._visible(trial))
+            train_copy(
+                trial,
+                strategy.dataloader,
+                lr=self.weight_lr or strategy.optimizer.param_groups[0]["lr"],
+                epochs=self.search_epochs,
+                criterion=strategy._criterion,
+                after_backward=self._add_subgradient,
+                device=strategy.device,
+            )
+            report, _ = self._prune(trial)
+            found.append((sum(use.new for use in report.layers.values()), report.accuracy_after, strength))
+        best = max(accuracy for _, accuracy, _ in found)
+        return min(trial for trial in found if trial[1] >= best - self.margin)[2]
+
+    def _keep_statistics(self, model: MaskedModel) -> None:
+        """Remember the running statistics of the channels that this task claims, for all later tasks."""
+        assert self.units is not None
+        buffers = dict(model.net.named_buffers())
+        place = len(model.task_keys)
+        for name in self.units.rows:
+            layer, _, leaf = name.rpartition(".")
+            if leaf != "weight" or f"{layer}.running_mean" not in buffers:
+                continue
+            mine = self.claimed[self.units.rows[name]]
+            mean, var = (buffers[f"{layer}.running_{kind}"].detach().cpu().clone() for kind in ("mean", "var"))
+            if layer in self.statistics:
+                self.statistics[layer].restore(mean, var)
+            self.statistics[layer] = FrozenChannels(mine <= place, mean, var)
 
     def _kept(self, model: MaskedModel, claimed: Tensor) -> dict[str, Tensor]:
         return _to(model, self._partition(model).kept(claimed))
@@ -307,6 +367,8 @@ class CLNP(SubnetworkStrategy):
             multi-head model of such layers.
         optimizer: None for Adam at 1e-3 with a cosine schedule.
         l1: see `CLNPPlugin`.
+        l1_search: see `CLNPPlugin`.
+        search_epochs: see `CLNPPlugin`.
         l1_form: see `CLNPPlugin`.
         margin: see `CLNPPlugin`.
         activity: see `CLNPPlugin`.
@@ -335,6 +397,8 @@ class CLNP(SubnetworkStrategy):
         *,
         optimizer: Optimizer | None = None,
         l1: float = 1e-4,
+        l1_search: Sequence[float] = (),
+        search_epochs: int = 1,
         l1_form: Literal["subgradient", "proximal"] = "subgradient",
         margin: float = 0.005,
         activity: Activity = "mean",
@@ -351,6 +415,8 @@ class CLNP(SubnetworkStrategy):
     ) -> None:
         method = CLNPPlugin(
             l1=l1,
+            l1_search=l1_search,
+            search_epochs=search_epochs,
             l1_form=l1_form,
             margin=margin,
             activity=activity,

@@ -1,0 +1,57 @@
+"""BatchNorm channels that normalise with the statistics they had when their unit was claimed, in training as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["FrozenChannels", "frozen_channels"]
+
+
+@dataclass(frozen=True)
+class FrozenChannels:
+    """The claimed channels of one BatchNorm layer, and their running statistics.
+
+    Attributes:
+        claimed: bool, one a channel.
+        mean: running mean; only entries of claimed channels count.
+        var: running variance; likewise.
+    """
+
+    claimed: Tensor
+    mean: Tensor
+    var: Tensor
+
+    def __call__(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """As a forward hook: the layer's output, with claimed channels normalised by their own statistics."""
+        x = inputs[0]
+        fixed = nn.functional.batch_norm(
+            x, self.mean.to(x), self.var.to(x), module.weight, module.bias, training=False, eps=module.eps
+        )
+        shape = (1, -1, *[1] * (output.dim() - 2))
+        return torch.where(self.claimed.to(x.device).reshape(shape), fixed, output)
+
+    def restore(self, running_mean: Tensor, running_var: Tensor) -> None:
+        """Write the statistics of the claimed channels into a layer's buffers, which training has moved."""
+        claimed = self.claimed.to(running_mean.device)
+        running_mean[claimed] = self.mean.to(running_mean)[claimed]
+        running_var[claimed] = self.var.to(running_var)[claimed]
+
+
+@contextmanager
+def frozen_channels(net: nn.Module, layers: Mapping[str, FrozenChannels]) -> Iterator[None]:
+    """While it is open, these BatchNorm layers of a network treat their claimed channels as frozen.
+
+    The hooks live for one call only: nothing that a copy or a pickle could lose.
+    """
+    hooks = [net.get_submodule(name).register_forward_hook(layer) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
