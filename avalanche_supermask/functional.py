@@ -19,6 +19,7 @@ __all__ = [
     "fan_in",
     "initial_scores",
     "jaccard",
+    "kth_largest",
     "overlap",
     "signed_constant",
     "threshold_weight",
@@ -136,23 +137,57 @@ def top_k_mask(scores: Tensor, keep: int) -> Tensor:
         >>> top_k_mask(torch.tensor([0.1, -0.9, 0.5, 0.5]), 2)
         tensor([False,  True,  True, False])
     """
+    mask, _ = _top_k(scores, keep, None)
+    return mask.bool()
+
+
+def _top_k(scores: Tensor, keep: int, hint: float | None) -> tuple[Tensor, float | None]:
+    """The mask, as numbers of the scores' type or bool, and the threshold, which helps as the next call's hint."""
     n = scores.numel()
     if not 1 <= keep <= n:
         raise ValueError(f"a layer of {n} weights cannot keep {keep}; expected 1 to {n}")
-    if keep == n:
-        return torch.ones_like(scores, dtype=torch.bool)
     magnitude = scores.detach().abs()
+    if keep == n:
+        return torch.ones_like(magnitude), None
     if magnitude.device.type != "cpu":
-        return _top_k_without_sync(magnitude, keep)
-    # numpy's selection is 15 to 150 times faster than torch's sort, topk and kthvalue on a CPU.
-    flat = magnitude.float().numpy().reshape(-1)
-    threshold = float(np.partition(flat, n - keep)[n - keep])
-    mask = magnitude >= threshold
-    if int(np.count_nonzero(mask.numpy())) == keep:
-        return mask
+        return _top_k_without_sync(magnitude, keep), None
+    # numpy's comparisons and selection are 5 to 150 times faster than torch's on a CPU.
+    array = (magnitude if magnitude.dtype in _NUMPY_TYPES else magnitude.float()).numpy()
+    threshold = kth_largest(array.reshape(-1), keep, hint=hint)
+    mask = array >= threshold
+    if np.count_nonzero(mask) == keep:
+        return torch.from_numpy(mask.astype(array.dtype)).to(magnitude.dtype), threshold
     if bool(magnitude.isnan().any()):
         raise ValueError("scores contain NaN: the loss or the learning rate diverged; lower mask_lr")
-    return _break_ties(magnitude, threshold, keep)
+    return _break_ties(magnitude, threshold, keep), threshold
+
+
+_NUMPY_TYPES = (torch.float16, torch.float32, torch.float64)
+
+
+def kth_largest(values: np.ndarray[Any, Any], k: int, *, hint: float | None = None) -> float:
+    """The k-th largest of some positive values, exactly.
+
+    A good hint saves most of the work: if the values above it and in a narrow band around it are counted to
+    enclose the k-th, only the band is searched; else everything is.
+
+    Args:
+        values: one dimension.
+        k: 1 .. len(values).
+        hint: where the k-th largest is expected.
+
+    Example:
+        >>> kth_largest(np.array([3.0, 1.0, 2.0]), 2, hint=1.99)
+        2.0
+    """
+    if hint is not None:
+        above = values > 1.02 * hint
+        wanted = k - np.count_nonzero(above)
+        if wanted > 0:
+            band = values[(values >= 0.98 * hint) & ~above]
+            if wanted <= len(band):
+                return float(np.partition(band, len(band) - wanted)[len(band) - wanted])
+    return float(np.partition(values, len(values) - k)[len(values) - k])
 
 
 def _break_ties(magnitude: Tensor, threshold: float | Tensor, keep: int) -> Tensor:
@@ -171,24 +206,26 @@ class _TopKWeight(torch.autograd.Function):
     """``W * M`` with the straight-through gradients of edge-popup, one pass each way."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, weight: Tensor, keep: int) -> Tensor:
-        mask = top_k_mask(scores, keep)
+    def forward(ctx: Any, scores: Tensor, weight: Tensor, keep: int, thresholds: dict[str, float], name: str) -> Tensor:
+        mask, threshold = _top_k(scores, keep, thresholds.get(name))
+        if threshold is not None:
+            thresholds[name] = threshold
         ctx.save_for_backward(scores, weight, mask)
         return weight * mask
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         scores, weight, mask = ctx.saved_tensors
         (grad,) = grads
-        need_scores, need_weight, _ = ctx.needs_input_grad
+        need_scores, need_weight = ctx.needs_input_grad[:2]
         to_scores = (grad * weight).mul_(scores.sign()) if need_scores else None
-        return to_scores, grad * mask if need_weight else None, None
+        return to_scores, grad * mask if need_weight else None, None, None, None
 
 
 class _ThresholdWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, weight: Tensor) -> Tensor:
-        mask = scores >= 0
+        mask = (scores >= 0).to(weight.dtype)
         ctx.save_for_backward(weight, mask)
         return weight * mask
 
@@ -200,13 +237,23 @@ class _ThresholdWeight(torch.autograd.Function):
         return grad * weight if need_scores else None, grad * mask if need_weight else None
 
 
-def top_k_weight(scores: Tensor, weight: Tensor, keep: int) -> Tensor:
+def top_k_weight(
+    scores: Tensor, weight: Tensor, keep: int, *, thresholds: dict[str, float] | None = None, name: str = ""
+) -> Tensor:
     """Effective weight ``W * top_k(|S|)`` (SupSup, A2a).
 
     Backward is straight-through with respect to ``|S|``: ``dL/dS = sign(S) * dL/dW_eff * W``, for kept and
     dropped entries alike; ``dL/dW = dL/dW_eff * M``.
+
+    Args:
+        scores: any shape.
+        weight: same shape.
+        keep: number of entries kept.
+        thresholds: where the threshold found is written, and looked up as a hint at the next call; it changes
+            the time, never the result.
+        name: the key in ``thresholds``.
     """
-    result: Tensor = _TopKWeight.apply(scores, weight, keep)
+    result: Tensor = _TopKWeight.apply(scores, weight, keep, {} if thresholds is None else thresholds, name)
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from torch import Tensor
@@ -36,6 +36,7 @@ class TopK:
     """Edge-popup: exactly ``counts[name]`` weights with the largest ``|S|`` in each layer."""
 
     counts: Mapping[str, int]
+    thresholds: dict[str, float] = field(default_factory=dict, compare=False, repr=False)  # of the last call
 
     def mask(self, name: str, scores: Tensor) -> Tensor:
         """See `Selection`."""
@@ -43,7 +44,7 @@ class TopK:
 
     def weight(self, name: str, scores: Tensor, weight: Tensor) -> Tensor:
         """See `Selection`."""
-        return top_k_weight(scores, weight, self.counts[name])
+        return top_k_weight(scores, weight, self.counts[name], thresholds=self.thresholds, name=name)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,9 @@ class Subnetworks(nn.Module):
         self.select: Selection | None = None
         self.mask = NamedTensors()  # of the weights phase; before it, the scores choose
         self.trainable = NamedTensors()
-        self._base: dict[str, Tensor] = {}  # frozen * mask, while the mask stands still
+        # While the mask stands still: what of each weight is fixed, and 1 where it learns. Numbers, not bool: on a
+        # CPU, arithmetic with numbers is several times faster.
+        self._standing: dict[str, tuple[Tensor, Tensor]] = {}
 
     # ------------------------------------------------------------------ the task being learned
 
@@ -118,11 +120,11 @@ class Subnetworks(nn.Module):
         if self.phase == "scores" and self.select is not None:
             select = self.select
             return {name: select.weight(name, s, self.frozen[name]) for name, s in self.scores.items()}
-        if not self._base:
-            self._base = {name: self.frozen[name] * m for name, m in self.mask.items()}
-        return {
-            name: torch.where(trainable, live[name], self._base[name]) for name, trainable in self.trainable.items()
-        }
+        if not self._standing:
+            for name, trainable in self.trainable.items():
+                frozen = self.frozen[name]
+                self._standing[name] = (frozen * (self.mask[name] & ~trainable), trainable.to(frozen.dtype))
+        return {name: torch.addcmul(fixed, learns, live[name]) for name, (fixed, learns) in self._standing.items()}
 
     @torch.no_grad()
     def commit(self, live: Mapping[str, Tensor], private: Mapping[str, Tensor]) -> None:
@@ -152,7 +154,7 @@ class Subnetworks(nn.Module):
     def _clear_weights(self) -> None:
         self.mask.clear()
         self.trainable.clear()
-        self._base = {}
+        self._standing = {}
 
     # ------------------------------------------------------------------ finished tasks
 
@@ -185,6 +187,11 @@ class Subnetworks(nn.Module):
         return {
             name: LayerCapacity(mask.numel(), int(mask.sum()), int(twice[name].sum())) for name, mask in once.items()
         }
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Subnetworks:
+        self._standing = {}
+        super()._apply(fn, recurse)
+        return self
 
     @torch.no_grad()
     def forget(self, key: int) -> dict[str, Tensor]:
@@ -222,7 +229,7 @@ class Subnetworks(nn.Module):
         if self.active is None or state["active"] != self.active:
             self.abandon()
         self.phase = state["phase"] if self.active is not None else None
-        self._base = {}
+        self._standing = {}
         self.tasks = {key: Task(slot, label) for key, slot, label in state["tasks"]}
         self.next_slot = state["next_slot"]
         self.private = nn.ModuleDict({str(task.slot): NamedTensors() for task in self.tasks.values()})

@@ -69,8 +69,8 @@ BASE_AXES: dict[str, tuple[Any, ...]] = {"optimizer": OPTIMIZERS, "head": ("mult
 def _optimizer(setup: Setup, net: nn.Module) -> Optimizer:
     name, lr = setup.settings["optimizer"]
     if name == "adam":
-        return Adam(net.parameters(), lr=lr)
-    return SGD(net.parameters(), lr=lr, momentum=0.9)
+        return Adam(net.parameters(), lr=lr, fused=True)
+    return SGD(net.parameters(), lr=lr, momentum=0.9)  # fused SGD fails once a head is new
 
 
 def _shared_head(setup: Setup) -> nn.Sequential:

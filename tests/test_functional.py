@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,6 +9,7 @@ from avalanche_supermask.functional import (
     erdos_renyi_counts,
     initial_scores,
     jaccard,
+    kth_largest,
     overlap,
     signed_constant,
     threshold_weight,
@@ -128,3 +130,27 @@ def test_overlap_of_random_masks_is_their_density():
     assert overlap(a, a) == 1.0
     assert jaccard(a, a) == 1.0
     assert overlap({"w": torch.zeros(2, dtype=torch.bool)}, {"w": torch.ones(2, dtype=torch.bool)}) == 0.0
+
+
+@pytest.mark.parametrize("hint", [None, 0.0, 1e-9, 0.4, 0.5, 0.51, 0.6, 1e9, math.nan])
+@pytest.mark.parametrize("k", [1, 100, 500, 999, 1000])
+def test_a_hint_changes_the_time_never_the_result(k, hint):
+    values = np.random.RandomState(0).rand(1000).astype(np.float32)
+    values[::7] = 0.5
+    assert kth_largest(values, k, hint=hint) == np.sort(values)[::-1][k - 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_types_keep_their_exact_count(dtype):
+    scores = torch.randn(40, 50).to(dtype)
+    assert top_k_mask(scores, 137).sum() == 137
+    assert torch.equal(top_k_mask(scores, 137), naive_top_k(scores, 137))
+
+
+def test_thresholds_of_earlier_steps_do_not_leak_into_masks():
+    thresholds = {}
+    for _ in range(30):
+        scores = torch.randn(30, 40) * 10 ** float(torch.randn(()))
+        weight = torch.ones(30, 40)
+        effective = top_k_weight(scores, weight, 100, thresholds=thresholds, name="w")
+        assert torch.equal(effective.bool(), naive_top_k(scores, 100))
