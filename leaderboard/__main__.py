@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     searching.add_argument("--settings", type=Path, default=SETTINGS, help="file that the choice is written to")
 
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: no cell is left running
     try:
         return {"run": _run, "report": _report, "search": _search}[options.command](options)
     except ValueError as error:

@@ -150,6 +150,7 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, comm
         **summarise(matrix),
         "accuracy_matrix": matrix,
         "output_drift": max(drift),
+        **_pruning(strategy),
         "bytes_per_task": per_task,
         "bytes_total": total,
         "train_seconds": round(train_seconds, 3),
@@ -172,6 +173,12 @@ def _accuracy(metrics: dict[str, Any], task: int) -> float:
     ending = f"/Exp{task:03d}"
     found = [v for k, v in metrics.items() if k.startswith("Top1_Acc_Exp/eval_phase/") and k.endswith(ending)]
     return float(found[-1])
+
+
+def _pruning(strategy: Any) -> dict[str, Any]:
+    """What a method that prunes units reports of each task."""
+    reports = next((p.reports for p in strategy.plugins if hasattr(p, "reports")), {})
+    return {"pruning": {str(task): asdict(report) for task, report in reports.items()}} if reports else {}
 
 
 def _commit() -> str:

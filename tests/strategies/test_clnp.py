@@ -9,9 +9,10 @@ from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 from torch.optim import SGD
 
-from avalanche_supermask import CLNP, supermask_metrics
+from avalanche_supermask import CLNP, CLNPPlugin, supermask_metrics
 from avalanche_supermask.activity import unit_activity
 from avalanche_supermask.partition import FREE
+from avalanche_supermask.pruning import LayerUse, PruningReport
 from tests.streams import ResNet, class_stream, inputs, lenet, mlp, outputs, train_all
 
 QUICK = {"train_mb_size": 16, "evaluator": None, "seed": 0, "train_epochs": 4, "weight_lr": 0.01, "l1": 1e-3,
@@ -274,6 +275,78 @@ def test_the_forecast_is_free_over_new_and_in_tensorboards_curves():
             assert len(curve) == 2
             assert curve[-1] == getattr(use, kind)
     assert len(found["TasksLeft/train_phase/train_stream"][1]) == 2
+
+
+# ------------------------------------------------------------------ norms and the search over the penalty
+
+
+class WideResNet(ResNet):
+    """Wide enough for channels to be left free."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.bn1 = nn.Conv2d(1, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24)
+        self.conv, self.bn2 = nn.Conv2d(24, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24)
+        self.fc = nn.Linear(24, 2)
+
+
+def test_claimed_channels_keep_gain_shift_and_statistics():
+    strategy = learned(WideResNet, n_tasks=3, l1=1e-2)
+    model, method = strategy.model, strategy.method
+    claimed_first = method.claimed == 0
+    assert 0 < int(claimed_first.sum()) < 24
+    for layer in ("bn1", "bn2"):
+        rows = method.units.rows[f"{layer}.weight"]
+        mine = claimed_first[rows]
+        stored = [model.subnetworks.task_private(key) for key in model.task_keys]
+        for kind in ("running_mean", "running_var"):
+            first = stored[0][f"{layer}.{kind}"][mine]
+            assert all(torch.equal(task[f"{layer}.{kind}"][mine], first) for task in stored)
+        for leaf in ("weight", "bias"):
+            gains = [model.effective_weights(key)[f"{layer}.{leaf}"][mine] for key in model.task_keys]
+            assert all(torch.equal(gain, gains[0]) for gain in gains)
+
+
+def test_a_claimed_unit_computes_the_same_for_every_later_task():
+    """What is reused is what was learned: the same pre-activation, BatchNorm included, under task 0 and task 2."""
+    strategy = learned(WideResNet, n_tasks=3, l1=1e-2)
+    model = strategy.model.eval()
+    mine = (strategy.method.claimed == 0)[strategy.method.units.rows["bn1.weight"]]
+    seen = []
+    hook = model.net.bn1.register_forward_hook(lambda m, i, out: seen.append(out[:, mine]))
+    with torch.no_grad():
+        model(inputs(), 0)
+        model(inputs(), 2)
+    hook.remove()
+    assert torch.equal(*seen)
+
+
+@pytest.mark.parametrize(("margin", "expected"), [(0.0, 1e-6), (0.02, 1e-4), (0.5, 1e-2)])
+def test_the_search_takes_the_strength_that_claims_least_within_the_margin(margin, expected, monkeypatch):
+    outcomes = {1e-6: (30, 0.95), 1e-4: (20, 0.94), 1e-2: (10, 0.60)}  # units claimed, accuracy
+
+    def prune(self, model):
+        new, accuracy = outcomes.get(self.l1, (1, 1.0))
+        return PruningReport(0.0, 1.0, accuracy, {"1": LayerUse(48, new, 0, 48 - new)}), self.claimed
+
+    strategy = CLNP(mlp(), l1_search=list(outcomes), **(QUICK | {"margin": margin}))
+    stream = class_stream(1, n=96)
+
+    class StopBeforeTraining(SupervisedPlugin):
+        def before_training_epoch(self, strategy, **kwargs):
+            raise KeyboardInterrupt
+
+    strategy.plugins.append(StopBeforeTraining())
+    monkeypatch.setattr(CLNPPlugin, "_prune", prune)
+    with pytest.raises(KeyboardInterrupt):
+        strategy.train(stream.train_stream[0])
+    assert strategy.method.l1 == expected
+
+
+def test_a_task_learns_at_the_strength_that_was_found():
+    method = learned(n_tasks=2, l1_search=[1e-6, 3e-2], search_epochs=1).method
+    assert method.l1 in (1e-6, 3e-2)
+    assert list(method.reports) == [0, 1], "copies leave no report"
 
 
 # ------------------------------------------------------------------ export, state, options
