@@ -7,7 +7,7 @@ whole byte. Rows are separate buffers, so learning task 2,500 costs what task 1 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from torch import Tensor
 from avalanche_supermask.tensors import NamedTensors
 
 __all__ = ["PackedMasks", "pack", "unpack"]
+
+CHUNK_BYTES = 64 * 2**20  # of unpacked masks that are alive at a time in a superposition
 
 
 def pack(mask: Tensor) -> Tensor:
@@ -137,6 +139,51 @@ class PackedMasks(NamedTensors):
             twice |= once & row
             once |= row
         return once, twice
+
+    def superpose(self, coefficients: Tensor, slots: Sequence[int]) -> dict[str, Tensor]:
+        """``Σ a_i M_i``: float tensors by name.
+
+        Args:
+            coefficients: ``(K,)``, one a slot; tasks with coefficient 0 cost nothing.
+            slots: K slots in use.
+        """
+        total = torch.zeros(8 * self.row_bytes)
+        for chunk, bits in self._chunks([s for s, a in zip(slots, coefficients.tolist(), strict=True) if a]):
+            weights = torch.stack([coefficients[slots.index(slot)] for slot in chunk])
+            total = total.to(bits.device) + weights.to(bits) @ bits
+        return self._split(total)
+
+    def project(self, gradients: Mapping[str, Tensor], slots: Sequence[int]) -> Tensor:
+        """``<G, M_i>`` over all layers, for each of K slots: ``(K,)``.
+
+        Args:
+            gradients: in the shapes of the masks; missing layers count as zero.
+            slots: K slots in use.
+        """
+        parts = []
+        for (name, shape), size in zip(self.shapes.items(), self._sizes, strict=True):
+            flat = gradients[name].reshape(-1) if name in gradients else torch.zeros(math.prod(shape))
+            parts.append(torch.nn.functional.pad(flat.float(), (0, 8 * size - flat.numel())))
+        device = next(iter(self.values())).device
+        joined = torch.cat([part.to(device) for part in parts])
+        return torch.cat([bits @ joined for _, bits in self._chunks(list(slots))])
+
+    def _chunks(self, slots: Sequence[int]) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """A few tasks at a time: their slots, and their bits as float32 of shape ``(tasks, 8 * row_bytes)``."""
+        size = max(1, CHUNK_BYTES // (32 * self.row_bytes))
+        for start in range(0, len(slots), size):
+            chunk = slots[start : start + size]
+            rows = torch.stack([self[str(slot)] for slot in chunk])
+            shifts = torch.arange(8, dtype=torch.uint8, device=rows.device)
+            bits = rows.unsqueeze(2).bitwise_right_shift(shifts).bitwise_and_(1)
+            yield chunk, bits.reshape(len(chunk), -1).float()
+
+    def _split(self, padded: Tensor) -> dict[str, Tensor]:
+        parts = torch.split(padded, [8 * size for size in self._sizes])
+        return {
+            name: part[: math.prod(shape)].reshape(shape)
+            for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
+        }
 
     def _unpack(self, row: Tensor) -> dict[str, Tensor]:
         parts = torch.split(row, self._sizes)

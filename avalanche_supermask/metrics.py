@@ -18,7 +18,16 @@ from torch.utils.data import DataLoader
 
 from avalanche_supermask.model import MaskedModel
 
-__all__ = ["BytesPerTask", "FreeCapacity", "MaskDensity", "MaskOverlap", "OutputDrift", "UnitUse", "supermask_metrics"]
+__all__ = [
+    "BytesPerTask",
+    "FreeCapacity",
+    "MaskDensity",
+    "MaskOverlap",
+    "OutputDrift",
+    "TaskInference",
+    "UnitUse",
+    "supermask_metrics",
+]
 
 
 class _AfterTask(PluginMetric[float]):
@@ -134,6 +143,55 @@ class UnitUse(PluginMetric[dict[str, float]]):
         return [MetricValue(self, _tag(name), value, x) for name, value in self._values.items()]
 
 
+class TaskInference(PluginMetric[dict[str, float]]):
+    """How often the right task was inferred (``TaskIdAccuracy``), and how often task and class both were.
+
+    ``UnsharedAccuracy`` is SupSup's GNu: a wrong task is a wrong answer; the ordinary accuracy is its GNs. One value
+    for each evaluated experience. Says nothing where the task is given.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reset()
+
+    def reset(self) -> None:
+        """Start counting anew."""
+        self._samples = self._tasks = self._both = 0
+
+    def result(self) -> dict[str, float]:
+        """The two accuracies since the last reset."""
+        n = max(1, self._samples)
+        return {"TaskIdAccuracy": self._tasks / n, "UnsharedAccuracy": self._both / n}
+
+    def __str__(self) -> str:
+        return "TaskInference"
+
+    def before_eval_exp(self, strategy: Any) -> None:
+        """A new experience."""
+        self.reset()
+
+    def after_eval_iteration(self, strategy: Any) -> None:
+        """Count a minibatch."""
+        model = strategy.model
+        if not isinstance(model, MaskedModel) or model.inferred_task is None or not model.infers:
+            return
+        label_of = {key: task.label for key, task in model.subnetworks.tasks.items()}
+        found = torch.tensor([label_of[key] for key in model.inferred_task.tolist()])
+        right_task = found == strategy.mb_task_id.cpu()
+        right_class = strategy.mb_output.argmax(dim=1).cpu() == strategy.mb_y.cpu()
+        self._samples += len(found)
+        self._tasks += int(right_task.sum())
+        self._both += int((right_task & right_class).sum())
+
+    def after_eval_exp(self, strategy: Any) -> Any:
+        """Emit both for this experience."""
+        if not self._samples:
+            return None
+        suffix = get_metric_name(self, strategy, add_experience=True, add_task=True).partition("/")[2]
+        x = strategy.clock.train_iterations
+        return [MetricValue(self, f"{name}/{suffix}", value, x) for name, value in self.result().items()]
+
+
 def _tag(name: str) -> str:
     """Avalanche's form of a metric's name, the layer last."""
     metric, slash, layer = name.partition("/")
@@ -188,6 +246,7 @@ def supermask_metrics(
     memory: bool = False,
     units: bool = False,
     drift: bool = False,
+    inference: bool = False,
 ) -> list[PluginMetric[Any]]:
     """Metrics of subnetworks for an ``EvaluationPlugin``; all of them if none is chosen.
 
@@ -198,6 +257,7 @@ def supermask_metrics(
         memory: `BytesPerTask`.
         units: `UnitUse`.
         drift: `OutputDrift`.
+        inference: `TaskInference`.
 
     Returns:
         Fresh metric objects; make new ones for every strategy.
@@ -213,6 +273,7 @@ def supermask_metrics(
         BytesPerTask: memory,
         UnitUse: units,
         OutputDrift: drift,
+        TaskInference: inference,
     }
     everything = not any(chosen.values())
     return [metric() for metric, wanted in chosen.items() if wanted or everything]

@@ -24,9 +24,11 @@ from torch.func import functional_call
 
 from avalanche_supermask.frozen_channels import FrozenChannels, frozen_channels
 from avalanche_supermask.functional import initial_scores, overlap, signed_constant
+from avalanche_supermask.inference import Inference, by_name
 from avalanche_supermask.layout import Init, Maskable, PerTask, classify, head_tensors, redraw
 from avalanche_supermask.routing import Router, forward_mixed
 from avalanche_supermask.subnetworks import LayerCapacity, Subnetworks
+from avalanche_supermask.superposition import Superposition
 from avalanche_supermask.tensors import NamedTensors
 
 __all__ = ["MaskedModel"]
@@ -62,6 +64,8 @@ class MaskedModel(MultiTaskModule):
             anew for every task: an output layer named here becomes a head a task.
         mask: ``"weights"`` masks parameters of two or more dimensions; ``"all"`` biases and norms as well.
         seed: of the constants and of every task's fresh scores; drawn from torch's generator if None.
+        task_inference: who names the task at evaluation: ``"given"`` (the labels), ``"oneshot"``, ``"binary"``,
+            ``"entropy"``, ``"max_logit"``, or an object of `inference` with settings. Can be set later.
 
     Raises:
         ValueError: nothing to mask in ``net``, or an unknown ``init`` or ``per_task``.
@@ -82,6 +86,7 @@ class MaskedModel(MultiTaskModule):
         own: Sequence[str] = (),
         mask: Maskable = "weights",
         seed: int | None = None,
+        task_inference: str | Inference = "given",
     ) -> None:
         super().__init__()
         if init not in ("signed_constant", "keep"):
@@ -99,6 +104,8 @@ class MaskedModel(MultiTaskModule):
         self._own_names = list(layout.private)
         self._buffer_names = list(layout.buffers)
         self.router = Router()
+        self.task_inference = task_inference
+        self.inferred_task: Tensor | None = None  # task key of each sample, after a call that inferred
         # BatchNorm layers of the task being learned in which some channels are claimed by earlier ones.
         self.frozen_channels: dict[str, FrozenChannels] = {}
         self._cache: dict[int, dict[str, Tensor]] = {}
@@ -234,6 +241,8 @@ class MaskedModel(MultiTaskModule):
         Returns:
             The network's output; with mixed tasks of different widths, zero-padded to the widest.
         """
+        if self.infers and not (task_labels is None or self.training):
+            return self._forward_inferred(x)
         if isinstance(task_labels, _Unset):
             return self.forward_task(self.router.latest(self.subnetworks), x)
         if task_labels is None:
@@ -242,6 +251,28 @@ class MaskedModel(MultiTaskModule):
         if len(labels) == 1 or bool((labels == labels[0]).all()):
             return self.forward_task(self.router.resolve(int(labels[0]), self.subnetworks), x)
         return forward_mixed(x, labels, self.forward)
+
+    @property
+    def task_inference(self) -> str | Inference:
+        """Who names the task at evaluation, while no task is being learned."""
+        return self._task_inference
+
+    @task_inference.setter
+    def task_inference(self, inference: str | Inference) -> None:
+        by_name(inference)  # complain now
+        self._task_inference = inference
+
+    @property
+    def infers(self) -> bool:
+        """Whether a call in evaluation mode would infer the task."""
+        return self._task_inference != "given" and self.active is None and bool(self.task_keys)
+
+    def _forward_inferred(self, x: Any) -> Any:
+        find = by_name(self._task_inference)
+        assert find is not None
+        numbers = find(Superposition(self), len(self.task_keys), x)
+        self.inferred_task = torch.tensor(self.task_keys)[numbers]
+        return forward_mixed(x, self.inferred_task, lambda part, key: self.forward_task(key, part))
 
     def forward_single_task(self, x: Any, task_label: int) -> Any:
         """Outputs for a batch of one task."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from typing_extensions import TypedDict
 
+from avalanche_supermask.inference import Inference
 from avalanche_supermask.layout import Init, Maskable, PerTask
 from avalanche_supermask.model import MaskedModel
 from avalanche_supermask.plugin import SubnetworkPlugin, adopt_parameters
@@ -21,7 +22,7 @@ __all__ = ["ModelArguments", "StrategyArguments", "SubnetworkStrategy"]
 
 
 class StrategyArguments(TypedDict, total=False):
-    """Arguments of every Avalanche strategy, with Avalanche's names, defaults and meaning."""
+    """Arguments of every Avalanche strategy, with Avalanche's names, defaults and meaning; and ``task_inference``."""
 
     criterion: nn.Module | Callable[[Tensor, Tensor], Tensor]
     train_mb_size: int
@@ -32,6 +33,7 @@ class StrategyArguments(TypedDict, total=False):
     evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] | None
     eval_every: int
     peval_mode: str
+    task_inference: str | Inference
 
 
 class ModelArguments(TypedDict, total=False):
@@ -57,7 +59,7 @@ class SubnetworkStrategy(SupervisedTemplate):
         method: the method's plugin.
         optimizer: used as it is, on its own groups; None for ``default_optimizer``.
         default_lr: learning rate of Adam, the papers' optimizer, where ``optimizer`` is None.
-        init, per_task, exclude, own, mask, seed: see `MaskedModel`.
+        init, per_task, exclude, own, mask, seed, task_inference: see `MaskedModel`.
         arguments: of any Avalanche strategy.
 
     Raises:
@@ -83,6 +85,7 @@ class SubnetworkStrategy(SupervisedTemplate):
         own: Sequence[str] = (),
         mask: Maskable = "weights",
         seed: int | None = None,
+        task_inference: str | Inference = "given",
         **arguments: Any,
     ) -> None:
         if not isinstance(model, MaskedModel):
@@ -95,6 +98,8 @@ class SubnetworkStrategy(SupervisedTemplate):
                 "per_task, exclude and seed say how to wrap a network, but the model is a MaskedModel already; "
                 "pass them to MaskedModel"
             )
+        if task_inference != "given":
+            model.task_inference = task_inference
         plugins = [*(arguments.pop("plugins", None) or []), method]
         super().__init__(
             model=model,

@@ -67,7 +67,7 @@ def test_measuring_leaves_the_random_state_and_the_mode():
 
 
 def test_one_may_choose():
-    assert [str(m) for m in supermask_metrics() if str(m) != "UnitUse"] == NAMES
+    assert [str(m) for m in supermask_metrics() if str(m) not in ("UnitUse", "TaskInference")] == NAMES
     assert [str(m) for m in supermask_metrics(overlap=True, capacity=True)] == ["MaskOverlap", "FreeCapacity"]
 
 
@@ -82,3 +82,25 @@ def test_they_appear_in_tensorboard(tmp_path):
     tags = events.Tags()["scalars"]
     assert {tag.split("/")[0] for tag in tags} >= set(NAMES)
     assert [e.value for e in events.Scalars("OutputDrift/train_phase/train_stream")] == [0.0, 0.0]
+
+
+def test_task_inference_is_counted_apart_from_classes():
+    evaluator = EvaluationPlugin(accuracy_metrics(experience=True), supermask_metrics(inference=True), loggers=[])
+    strategy = ExSSNeT(
+        mlp(width=48), density=0.3, train_epochs=20, train_mb_size=16, eval_mb_size=16, evaluator=evaluator, seed=0,
+        mask_lr=0.02, weight_lr=0.02, task_inference="entropy",
+    )  # fmt: skip
+    stream = class_stream(3, n=96)
+    train_all(strategy, stream)
+    found = strategy.eval(stream.test_stream)
+
+    def of(name, task):
+        return next(v for k, v in found.items() if k.startswith(f"{name}/eval_phase") and k.endswith(f"Exp00{task}"))
+
+    for task in range(3):
+        shared, unshared, ids = (of(n, task) for n in ("Top1_Acc_Exp", "UnsharedAccuracy", "TaskIdAccuracy"))
+        assert unshared <= min(shared, ids) + 1e-9
+        assert ids > 1 / 3, "better than chance"
+    strategy.model.task_inference = "given"
+    evaluator.reset_last_metrics()
+    assert not any("TaskIdAccuracy" in name for name in strategy.eval(stream.test_stream))

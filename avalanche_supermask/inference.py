@@ -1,0 +1,190 @@
+"""Who is the task? Finding it from the inputs alone, for every method.
+
+Wortsman et al., "Supermasks in Superposition", NeurIPS 2020, sections 3.3 to 3.5; and two plain alternatives.
+
+The superposition of K learned tasks is the network with the weights ``W ⊙ Σ a_i M_i``, ``a_i = 1/K``. An objective
+of its outputs p is small where the network is sure:
+
+    H(p) = -Σ_c softmax(p)_c log softmax(p)_c       entropy
+    G(p) = logsumexp(p), the first ``classes`` logits held constant: what training pushed down is low on known data
+
+`OneShot` takes one gradient: ``t = argmin_i dL/da_i``. `Binary` halves the candidates by it, log2 K times. `Entropy`
+and `MaxLogit` try each task. The superposition and its gradient, ``dL/da_i = <dL/dW_sup ⊙ W, M_i>``, come from packed
+bits, a few tasks at a time; no task has a float copy of a layer.
+
+What a task has for itself (running statistics, own parameters) is superposed with the same coefficients. Heads under
+different names (Avalanche's multi-head modules) cannot be: only `Entropy` and `MaxLogit` serve such networks. The paper
+uses inference on MNIST-like streams; on harder ones it is weak, as the networks are badly calibrated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Binary", "Candidates", "Entropy", "Inference", "MaxLogit", "Objective", "OneShot", "Per", "by_name"]
+
+Objective = Literal["H", "G"]
+Per = Literal["sample", "batch"]
+
+
+class Candidates(Protocol):
+    """What inference asks of a model with K learned tasks, numbered in the order in which they were learned."""
+
+    def outputs(self, task: int, x: Tensor) -> Tensor:
+        """Logits ``(batch, outputs)`` under one task."""
+
+    def gradient(self, x: Tensor, coefficients: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
+        """Derivative ``(K,)`` of an objective of the superposition's logits by its coefficients ``(K,)``."""
+
+
+class Inference(Protocol):
+    """A way to find the task."""
+
+    def __call__(self, model: Candidates, n_tasks: int, x: Tensor) -> Tensor:
+        """Number of the task of each sample: int64 of shape ``(batch,)``."""
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """H of each row: ``(batch,)``."""
+    log_p = logits.log_softmax(dim=-1)
+    return -(log_p.exp() * log_p).sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class _ByGradient:
+    """Settings of the methods that use the superposition's gradient.
+
+    Attributes:
+        objective: ``"H"`` or ``"G"``.
+        classes: for G, how many outputs are real; the network must have more (superfluous neurons).
+        per: one task for a whole batch, or one for each sample.
+        images: for ``per="batch"``, how many samples decide (the paper: 1); None: all.
+    """
+
+    objective: Objective = "H"
+    classes: int | None = None
+    per: Per = "sample"
+    images: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.objective not in ("H", "G"):
+            raise ValueError(f"objective must be 'H' or 'G'; got {self.objective!r}")
+        if self.per not in ("sample", "batch"):
+            raise ValueError(f"per must be 'sample' or 'batch'; got {self.per!r}")
+        if self.objective == "G" and self.classes is None:
+            raise ValueError("objective 'G' needs classes, the number of outputs that are real")
+
+    def __call__(self, model: Candidates, n_tasks: int, x: Tensor) -> Tensor:
+        """See `Inference`."""
+        if self.per == "batch":
+            return torch.full((len(x),), self._one(model, n_tasks, x[: self.images]), dtype=torch.long)
+        return torch.tensor([self._one(model, n_tasks, x[i : i + 1]) for i in range(len(x))], dtype=torch.long)
+
+    def _one(self, model: Candidates, n_tasks: int, x: Tensor) -> int:
+        raise NotImplementedError
+
+    def _loss(self, logits: Tensor) -> Tensor:
+        if self.objective == "H":
+            return entropy(logits).mean()
+        assert self.classes is not None
+        if logits.shape[-1] <= self.classes:
+            raise ValueError(
+                f"objective 'G' has no gradient: the network has {logits.shape[-1]} outputs for {self.classes} "
+                "classes; give it more outputs than classes, or use objective 'H'"
+            )
+        held = torch.cat([logits[..., : self.classes].detach(), logits[..., self.classes :]], dim=-1)
+        return held.logsumexp(dim=-1).mean()
+
+
+@dataclass(frozen=True)
+class OneShot(_ByGradient):
+    """One forward and one backward pass, whatever the number of tasks."""
+
+    def _one(self, model: Candidates, n_tasks: int, x: Tensor) -> int:
+        equal = torch.full((n_tasks,), 1.0 / n_tasks)
+        return _first_smallest(model.gradient(x, equal, self._loss)) if n_tasks > 1 else 0
+
+
+@dataclass(frozen=True)
+class Binary(_ByGradient):
+    """Halves the candidates until one is left: at most ceil(log2 K) rounds, ties included."""
+
+    def _one(self, model: Candidates, n_tasks: int, x: Tensor) -> int:
+        left = torch.arange(n_tasks)
+        while len(left) > 1:
+            coefficients = torch.zeros(n_tasks)
+            coefficients[left] = 1.0 / len(left)
+            gradient = model.gradient(x, coefficients, self._loss)[left]
+            order = gradient.argsort(stable=True)  # ties: the task learned first stays
+            left = left[order[: (len(left) + 1) // 2].sort().values]
+        return int(left[0])
+
+
+@dataclass(frozen=True)
+class _ByTrial:
+    """Settings of the methods that try each task.
+
+    Attributes:
+        per: one task for a whole batch, or one for each sample.
+    """
+
+    per: Per = "sample"
+
+    def __call__(self, model: Candidates, n_tasks: int, x: Tensor) -> Tensor:
+        """See `Inference`."""
+        costs = torch.stack([self._cost(model.outputs(task, x)) for task in range(n_tasks)])  # (K, batch)
+        if self.per == "batch":
+            return torch.full((len(x),), _first_smallest(costs.mean(dim=1)), dtype=torch.long)
+        return (costs == costs.min(dim=0).values).to(torch.uint8).argmax(dim=0).cpu()
+
+    def _cost(self, logits: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Entropy(_ByTrial):
+    """The task whose outputs are the surest: smallest entropy."""
+
+    def _cost(self, logits: Tensor) -> Tensor:
+        return entropy(logits)
+
+
+@dataclass(frozen=True)
+class MaxLogit(_ByTrial):
+    """The task with the largest logit."""
+
+    def _cost(self, logits: Tensor) -> Tensor:
+        return -logits.amax(dim=-1)
+
+
+def _first_smallest(values: Tensor) -> int:
+    return int((values == values.min()).nonzero()[0])
+
+
+_NAMES: dict[str, Callable[[], Inference]] = {
+    "oneshot": OneShot,
+    "binary": Binary,
+    "entropy": Entropy,
+    "max_logit": MaxLogit,
+}
+
+
+def by_name(inference: str | Inference) -> Inference | None:
+    """The method of a name, or the object that was given; None for ``"given"``.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if not isinstance(inference, str):
+        return inference
+    if inference == "given":
+        return None
+    if inference not in _NAMES:
+        names: Sequence[str] = ("given", *_NAMES)
+        raise ValueError(f"task_inference must be one of {', '.join(names)} or an object; got {inference!r}")
+    return _NAMES[inference]()

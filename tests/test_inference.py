@@ -1,0 +1,233 @@
+import copy
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from avalanche_supermask import CLNP, ExSSNeT, MaskedModel, SupSup
+from avalanche_supermask import masks as masks_module
+from avalanche_supermask.inference import Binary, Entropy, MaxLogit, OneShot
+from avalanche_supermask.selection import Threshold, selection
+from avalanche_supermask.superposition import Superposition
+from tests.streams import ResNet, class_stream, inputs, mlp, outputs, train_all
+from tests.test_model import learn_nothing
+
+METHODS = ["oneshot", "binary", "entropy", "max_logit", OneShot(objective="G", classes=2), Binary(per="batch")]
+
+
+def dense_gradient(model, x, coefficients, objective):
+    """Oracle: autograd through a dense stack of all masks, in double precision."""
+    keys = model.task_keys
+    a = coefficients.double().requires_grad_(True)
+    frozen = model.subnetworks.frozen
+    stack = {n: torch.stack([model.subnetworks.task_mask(k)[n].double() for k in keys]) for n in frozen}
+    weights = {n: frozen[n].double() * torch.einsum("k,k...->...", a, m) for n, m in stack.items()}
+    own = [model.subnetworks.task_private(k) for k in keys]
+    mixed = {}
+    for name in own[0]:
+        values = torch.stack([task[name] for task in own])
+        values = values.double() if values.is_floating_point() else values
+        mixed[name] = torch.einsum("k,k...->...", a.detach(), values) if values.is_floating_point() else values[0]
+    shared = {n: t.double() for n, t in model.shared.items()}
+    net = copy.deepcopy(model.net).double().eval()
+    objective(torch.func.functional_call(net, {**shared, **weights, **mixed}, (x.double(),))).backward()
+    return a.grad
+
+
+def learned(n_tasks, make=lambda: mlp(outputs=4), trained=False):
+    model = MaskedModel(make(), seed=0)
+    for key in range(n_tasks):
+        if not trained:
+            learn_nothing(model, key)
+            continue
+        model.begin(key, key)
+        model.subnetworks.set_scores(model.fresh_scores(key))
+        model.learn_scores(selection(model.masked_shapes, density=0.3))
+        model.train()
+        model(inputs(8, seed=key), key)  # moves the running statistics
+        model.commit()
+    return model.eval()
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 64 * 2**20])
+@pytest.mark.parametrize("make", [lambda: mlp(outputs=4), ResNet])
+def test_the_gradient_from_packed_bits_equals_autograd_through_a_dense_stack(make, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(masks_module, "CHUNK_BYTES", chunk_bytes)
+    model = learned(5, make, trained=True)
+    x, a = inputs(6), torch.tensor([0.4, 0.0, 0.1, 0.2, 0.3])
+    objective = OneShot()._loss
+    found = Superposition(model).gradient(x, a, objective)
+    assert torch.allclose(found.double(), dense_gradient(model, x, a, objective), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("n_tasks", [1, 2, 3, 5])
+def test_the_answer_is_a_learned_task_and_nothing_changes(method, n_tasks):
+    model = learned(n_tasks)
+    state = {k: v.clone() for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
+    rng = torch.get_rng_state()
+    model.task_inference = method
+    with torch.no_grad():
+        out = model(inputs(7), torch.full((7,), 99))
+    keys = model.inferred_task
+    assert keys.shape == (7,)
+    assert set(keys.tolist()) <= set(model.task_keys)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert not model.training
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
+    model.task_inference = "given"
+    for key in keys.unique().tolist():
+        rows = keys == key
+        assert torch.allclose(out[rows], outputs(model, inputs(7)[rows], key), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["entropy", "max_logit"])
+def test_trying_each_task_against_an_oracle(method):
+    model, x = learned(4), inputs(9)
+    logits = torch.stack([outputs(model, x, key) for key in model.task_keys])
+    p = logits.softmax(-1)
+    cost = -(p * p.log()).sum(-1) if method == "entropy" else -logits.amax(-1)
+    model.task_inference = method
+    with torch.no_grad():
+        model(x)
+    assert torch.equal(model.inferred_task, cost.argmin(0))
+    model.task_inference = {"entropy": Entropy, "max_logit": MaxLogit}[method](per="batch")
+    with torch.no_grad():
+        model(x)
+    assert set(model.inferred_task.tolist()) == {int(cost.mean(1).argmin())}
+
+
+def test_one_image_may_decide_for_the_batch():
+    model, x = learned(4), inputs(9)
+    model.task_inference = OneShot(per="batch", images=1)
+    with torch.no_grad():
+        model(x)
+        whole = model.inferred_task
+        model.task_inference = OneShot()
+        model(x[:1])
+    assert set(whole.tolist()) == set(model.inferred_task.tolist())
+
+
+class Ties:
+    """A model whose tasks are all alike."""
+
+    calls = 0
+
+    def gradient(self, x, coefficients, objective):
+        self.calls += 1
+        return torch.zeros(len(coefficients))
+
+
+@pytest.mark.parametrize("n_tasks", [1, 2, 3, 5, 2500])
+def test_binary_ends_even_with_ties(n_tasks):
+    model = Ties()
+    assert Binary(per="batch")(model, n_tasks, inputs(2)).tolist() == [0, 0]
+    assert model.calls <= max(0, (n_tasks - 1).bit_length())
+
+
+def test_superfluous_neurons_get_the_cross_entropys_gradient_without_a_label():
+    logits = torch.randn(5, 10, requires_grad=True)
+    g = torch.autograd.grad(OneShot(objective="G", classes=6)._loss(logits), logits)[0]
+    ce = torch.autograd.grad(nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 3, 5])), logits)[0]
+    assert torch.allclose(g[:, 6:], ce[:, 6:], atol=1e-7)
+    assert (g[:, :6] == 0).all()
+
+
+def test_g_without_superfluous_neurons_says_so():
+    model = learned(2)
+    model.task_inference = OneShot(objective="G", classes=4)
+    with (
+        pytest.raises(ValueError, match="'G' has no gradient: the network has 4 outputs for 4 classes"),
+        torch.no_grad(),
+    ):
+        model(inputs(2))
+    with pytest.raises(ValueError, match="needs classes"):
+        OneShot(objective="G")
+
+
+def test_unknown_inference():
+    with pytest.raises(ValueError, match="task_inference must be one of given, oneshot, binary, entropy, max_logit"):
+        MaskedModel(mlp(), task_inference="guess")
+    with pytest.raises(ValueError, match="per must be"):
+        Binary(per="image")
+
+
+@pytest.mark.filterwarnings("ignore:task .. no free unit is left")
+@pytest.mark.parametrize("inference", ["entropy", "max_logit", "oneshot"])
+@pytest.mark.parametrize("method", [SupSup, ExSSNeT, CLNP])
+def test_it_runs_inside_avalanches_evaluation_of_every_method(method, inference):
+    strategy = method(
+        mlp(), train_epochs=2, train_mb_size=16, eval_mb_size=16, evaluator=None, seed=0, task_inference=inference
+    )
+    stream = class_stream(3)
+    train_all(strategy, stream)
+    strategy.eval(stream.test_stream)
+    assert set(strategy.model.inferred_task.tolist()) <= {0, 1, 2}
+
+
+def test_heads_of_their_own_cannot_be_superposed():
+    from benchmarks.networks import MultiHeadMLP
+
+    strategy = SupSup(MultiHeadMLP(36, (16,), 2), train_epochs=1, evaluator=None, task_inference="oneshot")
+    stream = class_stream(2)
+    train_all(strategy, stream)
+    with pytest.raises(ValueError, match="heads of their own, which cannot be superposed"):
+        strategy.eval(stream.test_stream)
+    strategy.model.task_inference = "entropy"
+    strategy.eval(stream.test_stream)
+
+
+# ---------------------------------------------------------------------- the digits oracle
+
+
+def permuted_digits(n_tasks, outputs):
+    """Permuted scikit-learn digits, threshold masks, 300 RMSprop steps a task: a small copy of the paper's set-up."""
+    x, y = load_digits(return_X_y=True)
+    x, y = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y)
+    x = (x - x.mean()) / x.std()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x, y = x[order], y[order]
+    net = nn.Sequential(
+        nn.Linear(64, 256, bias=False), nn.ReLU(), nn.Linear(256, 256, bias=False), nn.ReLU(),
+        nn.Linear(256, outputs, bias=False),
+    )  # fmt: skip
+    model = MaskedModel(net, seed=0)
+    permutations = [torch.randperm(64, generator=torch.Generator().manual_seed(100 + t)) for t in range(n_tasks)]
+    model.subnetworks.set_scores(model.fresh_scores(0))
+    torch.manual_seed(0)
+    for task, permutation in enumerate(permutations):
+        model.begin(task, task)
+        model.subnetworks.set_scores(model.fresh_scores(task))
+        model.learn_scores(Threshold())
+        model.train()
+        optimizer = torch.optim.RMSprop([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        for _ in range(300):
+            rows = torch.randint(0, 1500, (128,))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[rows][:, permutation], task), y[rows]).backward()
+            optimizer.step()
+        model.commit()
+    return model.eval(), [x[1500:][:, p] for p in permutations]
+
+
+def accuracy(model, tests, inference, queries=20):
+    model.task_inference = inference
+    right = 0
+    with torch.no_grad():
+        for task, x in enumerate(tests):
+            model(x[:queries])
+            right += int((model.inferred_task == task).sum())
+    return right / (queries * len(tests))
+
+
+@pytest.mark.parametrize(("outputs", "least"), [(25, 0.95), (100, 0.98)])
+def test_one_image_finds_one_of_ten_tasks(outputs, least):
+    model, tests = permuted_digits(10, outputs)
+    assert accuracy(model, tests, OneShot(objective="G", classes=10)) >= least
+
+
+def test_without_superfluous_neurons_entropy_is_lost():
+    """Negative control: with ten outputs, one-shot H is barely better than chance (the document measured 0.28)."""
+    model, tests = permuted_digits(10, 10)
+    assert accuracy(model, tests, OneShot(objective="H")) < 0.6
