@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -94,10 +93,7 @@ def _run(options: argparse.Namespace) -> int:
         for cell in cells:
             print(f"{'done' if is_done(cell, options.out) else 'to run':7} {cell.path}")
         return 0
-    command = shlex.join(["python", "-m", "leaderboard", *sys.argv[1:]])
-    failed = run_cells(
-        cells, out=options.out, workers=options.workers, dataset_root=options.dataset_root, command=command
-    )
+    failed = run_cells(cells, out=options.out, workers=options.workers, dataset_root=options.dataset_root)
     for path, error in failed.items():
         print(f"\nFAILED {path}\n{error}", file=sys.stderr)
     if len(failed) < len(cells):

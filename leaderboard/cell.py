@@ -56,6 +56,14 @@ class Cell:
         """Result file, below the output folder."""
         return Path(self.stream) / self.method / f"seed{self.seed}.json"
 
+    @property
+    def command(self) -> str:
+        """The command that runs this cell alone."""
+        words = f"python -m leaderboard run --streams {self.stream} --methods {self.method} --seeds {self.seed}"
+        words += f" --epochs {self.epochs}" if self.epochs else ""
+        words += f" --tasks {self.tasks}" if self.tasks else ""
+        return words + (" --dataset-root DIR" if "mnist" in self.stream else "")
+
     def config(self) -> dict[str, Any]:
         """Everything that decides the result; as it reads after a round trip through JSON."""
         spec = STREAMS[self.stream]
@@ -80,14 +88,13 @@ def settings_of(stream: str, row: str) -> dict[str, Any]:
     return {**rows()[method].defaults, **protocol(stream, method), **found, **fixed}
 
 
-def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, command: str) -> dict[str, Any]:
+def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None) -> dict[str, Any]:
     """Train and test one cell.
 
     Args:
         cell: what to run.
         dataset_root: where torchvision keeps its data.
         tb_dir: folder for TensorBoard logs; None for none.
-        command: the command that reproduces it, for the record.
 
     Returns:
         The result, as it is written to the file.
@@ -156,7 +163,7 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, comm
         "train_seconds": round(train_seconds, 3),
         "eval_seconds": round(eval_seconds, 3),
         "config": cell.config(),
-        "command": command,
+        "command": cell.command,
         "versions": {name: version(name) for name in ("avalanche-lib", "avalanche-supermask", "numpy", "torch")},
         "commit": _commit(),
         "machine": {
