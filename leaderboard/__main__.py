@@ -125,15 +125,15 @@ def _report(options: argparse.Namespace) -> int:
 
 def _search(options: argparse.Namespace) -> int:
     streams = [stream for stream in _streams(options) if STREAMS[stream].settings_from is None]
-    pairs = [(stream, method) for stream in streams for method in options.methods.split(",")]
+    pairs = [(stream, row) for stream in streams for row in options.methods.split(",") if parse_row(row)]
     chosen = json.loads(options.settings.read_text()) if options.settings.exists() else {}
 
     def one(pair: tuple[str, str]) -> None:
-        stream, method = pair
-        chosen.setdefault(stream, {})[method] = found = search(
-            stream, method, out=options.out, dataset_root=options.dataset_root
+        stream, row = pair
+        chosen.setdefault(stream, {})[row] = found = search(
+            stream, row, out=options.out, dataset_root=options.dataset_root
         )
-        print(f"{stream:16} {method:10} {found['validation_accuracy']:.4f}  {found['settings']}", flush=True)
+        print(f"{stream:16} {row:12} {found['validation_accuracy']:.4f}  {found['settings']}", flush=True)
         options.settings.write_text(json.dumps(chosen, indent=1, sort_keys=True) + "\n")
 
     with ThreadPoolExecutor(options.workers) as pool:

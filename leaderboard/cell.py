@@ -79,12 +79,12 @@ class Cell:
 
 
 def settings_of(stream: str, row: str) -> dict[str, Any]:
-    """Settings of a row: the method's defaults, what the search chose on this stream, what the name fixes."""
+    """Settings of a row: defaults, what the search chose for the row (or else its method), what its name fixes."""
     method, fixed = parse_row(row)
     chosen = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
+    found_on = chosen.get(STREAMS[stream].settings_from or stream, {})
     searched_as = "exssnet" if method == "ssnet" else method  # the control runs at the settings of what it controls
-    searched_on = STREAMS[stream].settings_from or stream
-    found = chosen.get(searched_on, {}).get(searched_as, {}).get("settings", {})
+    found = found_on.get(row, found_on.get(searched_as, {})).get("settings", {})
     return {**rows()[method].defaults, **protocol(stream, method), **found, **fixed}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.streams import STREAMS
 from leaderboard.cell import Cell
-from leaderboard.methods import protocol, rows
+from leaderboard.methods import parse_row, protocol, rows
 from leaderboard.pool import run_cells
 
 __all__ = ["search"]
@@ -23,27 +23,29 @@ TASKS = 5
 HELD_OUT = 0.1
 
 
-def _trial(stream: str, method: str, settings: dict[str, Any]) -> Cell:
-    return Cell(stream, method, SEED, settings, tasks=min(TASKS, STREAMS[stream].tasks), validation=HELD_OUT)
+def _trial(stream: str, row: str, settings: dict[str, Any]) -> Cell:
+    return Cell(stream, row, SEED, settings, tasks=min(TASKS, STREAMS[stream].tasks), validation=HELD_OUT)
 
 
-def search(stream: str, method: str, *, out: Path, dataset_root: Path | None) -> dict[str, Any]:
-    """Search one method on one stream, one trial after the other.
+def search(stream: str, row: str, *, out: Path, dataset_root: Path | None) -> dict[str, Any]:
+    """Search one row on one stream, one trial after the other.
 
     Args:
         stream: name of the stream.
-        method: name of the method, a row without options.
+        row: name of the row; what the name fixes (``@density``, ``+kkt``) is not searched.
         out: folder for the trials' results; finished ones are not run again.
         dataset_root: where torchvision keeps its data.
 
     Returns:
         The settings chosen, their validation accuracy, and every trial.
     """
-    row = rows()[method]
-    best = {**row.defaults, **protocol(stream, method)}
+    method, fixed = parse_row(row)
+    best = {**rows()[method].defaults, **protocol(stream, method), **fixed}
     seen: dict[str, float] = {}
     trials: list[dict[str, Any]] = []
-    for axis, values in row.axes.items():
+    for axis, values in rows()[method].axes.items():
+        if axis in fixed:
+            continue
         if axis == "head" and STREAMS[stream].classes == 2:
             continue  # on split streams a shared head would have to answer two ways at once
         candidates = [{**best, axis: value} for value in values]
@@ -51,7 +53,7 @@ def search(stream: str, method: str, *, out: Path, dataset_root: Path | None) ->
         for settings in candidates:
             key = json.dumps(settings, sort_keys=True)
             if key not in seen:
-                seen[key] = _validation_accuracy(_trial(stream, method, settings), out, dataset_root)
+                seen[key] = _validation_accuracy(_trial(stream, row, settings), out, dataset_root)
                 trials.append({"settings": settings, "validation_accuracy": seen[key]})
             scores.append(seen[key])
         best = candidates[max(range(len(scores)), key=lambda i: scores[i])]

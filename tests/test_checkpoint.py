@@ -18,22 +18,22 @@ from tests.test_contract import build
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:task .. no free unit is left")
 
 
-def make(name):
+def make(name, optimizer="sgd"):
     net = ResNet() if name in methods() else mlp()
-    optimizer = SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
-    common = {"optimizer": optimizer, "train_epochs": 2, "train_mb_size": 16, "evaluator": None}
+    sgd = SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+    common = {"optimizer": sgd, "train_epochs": 2, "train_mb_size": 16, "evaluator": None}
     if name in methods():
         options = {"kkt": "knn_best", "keep_scores": True} if name == "exssnet" else {}
-        return build(name, net, optimizer="sgd", seed=None, **options)
+        return build(name, net, optimizer=optimizer, seed=None, **options)
     extra = {"ewc": {"ewc_lambda": 1.0}, "lwf": {"alpha": 1.0, "temperature": 2.0}, "replay": {"mem_size": 20}}
     classes = {"naive": Naive, "ewc": EWC, "lwf": LwF, "replay": Replay}
     return classes[name](model=net, criterion=CrossEntropyLoss(), **extra.get(name, {}), **common)
 
 
-def run(name, path, stop_after=None, seed=0):
+def run(name, path, stop_after=None, seed=0, optimizer="sgd"):
     """Logits of all tasks after the last one, starting from the checkpoint if there is one."""
     torch.manual_seed(seed)
-    strategy, first = maybe_load_checkpoint(make(name), path)
+    strategy, first = maybe_load_checkpoint(make(name, optimizer), path)
     stream = class_stream(3)
     for experience in stream.train_stream[first:]:
         strategy.train(experience)
@@ -54,6 +54,12 @@ def test_a_resumed_run_equals_the_uninterrupted_one(name, tmp_path):
     whole = run(name, tmp_path / "none.pkl")
     run(name, path, stop_after=0)
     assert run(name, path, seed=123) == whole
+
+
+def test_with_the_default_optimizer(tmp_path):
+    whole = run("exssnet", tmp_path / "none.pkl", optimizer=None)
+    run("exssnet", tmp_path / "checkpoint.pkl", stop_after=1, optimizer=None)
+    assert run("exssnet", tmp_path / "checkpoint.pkl", seed=5, optimizer=None) == whole
 
 
 def test_in_a_fresh_process(tmp_path):

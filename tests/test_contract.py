@@ -82,6 +82,11 @@ def test_finished_tasks_stay_bit_identical(method, network, optimizer, companion
     assert strategy.model.task_keys == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("method", "network"), [pair for pair in PAIRS if not METHODS[pair[0]].forgets])
+def test_with_the_default_optimizer_too(method, network):
+    assert drift_of_old_tasks(build(method, NETWORKS[network]()), class_stream(3)) == 0.0
+
+
 @pytest.mark.parametrize("method", [m for m in METHODS if not METHODS[m].any_module])
 @pytest.mark.parametrize("network", ["transformer", "lstm"])
 def test_a_network_that_is_refused_is_told_why(method, network):

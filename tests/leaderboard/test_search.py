@@ -1,0 +1,67 @@
+"""Settings are chosen on held-out training data, by one rule, and rows find what was chosen for them."""
+
+import json
+
+import pytest
+
+import leaderboard.cell
+from leaderboard.cell import settings_of
+from leaderboard.methods import parse_row, rows
+from leaderboard.search import search
+
+
+def test_a_search_tries_each_axis_and_keeps_the_best(tmp_path, monkeypatch):
+    seen = []
+
+    def validation_accuracy(cell, out, dataset_root):
+        seen.append(cell.settings)
+        assert cell.validation == 0.1
+        assert cell.seed == 1000, "a seed that no result uses"
+        return 0.5 + (cell.settings["strength"] == 1e3) * 0.2 + (cell.settings["optimizer"] == ("sgd", 0.05)) * 0.1
+
+    monkeypatch.setattr("leaderboard.search._validation_accuracy", validation_accuracy)
+    found = search("permuted-digits", "ewc", out=tmp_path, dataset_root=None)
+    assert found["settings"] == {"strength": 1e3, "optimizer": ("sgd", 0.05), "head": "multi"}
+    assert found["validation_accuracy"] == pytest.approx(0.8)
+    assert len(seen) == len(found["trials"]) == 6 + 3 + 1, "what was tried is not tried again"
+
+
+def test_the_budget_is_the_same_for_everyone():
+    trials = {name: 1 + sum(len(values) - 1 for values in row.axes.values()) for name, row in rows().items()}
+    assert max(trials.values()) <= 10
+
+
+def test_what_a_rows_name_fixes_is_not_searched(tmp_path, monkeypatch):
+    monkeypatch.setattr("leaderboard.search._validation_accuracy", lambda cell, out, root: cell.settings["mask_lr"])
+    found = search("split-digits", "supsup@0.05", out=tmp_path, dataset_root=None)
+    assert {t["settings"]["density"] for t in found["trials"]} == {0.05}
+    assert found["settings"]["mask_lr"] == 0.1
+
+
+def test_rows_find_their_settings(tmp_path, monkeypatch):
+    chosen = {
+        "permuted-mnist": {
+            "exssnet": {"settings": {"mask_lr": 0.5, "density": 0.2}},
+            "exssnet@0.02": {"settings": {"mask_lr": 0.7, "density": 0.02}},
+        }
+    }
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(chosen))
+    monkeypatch.setattr(leaderboard.cell, "SETTINGS", path)
+    assert settings_of("permuted-mnist", "exssnet")["mask_lr"] == 0.5
+    assert settings_of("rotated-mnist", "exssnet")["mask_lr"] == 0.5, "rotated takes permuted's settings"
+    assert settings_of("permuted-mnist", "ssnet")["mask_lr"] == 0.5, "the control runs as what it controls"
+    low = settings_of("permuted-mnist", "exssnet@0.02")
+    assert (low["mask_lr"], low["density"]) == (0.7, 0.02)
+    other = settings_of("permuted-mnist", "exssnet@0.05")
+    assert (other["mask_lr"], other["density"]) == (0.5, 0.05)
+    assert settings_of("split-mnist", "replay")["memory"] == 200
+
+
+def test_committed_settings_are_among_the_trials():
+    for stream, methods in json.loads(leaderboard.cell.SETTINGS.read_text()).items():
+        for row, found in methods.items():
+            parse_row(row)
+            best = max(trial["validation_accuracy"] for trial in found["trials"])
+            assert found["validation_accuracy"] == best, (stream, row)
+            assert found["settings"] in [t["settings"] for t in found["trials"]]
