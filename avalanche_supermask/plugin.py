@@ -85,6 +85,8 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Check what was passed, and put what learns into the optimizer."""
         model = masked_model(strategy)
+        if strategy.train_epochs < 1:
+            raise ValueError(f"train_epochs must be at least 1 to learn a task; got {strategy.train_epochs}")
         self.phases(strategy.train_epochs)
         self.prepare(model)
         adopt_parameters(strategy.optimizer, model)

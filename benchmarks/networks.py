@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from avalanche.models import MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
 
-__all__ = ["MultiHeadMLP", "SeparateMLPs", "mlp"]
+__all__ = ["MultiHeadMLP", "SeparateMLPs", "SlimResNet18", "mlp"]
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
@@ -53,4 +54,44 @@ class SeparateMLPs(MultiTaskModule):
     def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
         """Logits under one task's network."""
         out: Tensor = self.networks[str(task_label)](x)
+        return out
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(fan_in, fan_out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(fan_out)
+        self.conv2 = nn.Conv2d(fan_out, fan_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(fan_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or fan_in != fan_out:
+            self.shortcut = nn.Sequential(nn.Conv2d(fan_in, fan_out, 1, stride, bias=False), nn.BatchNorm2d(fan_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        result: Tensor = (out + self.shortcut(x)).relu()
+        return result
+
+
+class SlimResNet18(nn.Module):
+    """ResNet-18 for 3x32x32 with ``width`` base channels: at 20, the papers' network for SplitCIFAR100."""
+
+    def __init__(self, outputs: int, width: int = 20) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        blocks: list[nn.Module] = []
+        for stage, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
+            blocks += [_Block(fan_in, fan_out, 1 if stage == 0 else 2), _Block(fan_out, fan_out, 1)]
+        self.blocks = nn.Sequential(*blocks)
+        self.fc = nn.Linear(8 * width, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of images ``(batch, 3, 32, 32)``."""
+        x = self.blocks(self.bn(self.stem(x)).relu())
+        out: Tensor = self.fc(x.mean(dim=(2, 3)))
         return out

@@ -53,6 +53,11 @@ def test_phases_that_do_not_fit(weight_epochs):
         ExSSNeT(mlp(), train_epochs=3, weight_epochs=weight_epochs, **QUICK)
 
 
+def test_no_epochs():
+    with pytest.raises(ValueError, match="train_epochs must be at least 1 to learn a task; got 0"):
+        SupSup(mlp(), train_epochs=0, **QUICK).train(class_stream(1).train_stream[0])
+
+
 def test_learning_rates_per_phase_and_the_optimizer_as_it_was():
     net, recorder = mlp(), Recorder()
     optimizer = SGD(net.parameters(), lr=0.5, momentum=0.9)

@@ -1,0 +1,119 @@
+"""What masks cost: the time of a step and of an evaluation, as ratios to the same dense network.
+
+    python -m benchmarks.speed --out benchmarks/results/speed.json
+
+Dense and masked calls alternate in one process; a ratio is the median of the pairwise ratios, after a warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_supermask import MaskedModel
+from avalanche_supermask.selection import selection
+from benchmarks.networks import SlimResNet18, mlp
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "LeNet-300-100, batch 128": (lambda: mlp(784, (300, 100), 10), (1, 28, 28), 128),
+    "MLP 784-2000-2000-10, batch 128": (lambda: mlp(784, (2000, 2000), 10), (1, 28, 28), 128),
+    "slim ResNet-18, batch 64": (lambda: SlimResNet18(10), (3, 32, 32), 64),
+}
+
+
+def _ratio(masked: Callable[[], None], dense: Callable[[], None], repeats: int, sync: Callable[[], None]) -> float:
+    def seconds(call: Callable[[], None]) -> float:
+        sync()
+        started = time.perf_counter()
+        call()
+        sync()
+        return time.perf_counter() - started
+
+    for _ in range(5):
+        masked()
+        dense()
+    return statistics.median(seconds(masked) / seconds(dense) for _ in range(repeats))
+
+
+def measure(name: str, *, repeats: int, device: str) -> dict[str, float]:
+    """Ratios of one network: mask-phase step, weight-phase step, evaluation of a finished task."""
+    make, shape, batch = NETWORKS[name]
+    torch.manual_seed(0)
+    x = torch.randn(batch, *shape, device=device)
+    y = torch.randint(0, 10, (batch,), device=device)
+    labels = torch.zeros(batch, dtype=torch.long, device=device)
+    dense = make().to(device)
+    model = MaskedModel(make(), seed=0)
+    model.subnetworks.set_scores(model.fresh_scores(0))
+    model.to(device)
+    select = selection(model.masked_shapes, density=0.1)
+
+    def step(net: nn.Module, *extra: Tensor) -> Callable[[], None]:
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
+
+        def call() -> None:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x, *extra), y).backward()
+            optimizer.step()
+
+        return call
+
+    def forward(net: nn.Module, *extra: Tensor) -> Callable[[], None]:
+        @torch.no_grad()
+        def call() -> None:
+            net(x, *extra)
+
+        return call
+
+    sync = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    found: dict[str, float] = {}
+    model.begin(0, 0)
+    model.learn_scores(select)
+    found["mask step"] = _ratio(step(model, labels), step(dense), repeats, sync)
+    model.learn_weights(model.subnetworks.current_mask())
+    found["weight step"] = _ratio(step(model, labels), step(dense), repeats, sync)
+    model.commit()
+    model.eval()
+    dense.eval()
+    found["evaluation"] = _ratio(forward(model, labels), forward(dense), repeats, sync)
+    weights = sum(w.numel() for w in model.subnetworks.frozen.values())
+    found["mask bytes over weights / 8"] = model.subnetworks.masks.nbytes / (weights / 8)
+    return found
+
+
+def main() -> None:
+    """Measure all networks and write a result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--repeats", type=int, default=60, help="pairs a ratio (default 60)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed.json"), help="result file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows: dict[str, dict[str, float]] = {}
+    for name in NETWORKS:
+        rows[name] = measure(name, repeats=options.repeats, device=options.device)
+        print(f"{name:34}", "  ".join(f"{key} {value:.2f}" for key, value in rows[name].items()), flush=True)
+    result: dict[str, Any] = {
+        "command": "python -m benchmarks.speed " + " ".join(sys.argv[1:]),
+        "torch": torch.__version__,
+        "machine": {"platform": platform.platform(), "cores": os.cpu_count(), "threads": options.threads},
+        "ratios to dense": rows,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
