@@ -20,7 +20,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from avalanche_supermask import MaskedModel, methods
 from benchmarks.networks import MultiHeadMLP, SeparateMLPs, mlp
-from benchmarks.streams import Stream
+from benchmarks.streams import STREAMS, Stream
 from leaderboard.baselines import CorrectedSI
 
 __all__ = ["Row", "Setup", "build_strategy", "kept_bytes", "parse_row", "protocol", "rows"]
@@ -52,12 +52,14 @@ class Row:
         defaults: settings where no search has chosen others.
         axes: settings that a search may try, one after the other, each with its values.
         note: what the table has to say about it.
+        whole_stream: search on all tasks of a stream, where a strength that suits a few tasks can diverge on many.
     """
 
     build: Callable[[Setup], SupervisedTemplate]
     defaults: Mapping[str, Any]
     axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     note: str = ""
+    whole_stream: bool = False
 
 
 # An optimizer and its learning rate are one axis: neither means anything without the other.
@@ -131,6 +133,7 @@ _ROWS: dict[str, Row] = {
         lambda s: _plain(s, [LwFPlugin(alpha=s.settings["strength"], temperature=s.settings["temperature"])]),
         {**BASE, "strength": 1.0, "temperature": 2.0},
         {"strength": (1.0, 0.3, 3.0, 10.0), "temperature": (2.0, 1.0), **BASE_AXES},
+        whole_stream=True,
     ),
     "replay": Row(
         lambda s: _plain(s, [ReplayPlugin(mem_size=s.settings["memory"])]),
@@ -202,8 +205,8 @@ def parse_row(name: str) -> tuple[str, dict[str, Any]]:
 
 def protocol(stream: str, method: str) -> dict[str, Any]:
     """Settings that belong to a stream's protocol and are not searched: for a memory, more is always better."""
-    memory = {"split-mnist": 200, "permuted-mnist": 1000, "rotated-mnist": 1000}
-    return {"memory": memory.get(stream, 100)} if method == "replay" else {}
+    memory = {"split-mnist": 200, "permuted-mnist": 1000}
+    return {"memory": memory.get(STREAMS[stream].settings_from or stream, 100)} if method == "replay" else {}
 
 
 def build_strategy(method: str, setup: Setup) -> SupervisedTemplate:

@@ -43,6 +43,10 @@ def by_class(columns):
     ("name", "classic"),
     [
         ("split-mnist", lambda **k: SplitMNIST(5, class_ids_from_zero_in_each_exp=True, **k)),
+        (
+            "split-mnist-ordered",
+            lambda **k: SplitMNIST(5, class_ids_from_zero_in_each_exp=True, fixed_class_order=list(range(10)), **k),
+        ),
         ("permuted-mnist", lambda **k: PermutedMNIST(10, **k)),
         ("rotated-mnist", lambda **k: RotatedMNIST(10, **k)),
     ],

@@ -38,6 +38,16 @@ def test_what_a_rows_name_fixes_is_not_searched(tmp_path, monkeypatch):
     assert found["settings"]["mask_lr"] == 0.1
 
 
+def test_a_search_goes_over_five_tasks_or_the_whole_stream(tmp_path, monkeypatch):
+    tasks = {}
+    monkeypatch.setattr(
+        "leaderboard.search._validation_accuracy", lambda cell, out, root: tasks.setdefault(cell.method, cell.tasks)
+    )
+    for row in ("ewc", "lwf", "exssnet@0.02"):
+        search("permuted-mnist", row, out=tmp_path, dataset_root=None)
+    assert tasks == {"ewc": 5, "lwf": 10, "exssnet@0.02": 5}
+
+
 def test_rows_find_their_settings(tmp_path, monkeypatch):
     chosen = {
         "permuted-mnist": {
@@ -56,6 +66,7 @@ def test_rows_find_their_settings(tmp_path, monkeypatch):
     other = settings_of("permuted-mnist", "exssnet@0.05")
     assert (other["mask_lr"], other["density"]) == (0.5, 0.05)
     assert settings_of("split-mnist", "replay")["memory"] == 200
+    assert settings_of("split-mnist-ordered", "replay")["memory"] == 200
 
 
 def test_committed_settings_are_among_the_trials():
