@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from avalanche_supermask.registry import methods, register
     from avalanche_supermask.strategies.clnp import CLNP, CLNPPlugin
     from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
+    from avalanche_supermask.strategies.impresslearn import ImpressLearn, ImpressLearnPlugin
     from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
     from avalanche_supermask.strategy import SubnetworkStrategy
 
@@ -26,6 +27,8 @@ _HOME = {
     "CachedTensors": "data",
     "ExSSNeT": "strategies.exssnet",
     "ExSSNeTPlugin": "strategies.exssnet",
+    "ImpressLearn": "strategies.impresslearn",
+    "ImpressLearnPlugin": "strategies.impresslearn",
     "MaskedModel": "model",
     "SSNeT": "strategies.exssnet",
     "SubnetworkPlugin": "plugin",
@@ -45,6 +48,8 @@ __all__ = [
     "CachedTensors",
     "ExSSNeT",
     "ExSSNeTPlugin",
+    "ImpressLearn",
+    "ImpressLearnPlugin",
     "MaskedModel",
     "SSNeT",
     "SubnetworkPlugin",

@@ -9,8 +9,9 @@ of its outputs p is small where the network is sure:
     G(p) = logsumexp(p), the first ``classes`` logits held constant: what training pushed down is low on known data
 
 `OneShot` takes one gradient: ``t = argmin_i dL/da_i``. `Binary` halves the candidates by it, log2 K times. `Entropy`
-and `MaxLogit` try each task. The superposition and its gradient, ``dL/da_i = <dL/dW_sup ⊙ W, M_i>``, come from packed
-bits, a few tasks at a time; no task has a float copy of a layer.
+and `MaxLogit` try each task. `EntropyDescent` names none, but fits ImpressLearn's mixture to the batch. The
+superposition and its gradient, ``dL/da_i = <dL/dW_sup ⊙ W, M_i>``, come from packed bits, a few tasks at a time; no
+task has a float copy of a layer.
 
 What a task has for itself (running statistics, own parameters) is superposed with the same coefficients. Heads under
 different names (Avalanche's multi-head modules) cannot be: only `Entropy` and `MaxLogit` serve such networks. The paper
@@ -19,14 +20,25 @@ uses inference on MNIST-like streams; on harder ones it is weak, as the networks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Binary", "Candidates", "Entropy", "Inference", "MaxLogit", "Objective", "OneShot", "Per", "by_name"]
+__all__ = [
+    "Binary",
+    "Candidates",
+    "Entropy",
+    "EntropyDescent",
+    "Inference",
+    "MaxLogit",
+    "Objective",
+    "OneShot",
+    "Per",
+    "by_name",
+]
 
 Objective = Literal["H", "G"]
 Per = Literal["sample", "batch"]
@@ -41,12 +53,18 @@ class Candidates(Protocol):
     def gradient(self, x: Tensor, coefficients: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
         """Derivative ``(K,)`` of an objective of the superposition's logits by its coefficients ``(K,)``."""
 
+    def mean_mixture(self) -> dict[str, Tensor]:
+        """Coefficients 1/n of every mask of the basis, by layer, for a model with mixtures."""
+
+    def mixed(self, x: Tensor, coefficients: Mapping[str, Tensor]) -> Tensor:
+        """Logits under a mixture of the basis, differentiable in its coefficients."""
+
 
 class Inference(Protocol):
     """A way to find the task."""
 
     def __call__(self, model: Candidates, n_tasks: int, x: Tensor) -> Tensor:
-        """Number of the task of each sample: int64 of shape ``(batch,)``."""
+        """Number of the task of each sample: int64 of shape ``(batch,)``; or, if no task answers, the logits."""
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -64,12 +82,14 @@ class _ByGradient:
         classes: for G, how many outputs are real; the network must have more (superfluous neurons).
         per: one task for a whole batch, or one for each sample.
         images: for ``per="batch"``, how many samples decide (the paper: 1); None: all.
+        first: only the tasks learned first, so many; None: all. With ImpressLearn's n, one-shot over its basis.
     """
 
     objective: Objective = "H"
     classes: int | None = None
     per: Per = "sample"
     images: int | None = None
+    first: int | None = None
 
     def __post_init__(self) -> None:
         if self.objective not in ("H", "G"):
@@ -106,8 +126,10 @@ class OneShot(_ByGradient):
     """One forward and one backward pass, whatever the number of tasks."""
 
     def _one(self, model: Candidates, n_tasks: int, x: Tensor) -> int:
-        equal = torch.full((n_tasks,), 1.0 / n_tasks)
-        return _first_smallest(model.gradient(x, equal, self._loss)) if n_tasks > 1 else 0
+        n = min(self.first or n_tasks, n_tasks)
+        equal = torch.zeros(n_tasks)
+        equal[:n] = 1.0 / n
+        return _first_smallest(model.gradient(x, equal, self._loss)[:n]) if n > 1 else 0
 
 
 @dataclass(frozen=True)
@@ -115,7 +137,7 @@ class Binary(_ByGradient):
     """Halves the candidates until one is left: at most ceil(log2 K) rounds, ties included."""
 
     def _one(self, model: Candidates, n_tasks: int, x: Tensor) -> int:
-        left = torch.arange(n_tasks)
+        left = torch.arange(min(self.first or n_tasks, n_tasks))
         while len(left) > 1:
             coefficients = torch.zeros(n_tasks)
             coefficients[left] = 1.0 / len(left)
@@ -162,6 +184,40 @@ class MaxLogit(_ByTrial):
         return -logits.amax(dim=-1)
 
 
+@dataclass(frozen=True)
+class EntropyDescent:
+    """No task at all: a mixture of ImpressLearn's basis, fitted to each batch by descent on its mean entropy H.
+
+    Starts at 1/n and holds ``|a_l|_1 = 1`` in every layer: without that, scaling up the last layer alone would end
+    all entropy. Answers with the logits of the mixture; no stored coefficient changes.
+
+    Attributes:
+        steps: of Adam (default 30).
+        lr: its learning rate (default 0.02).
+    """
+
+    steps: int = 30
+    lr: float = 0.02
+
+    def __call__(self, model: Candidates, n_tasks: int, x: Tensor) -> Tensor:
+        """See `Inference`."""
+        coefficients = {name: a.requires_grad_(True) for name, a in model.mean_mixture().items()}
+        optimizer = torch.optim.Adam(list(coefficients.values()), lr=self.lr)
+        for _ in range(self.steps):
+            optimizer.zero_grad()
+            with torch.enable_grad():
+                entropy(model.mixed(x, coefficients)).mean().backward()  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                for a in coefficients.values():
+                    assert a.grad is not None
+                    a.grad -= (a.grad @ a.sign()) / len(a) * a.sign()  # what would only change the norm
+                optimizer.step()
+                for a in coefficients.values():
+                    a /= a.abs().sum()
+        with torch.no_grad():
+            return model.mixed(x, coefficients)
+
+
 def _first_smallest(values: Tensor) -> int:
     return int((values == values.min()).nonzero()[0])
 
@@ -171,6 +227,7 @@ _NAMES: dict[str, Callable[[], Inference]] = {
     "binary": Binary,
     "entropy": Entropy,
     "max_logit": MaxLogit,
+    "entropy_descent": EntropyDescent,
 }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from avalanche_supermask.functional import signed_constant
 
-__all__ = ["Init", "Layout", "Maskable", "PerTask", "classify", "head_tensors", "redraw"]
+__all__ = ["Init", "Layout", "Maskable", "PerTask", "classify", "head_tensors", "output_layer", "redraw"]
 
 Init = Literal["signed_constant", "keep"]
 PerTask = Literal["none", "norm", "all"]
@@ -99,6 +99,20 @@ def head_tensors(net: nn.Module, known: Collection[str], label: int | None) -> d
     )
     everything = (*net.named_parameters(), *net.named_buffers())
     return {name: t for name, t in everything if name not in known and not name.startswith(other_heads)}
+
+
+def output_layer(net: nn.Module) -> str:
+    """Name of the last module that holds a weight: in every usual network the output layer.
+
+    Raises:
+        ValueError: no module holds one.
+    """
+    weights = [name for name, p in net.named_parameters() if p.dim() > 1]
+    if not weights:
+        raise ValueError(
+            f"{type(net).__name__} has no weight to mask; pass a network with Linear or convolution layers"
+        )
+    return weights[-1].rpartition(".")[0]
 
 
 @torch.no_grad()

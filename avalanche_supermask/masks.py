@@ -140,33 +140,42 @@ class PackedMasks(NamedTensors):
             once |= row
         return once, twice
 
-    def superpose(self, coefficients: Tensor, slots: Sequence[int]) -> dict[str, Tensor]:
+    def superpose(self, coefficients: Mapping[str, Tensor], slots: Sequence[int]) -> dict[str, Tensor]:
         """``Σ a_i M_i``: float tensors by name.
 
         Args:
-            coefficients: ``(K,)``, one a slot; tasks with coefficient 0 cost nothing.
+            coefficients: by layer ``(K,)``, one a slot; slots whose coefficients are all 0 cost nothing.
             slots: K slots in use.
         """
-        total = torch.zeros(8 * self.row_bytes)
-        for chunk, bits in self._chunks([s for s, a in zip(slots, coefficients.tolist(), strict=True) if a]):
-            weights = torch.stack([coefficients[slots.index(slot)] for slot in chunk])
-            total = total.to(bits.device) + weights.to(bits) @ bits
-        return self._split(total)
+        needed = torch.stack(list(coefficients.values())).ne(0).any(dim=0).tolist()
+        places = [place for place, is_needed in enumerate(needed) if is_needed]
+        totals = {name: torch.zeros(8 * size) for name, size in zip(self.shapes, self._sizes, strict=True)}
+        for chunk, bits in self._chunks([slots[place] for place in places]):
+            mine, places = places[: len(chunk)], places[len(chunk) :]
+            for name, part in zip(self.shapes, self._by_layer(bits), strict=True):
+                totals[name] = totals[name].to(bits.device) + coefficients[name][mine].to(bits) @ part
+        return {name: totals[name][: math.prod(shape)].reshape(shape) for name, shape in self.shapes.items()}
 
-    def project(self, gradients: Mapping[str, Tensor], slots: Sequence[int]) -> Tensor:
-        """``<G, M_i>`` over all layers, for each of K slots: ``(K,)``.
+    def project(self, gradients: Mapping[str, Tensor], slots: Sequence[int]) -> dict[str, Tensor]:
+        """``<G, M_i>`` for each of K slots: ``(K,)`` by layer.
 
         Args:
-            gradients: in the shapes of the masks; missing layers count as zero.
+            gradients: in the shapes of the masks; layers that are missing are left out.
             slots: K slots in use.
         """
-        parts = []
-        for (name, shape), size in zip(self.shapes.items(), self._sizes, strict=True):
-            flat = gradients[name].reshape(-1) if name in gradients else torch.zeros(math.prod(shape))
-            parts.append(torch.nn.functional.pad(flat.float(), (0, 8 * size - flat.numel())))
-        device = next(iter(self.values())).device
-        joined = torch.cat([part.to(device) for part in parts])
-        return torch.cat([bits @ joined for _, bits in self._chunks(list(slots))])
+        flat = {
+            name: torch.nn.functional.pad(gradients[name].reshape(-1).float(), (0, -gradients[name].numel() % 8))
+            for name in gradients
+        }
+        found: dict[str, list[Tensor]] = {name: [] for name in gradients}
+        for _, bits in self._chunks(list(slots)):
+            for name, part in zip(self.shapes, self._by_layer(bits), strict=True):
+                if name in found:
+                    found[name].append(part @ flat[name].to(bits.device))
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+    def _by_layer(self, bits: Tensor) -> Sequence[Tensor]:
+        return torch.split(bits, [8 * size for size in self._sizes], dim=1)
 
     def _chunks(self, slots: Sequence[int]) -> Iterator[tuple[Sequence[int], Tensor]]:
         """A few tasks at a time: their slots, and their bits as float32 of shape ``(tasks, 8 * row_bytes)``."""
@@ -177,13 +186,6 @@ class PackedMasks(NamedTensors):
             shifts = torch.arange(8, dtype=torch.uint8, device=rows.device)
             bits = rows.unsqueeze(2).bitwise_right_shift(shifts).bitwise_and_(1)
             yield chunk, bits.reshape(len(chunk), -1).float()
-
-    def _split(self, padded: Tensor) -> dict[str, Tensor]:
-        parts = torch.split(padded, [8 * size for size in self._sizes])
-        return {
-            name: part[: math.prod(shape)].reshape(shape)
-            for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
-        }
 
     def _unpack(self, row: Tensor) -> dict[str, Tensor]:
         parts = torch.split(row, self._sizes)

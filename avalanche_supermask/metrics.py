@@ -16,9 +16,11 @@ from avalanche.models import avalanche_forward
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from avalanche_supermask.data import load_tensors
 from avalanche_supermask.model import MaskedModel
 
 __all__ = [
+    "AccuracyOverSteps",
     "BytesPerTask",
     "FreeCapacity",
     "MaskDensity",
@@ -28,6 +30,9 @@ __all__ = [
     "UnitUse",
     "supermask_metrics",
 ]
+
+
+_BATCH = 1024
 
 
 class _AfterTask(PluginMetric[float]):
@@ -236,6 +241,60 @@ def _outputs(model: Any, x: Tensor, task_labels: Tensor) -> Tensor:
         return out.clone()
     finally:
         model.train(was_training)
+
+
+class AccuracyOverSteps(PluginMetric[list[tuple[int, float]]]):
+    """Accuracy on one experience while a task is being learned: every few steps, from before the first one.
+
+    Also at the end of each epoch. Not one of `supermask_metrics`, as it needs to be told what to measure on.
+
+    Args:
+        test: experience of the task being learned.
+        every: steps between two measurements (default 10).
+    """
+
+    def __init__(self, test: Any, *, every: int = 10) -> None:
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"every must be at least 1 step; got {every}")
+        self.test, self.every = test, every
+        self._curve: list[tuple[int, float]] = []
+
+    def reset(self) -> None:
+        """Forget the curve."""
+        self._curve = []
+
+    def result(self) -> list[tuple[int, float]]:
+        """``(steps, accuracy)``, steps counted from the start of the task."""
+        return list(self._curve)
+
+    def __str__(self) -> str:
+        return "AccuracyOverSteps"
+
+    def before_training_exp(self, strategy: Any) -> None:
+        """A new curve."""
+        self.reset()
+
+    def before_training_iteration(self, strategy: Any) -> Any:
+        """Measure before this step, if it is due."""
+        step = strategy.clock.train_exp_iterations
+        return self._measure(strategy, step) if step % self.every == 0 else None
+
+    def after_training_epoch(self, strategy: Any) -> Any:
+        """Measure after the last step of an epoch."""
+        step = strategy.clock.train_exp_iterations
+        return self._measure(strategy, step) if step % self.every else None
+
+    def _measure(self, strategy: Any, step: int) -> list[MetricValue]:
+        x, y, *_, t = load_tensors(self.test.dataset, strategy.device)
+        right = [
+            (_outputs(strategy.model, a, c).argmax(dim=1) == b).sum()
+            for a, b, c in zip(x.split(_BATCH), y.split(_BATCH), t.split(_BATCH), strict=True)
+        ]
+        accuracy = float(sum(right)) / len(y)
+        self._curve.append((step, accuracy))
+        name = get_metric_name(self, strategy, add_experience=True, add_task=False)
+        return [MetricValue(self, name, accuracy, step)]
 
 
 def supermask_metrics(

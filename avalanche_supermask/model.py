@@ -12,7 +12,7 @@ classes, names and attributes stay as they are; which tensors it sees depends on
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,13 @@ from avalanche.models.utils import avalanche_model_adaptation
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from avalanche_supermask.accounting import Accounting
 from avalanche_supermask.frozen_channels import FrozenChannels, frozen_channels
-from avalanche_supermask.functional import initial_scores, overlap, signed_constant
+from avalanche_supermask.functional import initial_scores, signed_constant
 from avalanche_supermask.inference import Inference, by_name
 from avalanche_supermask.layout import Init, Maskable, PerTask, classify, head_tensors, redraw
 from avalanche_supermask.routing import Router, forward_mixed
-from avalanche_supermask.subnetworks import LayerCapacity, Subnetworks
+from avalanche_supermask.subnetworks import Subnetworks
 from avalanche_supermask.superposition import Superposition
 from avalanche_supermask.tensors import NamedTensors
 
@@ -49,7 +50,7 @@ class _Host(DynamicModule):
         self.net = net
 
 
-class MaskedModel(MultiTaskModule):
+class MaskedModel(Accounting, MultiTaskModule):
     """A network that holds many tasks, each in a subnetwork of its own.
 
     Args:
@@ -65,7 +66,8 @@ class MaskedModel(MultiTaskModule):
         mask: ``"weights"`` masks parameters of two or more dimensions; ``"all"`` biases and norms as well.
         seed: of the constants and of every task's fresh scores; drawn from torch's generator if None.
         task_inference: who names the task at evaluation: ``"given"`` (the labels), ``"oneshot"``, ``"binary"``,
-            ``"entropy"``, ``"max_logit"``, or an object of `inference` with settings. Can be set later.
+            ``"entropy"``, ``"max_logit"``, ``"entropy_descent"``, or an object of `inference` with settings. Can be
+            set later.
 
     Raises:
         ValueError: nothing to mask in ``net``, or an unknown ``init`` or ``per_task``.
@@ -118,16 +120,6 @@ class MaskedModel(MultiTaskModule):
         """The network: a copy of the caller's. Its parameters are the trainable copy of the weights."""
         return self.host.net
 
-    @property
-    def masked_names(self) -> list[str]:
-        """Names, in the network, of the weights that masks select from."""
-        return list(self.subnetworks.frozen)
-
-    @property
-    def masked_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each masked weight."""
-        return self.subnetworks.masks.shapes
-
     def _head_tensors(self) -> dict[str, Tensor]:
         known = {*self.masked_names, *self.shared, *self.fresh}
         return head_tensors(self.net, known, self.subnetworks.active_label)
@@ -163,6 +155,17 @@ class MaskedModel(MultiTaskModule):
     def learn_scores(self, select: Any) -> None:
         """Phase in which the scores learn: ``select`` turns them into the mask (see `selection`)."""
         self.subnetworks.learn_scores(select)
+        self._set_learning(())
+
+    def learn_coefficients(self, *, own: Collection[str] = (), select: Any = None) -> None:
+        """Phase in which the coefficients of a mixture learn, from 1/n (see `mixtures`).
+
+        Args:
+            own: masked weights whose scores learn instead, for a mask of the task's own.
+            select: turns those scores into the mask.
+        """
+        self.subnetworks.mixtures.restart()
+        self.subnetworks.learn_coefficients(own=frozenset(own), select=select)
         self._set_learning(())
 
     @torch.no_grad()
@@ -218,13 +221,14 @@ class MaskedModel(MultiTaskModule):
         self._set_learning(())
 
     def _set_learning(self, weights: Sequence[str]) -> None:
-        """Let exactly these weights, the scores (in their phase) and, while a task is active, its own tensors learn."""
+        """Let these weights learn, what else the phase trains and, while a task is active, its own tensors."""
         own = {*self._own_names, *self._head_tensors()} if self.active is not None else set()
         for name, p in self.net.named_parameters():
             p.requires_grad_(name in weights or name in own)
             p.grad = None
-        for p in self.subnetworks.scores.parameters():
-            p.requires_grad_(self.subnetworks.phase == "scores")
+        learning = {id(p) for p in self.subnetworks.learning()}
+        for p in self.subnetworks.parameters():
+            p.requires_grad_(id(p) in learning)
             p.grad = None
 
     # ------------------------------------------------------------------ calling the network
@@ -270,8 +274,11 @@ class MaskedModel(MultiTaskModule):
     def _forward_inferred(self, x: Any) -> Any:
         find = by_name(self._task_inference)
         assert find is not None
-        numbers = find(Superposition(self), len(self.task_keys), x)
-        self.inferred_task = torch.tensor(self.task_keys)[numbers]
+        answer = find(Superposition(self), len(self.task_keys), x)
+        if answer.is_floating_point():
+            self.inferred_task = None  # no single task answered
+            return answer
+        self.inferred_task = torch.tensor(self.task_keys)[answer]
         return forward_mixed(x, self.inferred_task, lambda part, key: self.forward_task(key, part))
 
     def forward_single_task(self, x: Any, task_label: int) -> Any:
@@ -343,21 +350,7 @@ class MaskedModel(MultiTaskModule):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}}
 
-    # ------------------------------------------------------------------ what users ask a model
-
-    @property
-    def active(self) -> int | None:
-        """Key of the task being learned."""
-        return self.subnetworks.active
-
-    @property
-    def task_keys(self) -> list[int]:
-        """Keys of the finished tasks, in the order in which they were learned."""
-        return list(self.subnetworks.tasks)
-
-    def effective_weights(self, task: int) -> dict[str, Tensor]:
-        """Weights ``W * M`` of a finished task, by name in the network."""
-        return self.subnetworks.task_weights(task)
+    # ------------------------------------------------------------------ taking tasks out
 
     def export(self, task: int) -> nn.Module:
         """A plain copy of the network with one task's weights: no masks, equal outputs."""
@@ -366,23 +359,6 @@ class MaskedModel(MultiTaskModule):
         for name, tensor in self._task_tensors(task).items():
             slots[name].data = tensor.detach().clone()  # .data: tied weights stay tied
         return net.requires_grad_(True).eval()
-
-    def bytes_per_task(self) -> dict[int, int]:
-        """Bytes stored for each finished task: one bit a masked weight, statistics, head and own parameters."""
-        return {key: self.subnetworks.task_bytes(key) for key in self.task_keys}
-
-    def capacity(self) -> dict[str, LayerCapacity]:
-        """Total, owned, free and reused weights of each masked layer."""
-        return self.subnetworks.capacity()
-
-    def overlap(self) -> dict[int, float]:
-        """Share of each task's mask that the masks of earlier tasks already held; 0 for the first task."""
-        return {key: self.overlap_of(key) for key in self.task_keys}
-
-    def overlap_of(self, task: int) -> float:
-        """Share of one task's mask that the masks of earlier tasks already held."""
-        earlier = self.task_keys[: self.task_keys.index(task)]
-        return overlap(self.subnetworks.task_mask(task), self.subnetworks.owned(earlier))
 
     @torch.no_grad()
     def forget(self, task: int) -> int:

@@ -18,10 +18,15 @@ from torch.optim import Optimizer
 
 from avalanche_supermask.model import MaskedModel
 
-__all__ = ["Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "adopt_parameters"]
+__all__ = ["Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "adopt_parameters", "cosine"]
 
 TaskKey = Literal["auto", "task_label", "experience"]
 Schedule = Literal["constant", "cosine"]
+
+
+def cosine(done: float) -> float:
+    """Factor of the learning rate when this share of a phase is done: from 1 to 0."""
+    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         phase, epoch = self._phase_at(strategy.clock.train_exp_epochs, strategy.train_epochs)
         if self.schedule == "cosine":
             done = (epoch + strategy.clock.train_epoch_iterations / len(strategy.dataloader)) / phase.epochs
-            self._set_lr(strategy.optimizer, phase, 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+            self._set_lr(strategy.optimizer, phase, cosine(done))
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Check once a task that the network has an output for every label."""
@@ -219,7 +224,7 @@ def adopt_parameters(optimizer: Optimizer, model: MaskedModel, original: nn.Modu
     """Put the model's parameters into the optimizer's own groups; its class, settings and groups stay.
 
     A parameter of ``original``, the network that was copied into the model, is replaced by its copy. The
-    scores of a weight join the weight's group, and what is in no group joins the first.
+    scores and coefficients of a weight join the weight's group, and what is in no group joins the first.
 
     Args:
         optimizer: changed in place.
@@ -232,7 +237,8 @@ def adopt_parameters(optimizer: Optimizer, model: MaskedModel, original: nn.Modu
         for group in optimizer.param_groups:
             group["params"] = [renamed.get(id(p), p) for p in group["params"]]
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    weight_of = {id(score): copies[name] for name, score in model.subnetworks.scores.items()}
+    chosen_by = (*model.subnetworks.scores.items(), *model.subnetworks.mixtures.coefficients.items())
+    weight_of = {id(p): copies[name] for name, p in chosen_by if name in copies}
     for p in model.parameters():
         if id(p) not in group_of:
             weight = weight_of.get(id(p), p)

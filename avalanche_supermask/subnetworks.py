@@ -6,7 +6,8 @@ parameters that exist once, whatever the number of tasks. The effective weight i
     mask * where(trainable, parameter, frozen)
 
 and at the end of a task the trained values are written to the buffer. No optimizer, hook or plugin can reach
-a finished task, because none of its tensors is a parameter.
+a finished task, because none of its tensors is a parameter. A task may also be a mixture of the masks of a basis:
+then its coefficients take the place of the mask.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_supermask.masks import PackedMasks
+from avalanche_supermask.mixtures import Mixtures
 from avalanche_supermask.selection import Selection
 from avalanche_supermask.tensors import NamedTensors
 
@@ -27,7 +29,7 @@ __all__ = ["LayerCapacity", "Subnetworks", "Task"]
 
 @dataclass(frozen=True)
 class Task:
-    """Where a task's mask is kept, and the Avalanche label under which it was learned (None without labels)."""
+    """Where a task's mask or mixture is kept, and the Avalanche label it was learned under (None without labels)."""
 
     slot: int
     label: int | None
@@ -59,6 +61,7 @@ class Subnetworks(nn.Module):
         shapes = {name: tuple(weight.shape) for name, weight in frozen.items()}
         self.frozen = NamedTensors(frozen)
         self.masks = PackedMasks(shapes)
+        self.mixtures = Mixtures()
         self.private = nn.ModuleDict()  # slot -> what only that task has: norm statistics, head, ...
         self.scores = NamedTensors(trainable=True)
         self.tasks: dict[int, Task] = {}
@@ -66,8 +69,9 @@ class Subnetworks(nn.Module):
         # The task being learned.
         self.active: int | None = None
         self.active_label: int | None = None
-        self.phase: Literal["scores", "weights"] | None = None  # what learns
+        self.phase: Literal["scores", "weights", "coefficients"] | None = None  # what learns
         self.select: Selection | None = None
+        self.own_masks: frozenset[str] = frozenset()  # of the coefficients phase: layers whose scores learn
         self.mask = NamedTensors()  # of the weights phase; before it, the scores choose
         self.trainable = NamedTensors()
         # While the mask stands still: what of each weight is fixed, and 1 where it learns. Numbers, not bool: on a
@@ -95,6 +99,20 @@ class Subnetworks(nn.Module):
         self._clear_weights()
         self.phase, self.select = "scores", select
 
+    def learn_coefficients(self, *, own: frozenset[str] = frozenset(), select: Selection | None = None) -> None:
+        """The coefficients of a mixture learn, and in the layers ``own`` the scores."""
+        self._clear_weights()
+        self.phase, self.own_masks, self.select = "coefficients", own, select
+
+    def learning(self) -> list[Tensor]:
+        """Scores and coefficients that learn in this phase."""
+        scores = {"scores": set(self.scores), "coefficients": self.own_masks}.get(self.phase or "", set())
+        mixed = self.mixtures.coefficients if self.phase == "coefficients" else {}
+        return [
+            *(p for name, p in self.scores.items() if name in scores),
+            *(a for name, a in mixed.items() if name not in self.own_masks),
+        ]
+
     def learn_weights(self, trainable: Mapping[str, Tensor], *, mask: Mapping[str, Tensor]) -> None:
         """The mask stands still; the weights marked in ``trainable`` (bool, inside the mask) learn."""
         mask = {name: m.clone() for name, m in mask.items()}
@@ -104,9 +122,11 @@ class Subnetworks(nn.Module):
         self.trainable.update({name: trainable[name] & m for name, m in mask.items()})
 
     def current_mask(self) -> dict[str, Tensor]:
-        """Mask of the task being learned: bool tensors by name."""
+        """Mask of the task being learned: bool tensors by name. Of a mixture: where its weights are not zero."""
         if self.phase == "weights":
             return dict(self.mask)
+        if self.phase == "coefficients":
+            return {name: w.detach() != 0 for name, w in self._mixed_weights().items()}
         if self.select is None:
             raise RuntimeError("no phase has begun, so there is no current mask; call learn_scores() first")
         return {name: self.select.mask(name, scores) for name, scores in self.scores.items()}
@@ -120,11 +140,20 @@ class Subnetworks(nn.Module):
         if self.phase == "scores" and self.select is not None:
             select = self.select
             return {name: select.weight(name, s, self.frozen[name]) for name, s in self.scores.items()}
+        if self.phase == "coefficients":
+            return self._mixed_weights()
         if not self._standing:
             for name, trainable in self.trainable.items():
                 frozen = self.frozen[name]
                 self._standing[name] = (frozen * (self.mask[name] & ~trainable), trainable.to(frozen.dtype))
         return {name: torch.addcmul(fixed, learns, live[name]) for name, (fixed, learns) in self._standing.items()}
+
+    def _mixed_weights(self) -> dict[str, Tensor]:
+        mixed = {name: weight for name, weight in self.frozen.items() if name not in self.own_masks}
+        own: dict[str, Tensor] = {}
+        if self.select is not None:
+            own = {n: self.select.weight(n, self.scores[n], self.frozen[n]) for n in self.own_masks}
+        return {**self.mixtures.weights(self.mixtures.coefficients, mixed, self.masks), **own}
 
     @torch.no_grad()
     def commit(self, live: Mapping[str, Tensor], private: Mapping[str, Tensor]) -> None:
@@ -135,10 +164,14 @@ class Subnetworks(nn.Module):
         """
         if self.active is None:
             raise RuntimeError("commit() without begin(): no task is being learned")
-        mask = self.current_mask()
-        for name, trainable in self.trainable.items():
-            self.frozen[name].copy_(torch.where(trainable, live[name], self.frozen[name]))
-        self.masks.commit(self.next_slot, mask)
+        if self.phase == "coefficients":
+            own = {n: self.select.mask(n, self.scores[n]) for n in self.own_masks} if self.select else {}
+            self.mixtures.finish(self.next_slot, own)
+        else:
+            mask = self.current_mask()
+            for name, trainable in self.trainable.items():
+                self.frozen[name].copy_(torch.where(trainable, live[name], self.frozen[name]))
+            self.masks.commit(self.next_slot, mask)
         self.private[str(self.next_slot)] = NamedTensors(
             {name: tensor.detach().clone() for name, tensor in private.items()}
         )
@@ -146,10 +179,20 @@ class Subnetworks(nn.Module):
         self.next_slot += 1
         self.abandon()
 
+    def add_to_basis(self, mask: Mapping[str, Tensor] | int) -> None:
+        """Let mixtures use a mask: that of a finished task, by its key, or one that belongs to no task."""
+        if isinstance(mask, int):
+            self.mixtures.extend(self._slot(mask))
+        else:
+            self.masks.commit(self.next_slot, mask)
+            self.mixtures.extend(self.next_slot)
+            self.next_slot += 1
+
     def abandon(self) -> None:
         """Drop the task being learned; nothing more of it is kept."""
         self._clear_weights()
         self.active = self.active_label = self.phase = self.select = None
+        self.own_masks = frozenset()
 
     def _clear_weights(self) -> None:
         self.mask.clear()
@@ -159,12 +202,18 @@ class Subnetworks(nn.Module):
     # ------------------------------------------------------------------ finished tasks
 
     def task_mask(self, key: int) -> dict[str, Tensor]:
-        """Mask of a finished task: bool tensors by name."""
-        return self.masks.read(self._slot(key))
+        """Mask of a finished task: bool tensors by name. Of a mixture: where its weights are not zero."""
+        slot = self._slot(key)
+        if slot in self.mixtures:
+            return {name: w != 0 for name, w in self.task_weights(key).items()}
+        return self.masks.read(slot)
 
     def task_weights(self, key: int) -> dict[str, Tensor]:
         """Effective weights ``W * M`` of a finished task."""
-        return {name: self.frozen[name] * mask for name, mask in self.task_mask(key).items()}
+        slot = self._slot(key)
+        if slot in self.mixtures:
+            return self.mixtures.weights(self.mixtures.of(slot), self.frozen, self.masks)
+        return {name: self.frozen[name] * mask for name, mask in self.masks.read(slot).items()}
 
     def task_private(self, key: int) -> dict[str, Tensor]:
         """Tensors that only this task has, by name in the network."""
@@ -173,13 +222,26 @@ class Subnetworks(nn.Module):
 
     def owned(self, keys: list[int] | None = None) -> dict[str, Tensor]:
         """Weights that any of these finished tasks uses (all of them if None): bool tensors by name."""
-        slots = None if keys is None else [self._slot(key) for key in keys]
+        slots = self.masks.slots() if keys is None else self._slots_used(keys)
         union = self.masks.union(slots)
         return {name: mask.to(self.frozen[name].device) for name, mask in union.items()}
 
-    def task_bytes(self, key: int) -> int:
-        """Bytes stored for a finished task: its packed mask and its private tensors."""
-        return self.masks.row_bytes + sum(t.numel() * t.element_size() for t in self.task_private(key).values())
+    def _slots_used(self, keys: list[int]) -> list[int]:
+        slots = [self._slot(key) for key in keys]
+        mixed = self.mixtures.basis if any(slot in self.mixtures for slot in slots) else []
+        return [*dict.fromkeys([*(slot for slot in slots if slot not in self.mixtures), *mixed])]
+
+    def task_bytes(self, key: int, *, private: bool = True) -> int:
+        """Bytes stored for a finished task: its packed mask or its coefficients, and its private tensors."""
+        slot = self._slot(key)
+        chosen = _nbytes(self.mixtures.of(slot)) if slot in self.mixtures else self.masks.row_bytes
+        return chosen + (_nbytes(self.task_private(key)) if private else 0)
+
+    @property
+    def basis_bytes(self) -> int:
+        """Bytes of masks that belong to no finished task: of a basis that was drawn, or whose task is forgotten."""
+        owned = sum(task.slot not in self.mixtures for task in self.tasks.values())
+        return (len(self.masks) - owned) * self.masks.row_bytes
 
     def capacity(self) -> dict[str, LayerCapacity]:
         """How far each masked layer is filled."""
@@ -195,11 +257,19 @@ class Subnetworks(nn.Module):
 
     @torch.no_grad()
     def forget(self, key: int) -> dict[str, Tensor]:
-        """Delete a finished task. Returns the weights that only it owned (bool by name), now free."""
+        """Delete a finished task. Returns the weights that only it owned (bool by name), now free.
+
+        A mask that mixtures are made of stays, and its weights with it.
+        """
         slot = self._slot(key)
-        rest = self.owned([other for other in self.tasks if other != key])
-        freed = {name: mask & ~rest[name] for name, mask in self.masks.read(slot).items()}
-        self.masks.drop(slot)
+        freed = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in self.frozen.items()}
+        if slot in self.mixtures:
+            self.mixtures.drop(slot)
+        elif slot not in self.mixtures.basis or not len(self.mixtures.finished):
+            rest = self.masks.union([other for other in self.masks.slots() if other != slot])
+            freed = {name: mask & ~rest[name] for name, mask in self.masks.read(slot).items()}
+            self.masks.drop(slot)
+            self.mixtures.reduce(slot)
         del self.private[str(slot)]
         del self.tasks[key]
         return freed
@@ -233,3 +303,7 @@ class Subnetworks(nn.Module):
         self.tasks = {key: Task(slot, label) for key, slot, label in state["tasks"]}
         self.next_slot = state["next_slot"]
         self.private = nn.ModuleDict({str(task.slot): NamedTensors() for task in self.tasks.values()})
+
+
+def _nbytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors.values())

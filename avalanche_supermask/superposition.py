@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,12 @@ class Superposition:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.keys = model.task_keys
-        self.slots = [model.subnetworks.tasks[key].slot for key in self.keys]
+        store = model.subnetworks
+        self._mixed = [store.tasks[key].slot in store.mixtures for key in self.keys]
+        basis = store.mixtures.basis if any(self._mixed) else []
+        own = [store.tasks[key].slot for key, mixed in zip(self.keys, self._mixed, strict=True) if not mixed]
+        self._slots = list(dict.fromkeys([*own, *basis]))
+        self._place = {slot: place for place, slot in enumerate(self._slots)}
 
     @torch.no_grad()
     def outputs(self, task: int, x: Any) -> Tensor:
@@ -42,35 +47,105 @@ class Superposition:
             ValueError: tasks have tensors under different names (heads of their own), so there is no sum of them.
         """
         store = self.model.subnetworks
-        private = [self._private(key) for key in self.keys]
-        names = set(private[0])
-        if any(set(other) != names for other in private):
+        private = self._private()
+        sums = store.masks.superpose(self._by_slot(coefficients), self._slots)
+        leaves = {name: store.frozen[name] * m.to(store.frozen[name]) for name, m in sums.items()}
+        own = _weighted(private, coefficients)
+        buffers = {name for name, _ in self.model.net.named_buffers()}
+        learns = {n: t.detach().requires_grad_(True) for n, t in {**leaves, **own}.items() if n not in buffers}
+        with torch.enable_grad():
+            loss = objective(self._call(x, {**own, **learns}))
+            found = torch.autograd.grad(loss, list(learns.values()), allow_unused=True)
+        grads = {name: g for name, g in zip(learns, found, strict=True) if g is not None}
+        by_slot = store.masks.project({n: grads[n] * store.frozen[n] for n in leaves if n in grads}, self._slots)
+        total = self._by_task({name: values.cpu() for name, values in by_slot.items()})
+        for i, task in enumerate(private):
+            total[i] += sum(float((grads[name] * t).sum()) for name, t in task.items() if name in grads)
+        return total
+
+    def mean_mixture(self) -> dict[str, Tensor]:
+        """Coefficients 1/n of every mask of the basis, by layer.
+
+        Raises:
+            ValueError: the model has no basis.
+        """
+        store = self.model.subnetworks
+        n = len(store.mixtures.basis)
+        if n == 0:
+            raise ValueError("there is no basis of masks to mix: 'entropy_descent' serves ImpressLearn only")
+        return {name: torch.full((n,), 1.0 / n).to(weight) for name, weight in store.frozen.items()}
+
+    def mixed(self, x: Any, coefficients: Mapping[str, Tensor]) -> Tensor:
+        """Logits of a mixture of the basis, differentiable in its coefficients; what tasks own at its mean.
+
+        Args:
+            x: inputs.
+            coefficients: by layer, ``(n,)``.
+        """
+        store = self.model.subnetworks
+        own = _weighted(self._private(), torch.full((len(self.keys),), 1 / len(self.keys)))
+        return self._call(x, {**own, **store.mixtures.weights(coefficients, store.frozen, store.masks)})
+
+    def _call(self, x: Any, tensors: Mapping[str, Tensor]) -> Tensor:
+        label = self.model.subnetworks.tasks[self.keys[0]].label
+        given = {**self.model.fresh, **self.model.shared, **tensors}
+        out: Tensor = functional_call(self.model.net, given, self.model.arguments(x, label))
+        return out
+
+    def _by_slot(self, coefficients: Tensor) -> dict[str, Tensor]:
+        """The coefficients of tasks as coefficients of masks, by layer: mixtures stand for what they mix."""
+        store = self.model.subnetworks
+        plain = torch.zeros(len(self._slots))
+        for key, mixed, a in zip(self.keys, self._mixed, coefficients.tolist(), strict=True):
+            if not mixed:
+                plain[self._place[store.tasks[key].slot]] = a
+        found = {name: plain for name in self.model.masked_names}
+        if any(self._mixed):
+            basis = [self._place[slot] for slot in store.mixtures.basis]
+            for name in found:
+                alphas = self._alphas(name)  # (mixtures, n)
+                found[name] = plain.index_add(0, torch.tensor(basis), coefficients[self._mixed].float() @ alphas)
+        return found
+
+    def _by_task(self, by_slot: Mapping[str, Tensor]) -> Tensor:
+        """Sums over the layers, of what belongs to each task: ``(K,)``."""
+        store = self.model.subnetworks
+        places = [self._place.get(store.tasks[key].slot, 0) for key in self.keys]
+        plain: Tensor = torch.stack(list(by_slot.values())).sum(dim=0)[places]
+        if any(self._mixed):
+            basis = [self._place[slot] for slot in store.mixtures.basis]
+            mixed = torch.stack([self._alphas(name) @ values[basis] for name, values in by_slot.items()]).sum(dim=0)
+            plain[self._mixed] = mixed
+        return plain
+
+    def _alphas(self, name: str) -> Tensor:
+        """Coefficients of all mixtures in a layer: ``(mixtures, n)``."""
+        store = self.model.subnetworks
+        slots = [store.tasks[key].slot for key, mixed in zip(self.keys, self._mixed, strict=True) if mixed]
+        return torch.stack([store.mixtures.coefficients_of(slot, name).cpu().float() for slot in slots])
+
+    def _private(self) -> list[dict[str, Tensor]]:
+        """What is each task's own, as numbers; a statistic that it never moved is the fresh one.
+
+        Raises:
+            ValueError: the names differ.
+        """
+        stored = [self.model.subnetworks.task_private(key) for key in self.keys]
+        moved = {name for task in stored for name in task}
+        found = []
+        for task in stored:
+            tensors = {name: task.get(name, self.model.fresh.get(name)) for name in moved}
+            found.append({name: t for name, t in tensors.items() if t is not None and t.is_floating_point()})
+        if any(set(task) != set(found[0]) for task in found):
             raise ValueError(
                 "the tasks have heads of their own, which cannot be superposed; use task_inference='entropy' or "
                 "'max_logit', or one shared output layer"
             )
-        sums = store.masks.superpose(coefficients, self.slots)
-        leaves = {name: store.frozen[name] * m.to(store.frozen[name]) for name, m in sums.items()}
-        own = {
-            name: torch.einsum("k,k...->...", coefficients.to(t), torch.stack([p[name] for p in private]))
-            for name, t in private[0].items()
-        }
-        buffers = {name for name, _ in self.model.net.named_buffers()}
-        learns = {n: t.detach().requires_grad_(True) for n, t in {**leaves, **own}.items() if n not in buffers}
-        given = {**self.model.fresh, **self.model.shared, **own, **learns}
-        label = store.tasks[self.keys[0]].label
-        with torch.enable_grad():
-            loss = objective(functional_call(self.model.net, given, self.model.arguments(x, label)))
-            found = torch.autograd.grad(loss, list(learns.values()), allow_unused=True)
-        grads = {name: g for name, g in zip(learns, found, strict=True) if g is not None}
-        total: Tensor = store.masks.project({n: grads[n] * store.frozen[n] for n in leaves if n in grads}, self.slots)
-        for i, task in enumerate(private):
-            total[i] += sum(float((grads[name] * t).sum()) for name, t in task.items() if name in grads)
-        return total.cpu()
+        return found
 
-    def _private(self, key: int) -> Mapping[str, Tensor]:
-        """What is a task's own, as numbers; a statistic that it never moved is the fresh one."""
-        stored = self.model.subnetworks.task_private(key)
-        moved = {name for other in self.keys for name in self.model.subnetworks.task_private(other)}
-        tensors = {name: stored.get(name, self.model.fresh.get(name)) for name in moved}
-        return {name: t for name, t in tensors.items() if t is not None and t.is_floating_point()}
+
+def _weighted(tasks: Sequence[Mapping[str, Tensor]], coefficients: Tensor) -> dict[str, Tensor]:
+    return {
+        name: torch.einsum("k,k...->...", coefficients.to(t), torch.stack([task[name] for task in tasks]))
+        for name, t in tasks[0].items()
+    }

@@ -16,7 +16,7 @@ from leaderboard.pool import is_done, run_cells
 from leaderboard.report import load_results, table, write_readme, write_report
 from leaderboard.search import search
 
-METHODS = "naive,ewc,si,lwf,replay,packnet,joint,separate,supsup,ssnet,exssnet,clnp"
+METHODS = "naive,ewc,si,lwf,replay,packnet,joint,separate,supsup,ssnet,exssnet,clnp,impresslearn"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics, l
 from avalanche.logging import TensorboardLogger
 from avalanche.training.plugins import EvaluationPlugin
 
-from avalanche_supermask import CachedTensors, supermask_metrics
+from avalanche_supermask import CachedTensors, MaskedModel, supermask_metrics
 from benchmarks.streams import STREAMS, build_stream, with_validation
 from leaderboard.methods import Setup, build_strategy, kept_bytes, parse_row, protocol, rows
 from leaderboard.scores import summarise
@@ -159,6 +159,7 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None) -> d
         "output_drift": max(drift),
         **_pruning(strategy),
         "bytes_per_task": per_task,
+        **_selection_bytes(strategy.model),
         "bytes_total": total,
         "train_seconds": round(train_seconds, 3),
         "eval_seconds": round(eval_seconds, 3),
@@ -180,6 +181,11 @@ def _accuracy(metrics: dict[str, Any], task: int) -> float:
     ending = f"/Exp{task:03d}"
     found = [v for k, v in metrics.items() if k.startswith("Top1_Acc_Exp/eval_phase/") and k.endswith(ending)]
     return float(found[-1])
+
+
+def _selection_bytes(model: Any) -> dict[str, Any]:
+    """Bytes of each task's mask or coefficients alone, without norm statistics and heads."""
+    return {"selection_bytes": model.bytes_per_task(private=False)} if isinstance(model, MaskedModel) else {}
 
 
 def _pruning(strategy: Any) -> dict[str, Any]:

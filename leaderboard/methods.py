@@ -107,6 +107,14 @@ def _subnetwork(name: str) -> Callable[[Setup], Any]:
     return build
 
 
+def _impresslearn(setup: Setup) -> Any:
+    """The first half of the tasks is the basis of the second."""
+    n_basis = (setup.stream.tasks + 1) // 2
+    return methods()["impresslearn"](
+        _shared_head(setup), n_basis=n_basis, seed=setup.seed, **setup.settings, **setup.common
+    )
+
+
 _MASK_AXES: dict[str, tuple[Any, ...]] = {
     "layer_densities": ("uniform", "erdos_renyi"),
     "density": (0.1, 0.2, 0.3),
@@ -163,6 +171,16 @@ _ROWS: dict[str, Row] = {
         {"l1": 1e-4, "margin": 0.005, "weight_lr": 1e-3},
         {"l1": (1e-4, 1e-5, 1e-3, 3e-3), "weight_lr": (1e-3, 3e-3, 1e-2), "margin": (0.005, 0.02)},
         "holds out a tenth of the training data",
+    ),
+    "impresslearn": Row(
+        _impresslearn,
+        {"basis": "heterogeneous", "density": 0.25, "mask_lr": 2e-2, "coefficient_lr": 2e-2},
+        {
+            "density": (0.25, 0.1, 0.5),
+            "mask_lr": (2e-2, 5e-3, 5e-2, 1e-1),
+            "coefficient_lr": (2e-2, 5e-3, 5e-2, 1e-1),
+        },
+        "the second half of the tasks are mixtures of the first half's masks",
     ),
     "ssnet": Row(_subnetwork("ssnet"), {**_MASK, "weight_lr": 1e-2}, _NO_SEARCH, "control: trains what tasks share"),
 }
@@ -230,7 +248,7 @@ def kept_bytes(strategy: Any, stream: Stream, *, n_tasks: int, n_samples: int, s
     model = strategy.model
     plain = sum(4 * p.numel() for p in mlp(stream.inputs, stream.hidden, stream.classes).parameters())
     if isinstance(model, MaskedModel):
-        added = sum(model.bytes_per_task().values())
+        added = sum(model.bytes_per_task().values()) + model.basis_bytes
         return added / n_tasks, plain + added
     kept = _nbytes(model.state_dict())
     kept += sum(_plugin_bytes(plugin, sample_bytes) for plugin in strategy.plugins)

@@ -33,7 +33,7 @@ def build(method, net, *, optimizer=None, plugins=(), **arguments):
     """The strategy, quick to learn; of the arguments, those that this method takes."""
     settings = {"train_epochs": 2, "train_mb_size": 16, "eval_mb_size": 16, "evaluator": None, "seed": 0}
     taken = inspect.signature(METHODS[method].__init__).parameters
-    options = {"density": 0.3, "margin": 0.05, "l1": 1e-3, **arguments}
+    options = {"density": 0.3, "margin": 0.05, "l1": 1e-3, "n_basis": 2, **arguments}
     settings.update({k: v for k, v in options.items() if k in taken or k in StrategyArguments.__annotations__})
     settings.update({k: v for k, v in options.items() if k in ModelArguments.__annotations__})
     made = None if optimizer is None else OPTIMIZERS[optimizer](net.parameters())
@@ -135,11 +135,15 @@ def test_one_score_tensor_a_layer_and_one_bit_a_weight_and_task(method):
     model = strategy.model
     scores = {n: s.shape for n, s in model.subnetworks.scores.items()}
     assert scores in ({}, model.masked_shapes)
-    assert len(list(model.parameters())) == len(list(model.net.parameters())) + len(scores)
+    coefficients = list(model.subnetworks.mixtures.coefficients.values())
+    assert len(list(model.parameters())) == len(list(model.net.parameters())) + len(scores) + len(coefficients)
     bits = sum(-(-n.numel() // 8) for n in model.subnetworks.frozen.values())
-    assert model.subnetworks.masks.nbytes == 4 * bits
+    mixed = {k: sum(4 * a.numel() for a in coefficients) for k in range(2, 4) if coefficients}
+    assert model.subnetworks.masks.nbytes == (4 - len(mixed)) * bits
     own = {k: sum(4 * t.numel() for t in model.subnetworks.task_private(k).values()) for k in range(4)}
-    assert model.bytes_per_task() == {k: bits + own[k] for k in range(4)}
+    assert model.bytes_per_task() == {k: mixed.get(k, bits) + own[k] for k in range(4)}
+    assert model.bytes_per_task(private=False) == {k: mixed.get(k, bits) for k in range(4)}
+    assert model.basis_bytes == 0
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -3,6 +3,18 @@
 from avalanche_supermask.registry import methods
 from avalanche_supermask.strategies.clnp import CLNP, CLNPPlugin
 from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
+from avalanche_supermask.strategies.impresslearn import ImpressLearn, ImpressLearnPlugin
 from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
 
-__all__ = ["CLNP", "CLNPPlugin", "ExSSNeT", "ExSSNeTPlugin", "SSNeT", "SupSup", "SupSupPlugin", "methods"]
+__all__ = [
+    "CLNP",
+    "CLNPPlugin",
+    "ExSSNeT",
+    "ExSSNeTPlugin",
+    "ImpressLearn",
+    "ImpressLearnPlugin",
+    "SSNeT",
+    "SupSup",
+    "SupSupPlugin",
+    "methods",
+]

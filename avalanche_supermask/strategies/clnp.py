@@ -40,6 +40,7 @@ from typing_extensions import Unpack
 from avalanche_supermask.activity import Activity, unit_activity
 from avalanche_supermask.data import load_tensors
 from avalanche_supermask.frozen_channels import FrozenChannels
+from avalanche_supermask.layout import output_layer as last_layer
 from avalanche_supermask.model import MaskedModel
 from avalanche_supermask.partition import FREE, Partition
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
@@ -346,16 +347,6 @@ def _expect(name: str, value: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be {' or '.join(map(repr, known))}; got {value!r}")
 
 
-def _output_layer(net: nn.Module) -> str:
-    """Name of the last module that holds a weight: in every usual network the output layer."""
-    weights = [name for name, p in net.named_parameters() if p.dim() > 1]
-    if not weights:
-        raise ValueError(
-            f"{type(net).__name__} has no weight to mask; pass a network with Linear or convolution layers"
-        )
-    return weights[-1].rpartition(".")[0]
-
-
 @register("clnp")
 class CLNP(SubnetworkStrategy):
     """CLNP (Golkar et al. 2019): each task keeps its active neurons, and leaves the others to later tasks.
@@ -431,7 +422,7 @@ class CLNP(SubnetworkStrategy):
         method.phases(arguments.get("train_epochs", 1))
         own: tuple[str, ...] = ()
         if head == "own" and not isinstance(model, MaskedModel):
-            own = (re.escape(f"{output_layer or _output_layer(model)}.".lstrip(".")) + ".*",)
+            own = (re.escape(f"{output_layer or last_layer(model)}.".lstrip(".")) + ".*",)
         super().__init__(
             model=model, method=method, optimizer=optimizer, default_lr=1e-3, init="keep", mask="all", own=own,
             seed=seed, **arguments,
