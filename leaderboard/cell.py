@@ -84,7 +84,8 @@ def settings_of(stream: str, row: str) -> dict[str, Any]:
     chosen = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
     found_on = chosen.get(STREAMS[stream].settings_from or stream, {})
     searched_as = "exssnet" if method == "ssnet" else method  # the control runs at the settings of what it controls
-    found = found_on.get(row, found_on.get(searched_as, {})).get("settings", {})
+    pinned = f"{searched_as}@{row.partition('@')[2]}"  # a row with an option runs at the settings of the one without
+    found = next((found_on[name] for name in (row, pinned, searched_as) if name in found_on), {}).get("settings", {})
     return {**rows()[method].defaults, **protocol(stream, method), **found, **fixed}
 
 

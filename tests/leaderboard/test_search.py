@@ -63,6 +63,7 @@ def test_rows_find_their_settings(tmp_path, monkeypatch):
     assert settings_of("permuted-mnist", "ssnet")["mask_lr"] == 0.5, "the control runs as what it controls"
     low = settings_of("permuted-mnist", "exssnet@0.02")
     assert (low["mask_lr"], low["density"]) == (0.7, 0.02)
+    assert settings_of("permuted-mnist", "exssnet+kkt@0.02")["mask_lr"] == 0.7, "an option changes nothing else"
     other = settings_of("permuted-mnist", "exssnet@0.05")
     assert (other["mask_lr"], other["density"]) == (0.5, 0.05)
     assert settings_of("split-mnist", "replay")["memory"] == 200
