@@ -21,6 +21,7 @@ import torch
 from avalanche_supermask import CachedTensors, ExSSNeT
 from avalanche_supermask.data import load_tensors
 from benchmarks.networks import mlp
+from benchmarks.provenance import provenance
 from benchmarks.streams import STREAMS, build_stream
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -82,7 +83,7 @@ def main() -> None:
             mean, spread = statistics.fmean(accuracy), statistics.pstdev(accuracy)
             overlap = statistics.fmean(r["overlap"] for r in runs)
             print(f"{samples:6} samples  {variant:18} {mean:.4f} ± {spread:.4f}  overlap {overlap:.2f}", flush=True)
-    result = {"command": "python -m benchmarks.kkt " + " ".join(sys.argv[1:]), "torch": torch.__version__, "rows": rows}
+    result = {**provenance("benchmarks.kkt", sys.argv[1:]), "rows": rows}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
 

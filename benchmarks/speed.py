@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from avalanche_supermask import MaskedModel
 from avalanche_supermask.selection import selection
 from benchmarks.networks import SlimResNet18, mlp
+from benchmarks.provenance import provenance
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "LeNet-300-100, batch 128": (lambda: mlp(784, (300, 100), 10), (1, 28, 28), 128),
@@ -106,9 +105,7 @@ def main() -> None:
         rows[name] = measure(name, repeats=options.repeats, device=options.device)
         print(f"{name:34}", "  ".join(f"{key} {value:.2f}" for key, value in rows[name].items()), flush=True)
     result: dict[str, Any] = {
-        "command": "python -m benchmarks.speed " + " ".join(sys.argv[1:]),
-        "torch": torch.__version__,
-        "machine": {"platform": platform.platform(), "cores": os.cpu_count(), "threads": options.threads},
+        **provenance("benchmarks.speed", sys.argv[1:]),
         "ratios to dense": rows,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.datasets import MNIST
 from torchvision.transforms.functional import rotate
 
-__all__ = ["STREAMS", "SUITES", "Stream", "build_stream", "with_validation"]
+__all__ = ["STREAMS", "SUITES", "Split", "Stream", "build_stream", "load_mnist", "normalise", "with_validation"]
 
 Split = tuple[Tensor, Tensor]  # inputs, integer labels
 
@@ -61,7 +61,7 @@ def _digits(_: Path | None) -> tuple[Split, Split]:
     return (train_x.reshape(shape), train_y.long()), (test_x.reshape(shape), test_y.long())
 
 
-def _mnist(root: Path | None) -> tuple[Split, Split]:
+def load_mnist(root: Path | None) -> tuple[Split, Split]:
     """MNIST, pixels from 0 to 1; downloaded into ``root`` if it is not there."""
     if root is None:
         raise ValueError("the mnist suite needs a folder for its data: pass --dataset-root DIR")
@@ -73,7 +73,8 @@ def _mnist(root: Path | None) -> tuple[Split, Split]:
     return split(True), split(False)
 
 
-def _normalise(x: Tensor) -> Tensor:
+def normalise(x: Tensor) -> Tensor:
+    """Pixels from 0 to 1, standardised."""
     return (x - 0.1307) / 0.3081  # Avalanche's constants for MNIST
 
 
@@ -92,7 +93,7 @@ def _split_classes(
         x, y = split
         pairs = order.reshape(5, 2)
         chosen = [(y == a) | (y == b) for a, b in pairs]
-        return [(_normalise(x[rows]), (y[rows] == b).long()) for rows, (_, b) in zip(chosen, pairs, strict=True)]
+        return [(normalise(x[rows]), (y[rows] == b).long()) for rows, (_, b) in zip(chosen, pairs, strict=True)]
 
     return _benchmark(tasks(train), tasks(test))
 
@@ -104,7 +105,7 @@ def _permuted(load: Callable[..., tuple[Split, Split]], n_tasks: int, seed: int,
     orders = [torch.from_numpy(random.permutation(train[0][0].numel())) for _ in range(n_tasks)]
 
     def tasks(split: Split) -> list[Split]:
-        flat = _normalise(split[0]).flatten(1)
+        flat = normalise(split[0]).flatten(1)
         return [(flat[:, order].reshape(split[0].shape), split[1]) for order in orders]
 
     return _benchmark(tasks(train), tasks(test))
@@ -117,7 +118,7 @@ def _rotated(load: Callable[..., tuple[Split, Split]], n_tasks: int, seed: int, 
     angles = [int(random.randint(-180, 181)) for _ in range(n_tasks)]
 
     def tasks(split: Split) -> list[Split]:
-        return [(_normalise(rotate(split[0], angle)), split[1]) for angle in angles]
+        return [(normalise(rotate(split[0], angle)), split[1]) for angle in angles]
 
     return _benchmark(tasks(train), tasks(test))
 
@@ -128,23 +129,29 @@ _MNIST = {"inputs": 784, "hidden": (300, 100), "batch_size": 128}
 STREAMS: dict[str, Stream] = {
     "split-digits": Stream(partial(_split_classes, _digits), tasks=5, classes=2, **_DIGITS),
     "permuted-digits": Stream(partial(_permuted, _digits, 5), tasks=5, classes=10, **_DIGITS),
-    "split-mnist": Stream(partial(_split_classes, _mnist), tasks=5, classes=2, epochs=6, **_MNIST),
+    "split-mnist": Stream(partial(_split_classes, load_mnist), tasks=5, classes=2, epochs=6, **_MNIST),
     # 0 or 1, 2 or 3, …: the order of the published runs. How hard a pair is differs more than methods do.
     "split-mnist-ordered": Stream(
-        partial(_split_classes, _mnist, shuffle=False),
+        partial(_split_classes, load_mnist, shuffle=False),
         tasks=5,
         classes=2,
         epochs=6,
         settings_from="split-mnist",
         **_MNIST,
     ),
-    "permuted-mnist": Stream(partial(_permuted, _mnist, 10), tasks=10, classes=10, epochs=2, **_MNIST),
+    "permuted-mnist": Stream(partial(_permuted, load_mnist, 10), tasks=10, classes=10, epochs=2, **_MNIST),
     "rotated-mnist": Stream(
-        partial(_rotated, _mnist, 10), tasks=10, classes=10, epochs=2, settings_from="permuted-mnist", **_MNIST
+        partial(_rotated, load_mnist, 10), tasks=10, classes=10, epochs=2, settings_from="permuted-mnist", **_MNIST
     ),
     # CLNP's network; too wide for a suite that two cores run in an hour.
     "permuted-mnist-wide": Stream(
-        partial(_permuted, _mnist, 10), tasks=10, classes=10, inputs=784, hidden=(2000, 2000), epochs=3, batch_size=256
+        partial(_permuted, load_mnist, 10),
+        tasks=10,
+        classes=10,
+        inputs=784,
+        hidden=(2000, 2000),
+        epochs=3,
+        batch_size=256,
     ),
 }
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import random
-import subprocess
 import time
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ from avalanche.logging import TensorboardLogger
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_supermask import CachedTensors, MaskedModel, supermask_metrics
+from benchmarks.provenance import provenance
 from benchmarks.streams import STREAMS, build_stream, with_validation
 from leaderboard.methods import Setup, build_strategy, kept_bytes, parse_row, protocol, rows
 from leaderboard.scores import summarise
@@ -57,12 +54,12 @@ class Cell:
         return Path(self.stream) / self.method / f"seed{self.seed}.json"
 
     @property
-    def command(self) -> str:
-        """The command that runs this cell alone."""
-        words = f"python -m leaderboard run --streams {self.stream} --methods {self.method} --seeds {self.seed}"
-        words += f" --epochs {self.epochs}" if self.epochs else ""
-        words += f" --tasks {self.tasks}" if self.tasks else ""
-        return words + (" --dataset-root DIR" if "mnist" in self.stream else "")
+    def arguments(self) -> list[str]:
+        """Arguments of the command that runs this cell alone."""
+        words = ["run", "--streams", self.stream, "--methods", self.method, "--seeds", str(self.seed)]
+        words += ["--epochs", str(self.epochs)] if self.epochs else []
+        words += ["--tasks", str(self.tasks)] if self.tasks else []
+        return words + (["--dataset-root", "DIR"] if "mnist" in self.stream else [])
 
     def config(self) -> dict[str, Any]:
         """Everything that decides the result; as it reads after a round trip through JSON."""
@@ -165,16 +162,7 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None) -> d
         "train_seconds": round(train_seconds, 3),
         "eval_seconds": round(eval_seconds, 3),
         "config": cell.config(),
-        "command": cell.command,
-        "versions": {name: version(name) for name in ("avalanche-lib", "avalanche-supermask", "numpy", "torch")},
-        "commit": _commit(),
-        "machine": {
-            "platform": platform.platform(),
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "threads": 1,
-            "python": platform.python_version(),
-        },
+        **provenance("leaderboard", cell.arguments),
     }
 
 
@@ -193,22 +181,3 @@ def _pruning(strategy: Any) -> dict[str, Any]:
     """What a method that prunes units reports of each task."""
     reports = next((p.reports for p in strategy.plugins if hasattr(p, "reports")), {})
     return {"pruning": {str(task): asdict(report) for task, report in reports.items()}} if reports else {}
-
-
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!results", ":!../README.md")
-    return (git("rev-parse", "HEAD") or "unknown") + ("+changes" if changed else "")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -1,0 +1,61 @@
+"""As many tasks as one asks for, made one at a time: the data of 2,500 permutations would not fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from avalanche.benchmarks import tensors_benchmark
+from torchvision.transforms.functional import rotate
+
+from benchmarks.streams import Split, load_mnist, normalise, with_validation
+
+__all__ = ["KINDS", "Endless"]
+
+
+def _permuted(split: Split, task: int) -> Split:
+    """Pixels in the order that a generator seeded with the task's number draws."""
+    x, y = split
+    order = torch.randperm(x[0].numel(), generator=torch.Generator().manual_seed(task))
+    return normalise(x).flatten(1)[:, order].reshape(x.shape), y
+
+
+def _rotated(split: Split, task: int) -> Split:
+    """Turned by ten degrees a task, SupSup's RotatedMNIST: 36 tasks are a full turn."""
+    return normalise(rotate(split[0], 10.0 * task)), split[1]
+
+
+KINDS: dict[str, Callable[[Split, int], Split]] = {"permuted": _permuted, "rotated": _rotated}
+
+
+class Endless:
+    """MNIST under a transformation for each task number.
+
+    Args:
+        kind: ``"permuted"`` or ``"rotated"``.
+        root: where torchvision keeps MNIST.
+        validation: share of the training data that is tested on instead of the test data; 0 for a real result.
+    """
+
+    def __init__(self, kind: str, root: Path, *, validation: float = 0.0) -> None:
+        self.transform = KINDS[kind]
+        self.train, self.test = load_mnist(root)
+        self.validation = validation
+
+    def __call__(self, task: int, *, label: int | None = None) -> tuple[Any, Any]:
+        """Training and test experience of a task.
+
+        Args:
+            task: its number; the same number is the same task.
+            label: its task label; None: its number.
+        """
+        benchmark = tensors_benchmark(
+            train_tensors=[self.transform(self.train, task)],
+            test_tensors=[self.transform(self.test, task)],
+            task_labels=[task if label is None else label],
+        )
+        if self.validation:
+            benchmark = with_validation(benchmark, share=self.validation, seed=task)
+        return benchmark.train_stream[0], benchmark.test_stream[0]

@@ -1,0 +1,58 @@
+"""Where a result comes from: its command, versions, commit and machine, as every result file says it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["provenance"]
+
+PACKAGES = ("avalanche-lib", "avalanche-supermask", "numpy", "torch")
+
+
+def provenance(module: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The part of a result file that is not a result.
+
+    Args:
+        module: that was run with ``python -m``.
+        arguments: of its command line; places on this machine are written as DIR.
+    """
+    words = ["DIR" if Path(word).is_absolute() else word for word in arguments]
+    return {
+        "command": " ".join(["python -m", module, *words]),
+        "versions": {name: version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "machine": {
+            "platform": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!/*results", ":!/README.md")
+    return (git("rev-parse", "HEAD") or "unknown") + ("+changes" if changed else "")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
