@@ -13,7 +13,7 @@ from avalanche_supermask.units import Units
 
 __all__ = ["Activity", "unit_activity"]
 
-Activity = Literal["mean", "rate"]
+Activity = Literal["mean", "rate", "relative"]
 
 
 class _Meter:
@@ -41,7 +41,8 @@ def unit_activity(model: MaskedModel, units: Units, batches: Iterable[Tensor], *
         model: in the mode in which it is to be measured.
         units: of its network.
         batches: inputs.
-        statistic: ``"mean"`` of the activation after a ReLU, or the ``"rate"`` at which it is positive.
+        statistic: ``"mean"`` of the activation after a ReLU; the ``"rate"`` at which it is positive; or the mean
+            ``"relative"`` to that of its layer, so that one threshold treats all layers alike.
 
     Returns:
         float64 of shape ``(units.count,)``; where a residual sum ties several layers, the most active of them.
@@ -58,5 +59,6 @@ def unit_activity(model: MaskedModel, units: Units, batches: Iterable[Tensor], *
     for layer, ids in units.layers.items():
         means = [(m.total / m.count).cpu() for m in (meters[p] for p in units.producers[layer]) if m.total is not None]
         if means:
-            activity[ids.start : ids.stop] = torch.stack(means).amax(dim=0)
+            mine = torch.stack(means).amax(dim=0)
+            activity[ids.start : ids.stop] = mine / mine.mean().clamp_min(1e-12) if statistic == "relative" else mine
     return activity

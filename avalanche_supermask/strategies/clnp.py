@@ -67,7 +67,8 @@ class CLNPPlugin(SubnetworkPlugin):
             rate times α after each step, which gives exact zeros, but under Adam needs an α a hundred to ten
             thousand times larger, as Adam scales the gradient and not the step.
         margin: accuracy that pruning may cost, absolute (default 0.005, half a point).
-        activity: ``"mean"`` activation after the ReLU (the paper's), or ``"rate"``, how often it is positive.
+        activity: ``"mean"`` activation after the ReLU (the paper's); ``"rate"``, how often it is positive; or the mean
+            ``"relative"`` to its layer's, where one threshold would empty one layer and leave another full.
         validation_share: of the experience's training data, held out to choose the threshold (default 0.1).
         finetune_epochs: last epochs of ``train_epochs``, in which the kept weights train on without penalty.
         head: ``"own"``: what is each task's own in the model is its head; ``"gated"``: one shared output layer.
@@ -99,7 +100,7 @@ class CLNPPlugin(SubnetworkPlugin):
     ) -> None:
         super().__init__(task_key=task_key, schedule=schedule)
         _expect("l1_form", l1_form, ("proximal", "subgradient"))
-        _expect("activity", activity, ("mean", "rate"))
+        _expect("activity", activity, ("mean", "rate", "relative"))
         _expect("head", head, ("own", "gated"))
         _expect("on_exhausted", on_exhausted, ("warn", "error"))
         if l1 < 0 or not 0 <= margin <= 1 or not 0 < validation_share < 1:
