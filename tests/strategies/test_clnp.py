@@ -205,7 +205,7 @@ def test_fine_tuning_trains_what_is_kept():
         CLNP(mlp(), **(QUICK | {"finetune_epochs": 4}))
 
 
-@pytest.mark.parametrize("statistic", ["mean", "rate"])
+@pytest.mark.parametrize("statistic", ["mean", "rate", "relative"])
 def test_activity_against_a_network_done_by_hand(statistic):
     """Mean over samples and positions, after the ReLU, in eval mode; dropout has no influence."""
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Dropout(0.9), nn.Flatten(), nn.Linear(48, 2))
@@ -221,7 +221,8 @@ def test_activity_against_a_network_done_by_hand(statistic):
             weights = model.subnetworks.current_weights(dict(model.net.named_parameters()))
             with torch.no_grad():
                 out = nn.functional.conv2d(x, weights["0.weight"], weights["0.bias"]).relu()
-            found["oracle"] = (out if statistic == "mean" else (out > 0).float()).mean(dim=(0, 2, 3))
+            oracle = ((out > 0).float() if statistic == "rate" else out).mean(dim=(0, 2, 3))
+            found["oracle"] = oracle / oracle.mean() if statistic == "relative" else oracle
             model.train()
 
     strategy.plugins.insert(0, Watch())
@@ -382,7 +383,7 @@ def test_the_plugin_pickles_without_data():
         ({"validation_share": 1.0}, "0 < validation_share < 1"),
         ({"head": "shared"}, "head must be 'own' or 'gated'; got 'shared'"),
         ({"l1_form": "l2"}, "l1_form must be 'proximal' or 'subgradient'; got 'l2'"),
-        ({"activity": "max"}, "activity must be 'mean' or 'rate'; got 'max'"),
+        ({"activity": "max"}, "activity must be 'mean' or 'rate' or 'relative'; got 'max'"),
         ({"on_exhausted": "stop"}, "on_exhausted must be 'warn' or 'error'; got 'stop'"),
     ],
 )
