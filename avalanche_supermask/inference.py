@@ -50,8 +50,10 @@ class Candidates(Protocol):
     def outputs(self, task: int, x: Tensor) -> Tensor:
         """Logits ``(batch, outputs)`` under one task."""
 
-    def gradient(self, x: Tensor, coefficients: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
-        """Derivative ``(K,)`` of an objective of the superposition's logits by its coefficients ``(K,)``."""
+    def gradients(
+        self, groups: Sequence[Tensor], coefficients: Tensor, objective: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Derivative of an objective of the superposition's logits by its coefficients, a row for each group."""
 
     def mean_mixture(self) -> dict[str, Tensor]:
         """Coefficients 1/n of every mask of the basis, by layer, for a model with mixtures."""
@@ -101,11 +103,13 @@ class _ByGradient:
 
     def __call__(self, model: Candidates, n_tasks: int, x: Tensor) -> Tensor:
         """See `Inference`."""
-        if self.per == "batch":
-            return torch.full((len(x),), self._one(model, n_tasks, x[: self.images]), dtype=torch.long)
-        return torch.tensor([self._one(model, n_tasks, x[i : i + 1]) for i in range(len(x))], dtype=torch.long)
+        n = min(self.first or n_tasks, n_tasks)
+        groups = [x[: self.images]] if self.per == "batch" else list(x.split(1))
+        found = self._find(model, n, n_tasks, groups) if n > 1 else torch.zeros(len(groups), dtype=torch.long)
+        return found.expand(len(x)).clone() if self.per == "batch" else found
 
-    def _one(self, model: Candidates, n_tasks: int, x: Tensor) -> int:
+    def _find(self, model: Candidates, n: int, n_tasks: int, groups: Sequence[Tensor]) -> Tensor:
+        """Number of the task of each group, one of the first n."""
         raise NotImplementedError
 
     def _loss(self, logits: Tensor) -> Tensor:
@@ -123,25 +127,27 @@ class _ByGradient:
 
 @dataclass(frozen=True)
 class OneShot(_ByGradient):
-    """One forward and one backward pass, whatever the number of tasks."""
+    """One forward and one backward pass a group, whatever the number of tasks."""
 
-    def _one(self, model: Candidates, n_tasks: int, x: Tensor) -> int:
-        n = min(self.first or n_tasks, n_tasks)
+    def _find(self, model: Candidates, n: int, n_tasks: int, groups: Sequence[Tensor]) -> Tensor:
         equal = torch.zeros(n_tasks)
         equal[:n] = 1.0 / n
-        return _first_smallest(model.gradient(x, equal, self._loss)[:n]) if n > 1 else 0
+        return _first_smallest(model.gradients(groups, equal, self._loss)[:, :n])
 
 
 @dataclass(frozen=True)
 class Binary(_ByGradient):
     """Halves the candidates until one is left: at most ceil(log2 K) rounds, ties included."""
 
-    def _one(self, model: Candidates, n_tasks: int, x: Tensor) -> int:
-        left = torch.arange(min(self.first or n_tasks, n_tasks))
+    def _find(self, model: Candidates, n: int, n_tasks: int, groups: Sequence[Tensor]) -> Tensor:
+        return torch.tensor([self._one(model, n, n_tasks, group) for group in groups])
+
+    def _one(self, model: Candidates, n: int, n_tasks: int, group: Tensor) -> int:
+        left = torch.arange(n)
         while len(left) > 1:
             coefficients = torch.zeros(n_tasks)
             coefficients[left] = 1.0 / len(left)
-            gradient = model.gradient(x, coefficients, self._loss)[left]
+            gradient = model.gradients([group], coefficients, self._loss)[0, left]
             order = gradient.argsort(stable=True)  # ties: the task learned first stays
             left = left[order[: (len(left) + 1) // 2].sort().values]
         return int(left[0])
@@ -161,8 +167,8 @@ class _ByTrial:
         """See `Inference`."""
         costs = torch.stack([self._cost(model.outputs(task, x)) for task in range(n_tasks)])  # (K, batch)
         if self.per == "batch":
-            return torch.full((len(x),), _first_smallest(costs.mean(dim=1)), dtype=torch.long)
-        return (costs == costs.min(dim=0).values).to(torch.uint8).argmax(dim=0).cpu()
+            return _first_smallest(costs.mean(dim=1, keepdim=True).T).expand(len(x)).clone()
+        return _first_smallest(costs.T)
 
     def _cost(self, logits: Tensor) -> Tensor:
         raise NotImplementedError
@@ -218,8 +224,9 @@ class EntropyDescent:
             return model.mixed(x, coefficients)
 
 
-def _first_smallest(values: Tensor) -> int:
-    return int((values == values.min()).nonzero()[0])
+def _first_smallest(rows: Tensor) -> Tensor:
+    """Column of the smallest entry of each row; the first of equal ones."""
+    return (rows == rows.min(dim=1, keepdim=True).values).to(torch.uint8).argmax(dim=1).cpu()
 
 
 _NAMES: dict[str, Callable[[], Inference]] = {

@@ -157,21 +157,21 @@ class PackedMasks(NamedTensors):
         return {name: totals[name][: math.prod(shape)].reshape(shape) for name, shape in self.shapes.items()}
 
     def project(self, gradients: Mapping[str, Tensor], slots: Sequence[int]) -> dict[str, Tensor]:
-        """``<G, M_i>`` for each of K slots: ``(K,)`` by layer.
+        """``<G_q, M_i>`` for each of K slots and Q gradients: ``(K, Q)`` by layer, in one pass over the bits.
 
         Args:
-            gradients: in the shapes of the masks; layers that are missing are left out.
+            gradients: ``(Q, *shape of the mask)`` by layer; layers that are missing are left out.
             slots: K slots in use.
         """
-        flat = {
-            name: torch.nn.functional.pad(gradients[name].reshape(-1).float(), (0, -gradients[name].numel() % 8))
-            for name in gradients
+        columns = {
+            name: torch.nn.functional.pad(g.flatten(1).float(), (0, -g[0].numel() % 8)).T
+            for name, g in gradients.items()
         }
         found: dict[str, list[Tensor]] = {name: [] for name in gradients}
         for _, bits in self._chunks(list(slots)):
             for name, part in zip(self.shapes, self._by_layer(bits), strict=True):
                 if name in found:
-                    found[name].append(part @ flat[name].to(bits.device))
+                    found[name].append(part @ columns[name].to(bits.device))
         return {name: torch.cat(parts) for name, parts in found.items()}
 
     def _by_layer(self, bits: Tensor) -> Sequence[Tensor]:

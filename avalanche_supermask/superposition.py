@@ -11,6 +11,8 @@ from torch.func import functional_call
 
 __all__ = ["Superposition"]
 
+GROUPS = 32  # gradients of the whole network that are alive at a time
+
 
 class Superposition:
     """Finished tasks of a model, numbered in the order in which they were learned; what inference asks of it.
@@ -19,7 +21,7 @@ class Superposition:
         model: a `MaskedModel` in evaluation mode; nothing of it changes.
 
     Raises:
-        ValueError: see `gradient`.
+        ValueError: see `gradients`.
     """
 
     def __init__(self, model: Any) -> None:
@@ -38,10 +40,11 @@ class Superposition:
         out: Tensor = self.model.forward_task(self.keys[task], x)
         return out
 
-    def gradient(self, x: Any, coefficients: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
-        """Derivative of an objective of the logits by the coefficients.
+    def gradients(self, groups: Sequence[Any], coefficients: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
+        """Derivative of an objective of the logits by the coefficients, for each group of inputs: ``(groups, K)``.
 
-        Running statistics are superposed too, but held constant, as PyTorch does not differentiate by them.
+        The masks are passed over once for the superposition and once for every few groups. Running statistics are
+        superposed too, but held constant, as PyTorch does not differentiate by them.
 
         Raises:
             ValueError: tasks have tensors under different names (heads of their own), so there is no sum of them.
@@ -53,15 +56,23 @@ class Superposition:
         own = _weighted(private, coefficients)
         buffers = {name for name, _ in self.model.net.named_buffers()}
         learns = {n: t.detach().requires_grad_(True) for n, t in {**leaves, **own}.items() if n not in buffers}
-        with torch.enable_grad():
-            loss = objective(self._call(x, {**own, **learns}))
-            found = torch.autograd.grad(loss, list(learns.values()), allow_unused=True)
-        grads = {name: g for name, g in zip(learns, found, strict=True) if g is not None}
-        by_slot = store.masks.project({n: grads[n] * store.frozen[n] for n in leaves if n in grads}, self._slots)
-        total = self._by_task({name: values.cpu() for name, values in by_slot.items()})
-        for i, task in enumerate(private):
-            total[i] += sum(float((grads[name] * t).sum()) for name, t in task.items() if name in grads)
-        return total
+
+        def of_group(x: Any) -> dict[str, Tensor]:
+            with torch.enable_grad():
+                loss = objective(self._call(x, {**own, **learns}))
+                found = torch.autograd.grad(loss, list(learns.values()), allow_unused=True)
+            return {name: g for name, g in zip(learns, found, strict=True) if g is not None}
+
+        totals = []
+        for start in range(0, len(groups), GROUPS):
+            chunk = [of_group(x) for x in groups[start : start + GROUPS]]
+            weighted = {n: torch.stack([g[n] * store.frozen[n] for g in chunk]) for n in leaves if n in chunk[0]}
+            total = self._by_task({n: v.cpu() for n, v in store.masks.project(weighted, self._slots).items()})
+            for i, task in enumerate(private):
+                for q, grads in enumerate(chunk):
+                    total[i, q] += sum(float((grads[name] * t).sum()) for name, t in task.items() if name in grads)
+            totals.append(total.T)
+        return torch.cat(totals)
 
     def mean_mixture(self) -> dict[str, Tensor]:
         """Coefficients 1/n of every mask of the basis, by layer.
@@ -108,7 +119,7 @@ class Superposition:
         return found
 
     def _by_task(self, by_slot: Mapping[str, Tensor]) -> Tensor:
-        """Sums over the layers, of what belongs to each task: ``(K,)``."""
+        """Sums over the layers, of what belongs to each task: ``(K, groups)``."""
         store = self.model.subnetworks
         places = [self._place.get(store.tasks[key].slot, 0) for key in self.keys]
         plain: Tensor = torch.stack(list(by_slot.values())).sum(dim=0)[places]

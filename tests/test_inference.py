@@ -57,8 +57,11 @@ def test_the_gradient_from_packed_bits_equals_autograd_through_a_dense_stack(mak
     model = learned(5, make, trained=True)
     x, a = inputs(6), torch.tensor([0.4, 0.0, 0.1, 0.2, 0.3])
     objective = OneShot()._loss
-    found = Superposition(model).gradient(x, a, objective)
-    assert torch.allclose(found.double(), dense_gradient(model, x, a, objective), rtol=1e-3, atol=1e-6)
+    groups = [x, *inputs(40).split(1)]  # more groups than are taken at a time
+    found = Superposition(model).gradients(groups, a, objective)
+    assert found.shape == (41, 5)
+    for row, group in zip(found, groups, strict=True):
+        assert torch.allclose(row.double(), dense_gradient(model, group, a, objective), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -114,9 +117,9 @@ class Ties:
 
     calls = 0
 
-    def gradient(self, x, coefficients, objective):
+    def gradients(self, groups, coefficients, objective):
         self.calls += 1
-        return torch.zeros(len(coefficients))
+        return torch.zeros(len(groups), len(coefficients))
 
 
 @pytest.mark.parametrize("n_tasks", [1, 2, 3, 5, 2500])

@@ -210,7 +210,7 @@ def test_10_oneshot_over_combinations_equals_autograd_over_dense_weights():
     model = learned(5, n_basis=3).eval()
     store, x = model.subnetworks, inputs()
     a = torch.rand(5)
-    found = Superposition(model).gradient(x, a, lambda logits: entropy(logits).mean())
+    found = Superposition(model).gradients([x], a, lambda logits: entropy(logits).mean())[0]
     a.requires_grad_()
     dense = [model.effective_weights(key) for key in range(5)]
     weights = {n: sum(a[k] * dense[k][n] for k in range(5)) for n in store.frozen}
