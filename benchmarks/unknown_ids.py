@@ -1,0 +1,164 @@
+"""SupSup without task ids at test (GNu): one image decides for a batch of 128 which of K permutations it is.
+
+    python -m benchmarks.unknown_ids --tasks 250 --dataset-root DIR --out benchmarks/results/gnu250.json
+
+PermutedMNIST, LeNet-300-100 with superfluous output neurons, one-shot inference. A batch whose task is inferred wrongly
+counts as 128 wrong answers, as in the paper; the accuracy with the id given stands beside it. With 2,500 tasks it is
+the scale run: seconds and memory a task are written too. ``--plot`` draws a result file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from avalanche_supermask import CachedTensors, SupSup
+from avalanche_supermask.data import load_tensors
+from avalanche_supermask.inference import OneShot
+from benchmarks.endless import Endless
+from benchmarks.networks import mlp
+from benchmarks.provenance import provenance
+
+BATCH = 128
+CLASSES = 10
+
+
+def score(strategy: SupSup, tasks: Endless, asked: list[int], find: OneShot, queries: int) -> dict[str, float]:
+    """Accuracy of these learned tasks: with the id given, and inferred from the first image of each batch."""
+    model = strategy.model.eval()
+    given, inferred, found_ids, seconds = [], [], [], 0.0
+    for task in asked:
+        _, test = tasks(task)
+        x, y, t = load_tensors(test.dataset, torch.device("cpu"))
+        with torch.no_grad():
+            right = (model(x, t).argmax(dim=1) == y).float()
+            by_batch = torch.tensor([float(part.mean()) for part in right.split(BATCH)])[:queries]
+            model.task_inference = find
+            started = time.perf_counter()
+            model(x[::BATCH][:queries])
+            seconds += time.perf_counter() - started
+            model.task_inference = "given"
+        assert model.inferred_task is not None
+        is_right = (model.inferred_task == task).float()
+        given.append(float(right.mean()))
+        found_ids.append(float(is_right.mean()))
+        inferred.append(float((is_right * by_batch).mean()))
+    return {
+        "learned": len(model.task_keys),
+        "asked": len(asked),
+        "accuracy_given": statistics.fmean(given),
+        "accuracy_inferred": statistics.fmean(inferred),
+        "task_id_accuracy": statistics.fmean(found_ids),
+        "milliseconds_a_query": 1000 * seconds / (len(asked) * min(queries, len(by_batch))),
+    }
+
+
+def run(options: argparse.Namespace, write: Any) -> None:
+    """Learn task after task, and score at the checkpoints."""
+    tasks = Endless("permuted", options.dataset_root, validation=options.validation)
+    checkpoints = sorted({int(k) for k in options.checkpoints.split(",")} | {options.tasks})
+    strategy = SupSup(
+        mlp(784, (300, 100), options.outputs),
+        density=options.density or None,
+        layer_densities=options.layer_densities,
+        mask_lr=options.mask_lr,
+        train_epochs=1,
+        train_mb_size=BATCH,
+        evaluator=None,
+        plugins=[CachedTensors()],
+        seed=options.seed,
+    )
+    find = OneShot(objective=options.objective, classes=CLASSES if options.objective == "G" else None)
+    rows: list[dict[str, float]] = []
+    seconds: list[float] = []
+    draw = torch.Generator().manual_seed(options.seed)
+    for task in tqdm(range(options.tasks), unit="task"):
+        train, _ = tasks(task)
+        order = torch.cat([torch.randperm(len(train.dataset), generator=draw) for _ in range(3)])
+        train.dataset = train.dataset.subset(order[: options.batches * BATCH].tolist())
+        started = time.perf_counter()
+        strategy.train(train)
+        seconds.append(time.perf_counter() - started)
+        if task + 1 in checkpoints:
+            asked = torch.randperm(task + 1, generator=draw)[: options.asked].sort().values.tolist()
+            rows.append(score(strategy, tasks, asked, find, options.queries))
+            rows[-1]["seconds_a_task"] = statistics.median(seconds[-50:])
+            rows[-1]["peak_ram_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            rows[-1]["mask_mb"] = strategy.model.subnetworks.masks.nbytes / 2**20
+            tqdm.write(json.dumps({k: round(v, 4) for k, v in rows[-1].items()}))
+            write(rows)
+
+
+def plot(result: dict[str, Any], picture: Path) -> None:
+    """Accuracies over tasks learned; beside it, what a task costs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    rows = result["rows"]
+    learned = [row["learned"] for row in rows]
+    for key, name in (
+        ("accuracy_given", "task id given"),
+        ("accuracy_inferred", "inferred (GNu)"),
+        ("task_id_accuracy", "right task id"),
+    ):
+        left.plot(learned, [row[key] for row in rows], marker="o", label=name)
+    left.set(xlabel="tasks learned", ylabel="accuracy", ylim=(0, 1.02))
+    left.legend()
+    for key in ("seconds_a_task", "milliseconds_a_query", "peak_ram_mb", "mask_mb"):
+        right.plot(learned, [row[key] for row in rows], marker="o", label=key.replace("_", " "))
+    right.set(xlabel="tasks learned", yscale="log")
+    right.legend()
+    figure.savefig(picture, dpi=120)
+
+
+def main() -> None:
+    """Run, or draw a written result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=int, default=250, help="permutations (default %(default)s)")
+    parser.add_argument("--batches", type=int, default=1000, help="of 128, for each task (default: the paper's 1000)")
+    parser.add_argument(
+        "--outputs", type=int, default=100, help="output neurons, ten of them real (default: paper's 100)"
+    )
+    parser.add_argument(
+        "--objective", choices=("G", "H"), default="G", help="of one-shot inference (default %(default)s)"
+    )
+    parser.add_argument("--density", type=float, default=0.2, help="0: threshold-at-zero masks (default %(default)s)")
+    parser.add_argument("--mask-lr", type=float, default=0.02, help="Adam, cosine (default %(default)s)")
+    parser.add_argument("--checkpoints", default="10,50,100,150,200", help="numbers of tasks to score at")
+    parser.add_argument("--asked", type=int, default=50, help="tasks asked at each checkpoint (default %(default)s)")
+    parser.add_argument(
+        "--queries", type=int, default=79, help="batches asked of each, 79 are all (default %(default)s)"
+    )
+    parser.add_argument("--validation", type=float, default=0.0, help="test on this share of the training data instead")
+    parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    parser.add_argument("--dataset-root", type=Path, help="where torchvision keeps MNIST, or puts it")
+    parser.add_argument("--out", type=Path, required=True, help="result file, written at each checkpoint")
+    parser.add_argument("--plot", type=Path, help="draw the result file OUT into this picture; nothing is run")
+    options = parser.parse_args()
+    if options.plot:
+        plot(json.loads(options.out.read_text()), options.plot)
+        return
+    if options.dataset_root is None:
+        parser.error("--dataset-root DIR is needed to run (downloaded if not there)")
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    shown = {k: v for k, v in vars(options).items() if k not in ("dataset_root", "out", "plot")}
+    head = {**provenance("benchmarks.unknown_ids", sys.argv[1:]), "options": shown}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    run(options, lambda rows: options.out.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n"))
+
+
+if __name__ == "__main__":
+    main()
