@@ -15,6 +15,7 @@ from avalanche_supermask.units import Units
 __all__ = ["LayerUse", "PruningReport", "UnitCapacity", "candidates", "capacity_after", "prune"]
 
 STEPS = 40
+BISECTIONS = 5
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ def prune(
 ) -> tuple[PruningReport, Tensor]:
     """Claim, for the task in this place, the free units above the largest threshold within the margin.
 
-    Thresholds are tried in ascending order, up to the first that costs too much. Zero is always accepted: it
-    removes only units that were never active.
+    Thresholds are tried in ascending order, up to the first that costs too much, and then between it and the last
+    one that did not. Zero is always accepted: it removes only units that were never active.
 
     Args:
         units: of the network.
@@ -112,11 +113,21 @@ def prune(
         return torch.where(free & (activity > threshold), place, claimed)
 
     threshold, after = 0.0, accuracy(claim(0.0))
+    too_much = None
     for candidate in candidates(activity[free]):
         found = accuracy(claim(candidate))
         if found < before - margin:
+            too_much = candidate
             break
         threshold, after = candidate, found
+    for _ in range(BISECTIONS if too_much and threshold else 0):
+        assert too_much is not None
+        candidate = math.sqrt(threshold * too_much)
+        found = accuracy(claim(candidate))
+        if found < before - margin:
+            too_much = candidate
+        else:
+            threshold, after = candidate, found
     final = claim(threshold)
     layers = {layer: _use(ids, final, activity > threshold, place) for layer, ids in units.layers.items()}
     return PruningReport(threshold, before, after, layers), final

@@ -20,9 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_supermask import MaskedModel
+from avalanche_supermask.partition import FREE, Partition
 from avalanche_supermask.selection import selection
+from avalanche_supermask.units import find_units, slim
 from benchmarks.networks import SlimResNet18, mlp
 from benchmarks.provenance import provenance
+
+BASIS = 15  # masks of a mixture
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "LeNet-300-100, batch 128": (lambda: mlp(784, (300, 100), 10), (1, 28, 28), 128),
@@ -46,7 +50,7 @@ def _ratio(masked: Callable[[], None], dense: Callable[[], None], repeats: int, 
 
 
 def measure(name: str, *, repeats: int, device: str) -> dict[str, float]:
-    """Ratios of one network: mask-phase step, weight-phase step, evaluation of a finished task."""
+    """Ratios of one network to the dense one: a step of each kind, and evaluations of a finished task."""
     make, shape, batch = NETWORKS[name]
     torch.manual_seed(0)
     x = torch.randn(batch, *shape, device=device)
@@ -88,6 +92,36 @@ def measure(name: str, *, repeats: int, device: str) -> dict[str, float]:
     found["evaluation"] = _ratio(forward(model, labels), forward(dense), repeats, sync)
     weights = sum(w.numel() for w in model.subnetworks.frozen.values())
     found["mask bytes over weights / 8"] = model.subnetworks.masks.nbytes / (weights / 8)
+
+    for _ in range(BASIS):
+        model.subnetworks.set_scores(model.fresh_scores(len(model.subnetworks.mixtures.basis)))
+        model.subnetworks.add_to_basis({name: select.mask(name, s) for name, s in model.subnetworks.scores.items()})
+    weight = next(iter(model.subnetworks.frozen.values()))
+    model.subnetworks.mixtures.allocate(model.masked_names, weight, BASIS)
+    model.train().begin(1, 1)
+    model.learn_coefficients()
+    dense.train()
+    found[f"coefficient step, n = {BASIS}"] = _ratio(step(model, labels + 1), step(dense), repeats, sync)
+
+    net = make().to(device)
+    units = find_units(net, (x[:2],), masked=frozenset(name for name, _ in net.named_parameters()))
+    pruned = MaskedModel(net, seed=0, init="keep", mask="all").to(device)
+    claimed = torch.where(torch.arange(units.count) % 5 == 0, 0, FREE)  # a fifth of the units are claimed
+    partition = Partition(units, pruned.masked_shapes)
+    pruned.begin(0, 0)
+    free, visible, kept = (
+        {name: entry.to(device) for name, entry in entries.items()}
+        for entries in (partition.free(claimed, first_task=False), partition.visible(claimed), partition.kept(claimed))
+    )
+    pruned.learn_weights(free, mask=visible)
+    found["free-unit step"] = _ratio(step(pruned, labels), step(dense), repeats, sync)
+    pruned.learn_weights(free, mask=kept)
+    pruned.commit()
+    pruned.eval()
+    dense.eval()
+    keep = {layer: claimed[ids.start : ids.stop] == 0 for layer, ids in units.layers.items()}
+    small = slim(pruned.export(0).cpu(), (x[:2].cpu(),), keep).to(device)
+    found["slim export, a fifth of the units"] = _ratio(forward(small), forward(dense), repeats, sync)
     return found
 
 

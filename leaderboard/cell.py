@@ -79,7 +79,7 @@ def settings_of(stream: str, row: str) -> dict[str, Any]:
     """Settings of a row: defaults, what the search chose for the row (or else its method), what its name fixes."""
     method, fixed = parse_row(row)
     chosen = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
-    found_on = chosen.get(STREAMS[stream].settings_from or stream, {})
+    found_on = {**chosen.get(STREAMS[stream].settings_from, {}), **chosen.get(stream, {})}
     searched_as = "exssnet" if method == "ssnet" else method  # the control runs at the settings of what it controls
     pinned = f"{searched_as}@{row.partition('@')[2]}"  # a row with an option runs at the settings of the one without
     found = next((found_on[name] for name in (row, pinned, searched_as) if name in found_on), {}).get("settings", {})

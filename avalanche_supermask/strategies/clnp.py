@@ -20,8 +20,9 @@ task t sees the columns of units claimed by t, and trains those of free units.
 
 BatchNorm. A claimed channel normalises with the statistics it had when it was claimed, in training as well.
 
-Deviations. θ is sought over 40 geometric steps, ascending, up to the first that costs too much. Old tasks do not
-rest on the zeros alone: each keeps the bit mask of its weights, like every other method.
+Deviations. θ is sought over 40 geometric steps, ascending, up to the first that costs too much, and then by
+bisection below that one. Old tasks do not rest on the zeros alone: each keeps the bit mask of its weights, like every
+other method.
 """
 
 from __future__ import annotations

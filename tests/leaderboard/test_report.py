@@ -21,7 +21,7 @@ def test_mean_and_deviation_over_seeds_best_first():
     rows += [result("naive", accuracy=0.5, train_seconds=1.0, forgetting=0.3)]
     lines = table(rows).splitlines()
     assert lines[2].startswith("| exssnet | 0.9200 ± 0.0200 | 0.0000 ± 0.0000 |")
-    assert "| 2.00 | 3 |" in lines[2]
+    assert "| 2.00 | 0, 1, 2 |" in lines[2]
     assert lines[3].startswith("| naive | 0.5000 ± 0.0000 | 0.3000")
 
 
