@@ -107,6 +107,11 @@ def _subnetwork(name: str) -> Callable[[Setup], Any]:
     return build
 
 
+def _clnp(setup: Setup) -> Any:
+    settings = {"finetune_epochs": setup.common["train_epochs"] // 2, **setup.settings}
+    return methods()["clnp"](_shared_head(setup), seed=setup.seed, **settings, **setup.common)
+
+
 def _impresslearn(setup: Setup) -> Any:
     """The first half of the tasks is the basis of the second."""
     n_basis = (setup.stream.tasks + 1) // 2
@@ -167,10 +172,15 @@ _ROWS: dict[str, Row] = {
     "supsup": Row(_subnetwork("supsup"), _MASK, _MASK_AXES),
     "exssnet": Row(_subnetwork("exssnet"), {**_MASK, "weight_lr": 1e-2}, _WEIGHT_AXES),
     "clnp": Row(
-        _subnetwork("clnp"),
-        {"l1": 1e-4, "margin": 0.005, "weight_lr": 1e-3},
-        {"l1": (1e-4, 1e-5, 1e-3, 3e-3), "weight_lr": (1e-3, 3e-3, 1e-2), "margin": (0.005, 0.02)},
-        "holds out a tenth of the training data",
+        _clnp,
+        {"l1": 1e-4, "margin": 0.02, "activity": "mean", "weight_lr": 3e-3},
+        {
+            "l1": (1e-4, 1e-5, 1e-3, 3e-4),
+            "activity": ("mean", "relative"),
+            "weight_lr": (3e-3, 1e-3, 1e-2),
+            "margin": (0.02, 0.005, 0.05),
+        },
+        "holds out a tenth of the training data; the second half of its epochs trains what pruning left",
     ),
     "impresslearn": Row(
         _impresslearn,
