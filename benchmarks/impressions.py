@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="6", help="numbers of masks, comma-separated (default %(default)s)")
     parser.add_argument("--bases", default=",".join(BASES), help="kinds of basis (default all)")
     parser.add_argument("--unseen", type=int, default=2, help="unseen tasks (default %(default)s)")
-    parser.add_argument("--density", type=float, default=0.5, help="of the masks (default %(default)s)")
+    parser.add_argument("--density", type=float, default=0.25, help="of the masks (default %(default)s)")
     parser.add_argument("--mask-epochs", type=int, default=1, help="for each mask (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=3, help="for the coefficients of a task (default %(default)s)")
     parser.add_argument("--mask-lr", type=float, default=0.02, help="Adam, cosine (default %(default)s)")
