@@ -2,9 +2,9 @@
 
     python -m benchmarks.identify --dataset-root DIR --out benchmarks/results/identify.json
 
-Rotations by 0, 10, …, 90 degrees, LeNet-300-100: six tasks are the basis, four are mixtures of it. A test batch belongs to
-one task; compared are the id given, entropy selection over the stored combinations, SupSup's one-shot over them and over
-the basis alone, and entropy descent on free coefficients. SupSup itself, a mask a task, stands beside it.
+Rotations by 0, 10, …, 90 degrees, LeNet-300-100: six tasks are the basis, four are mixtures of it. A test batch is of
+one task. Compared are the id given, entropy selection over the stored combinations, SupSup's one-shot over them and
+over the basis alone, and entropy descent on free coefficients. SupSup itself, a mask a task, stands beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from avalanche_supermask import CachedTensors, ImpressLearn, SupSup
 from avalanche_supermask.data import load_tensors
 from avalanche_supermask.inference import Entropy, EntropyDescent, Inference, OneShot
 from benchmarks.endless import Endless
-from benchmarks.impressions import network
+from benchmarks.networks import mlp
 from benchmarks.provenance import provenance
 
 TASKS, BASIS = 10, 6
@@ -39,7 +39,7 @@ def learned(method: str, tasks: Endless, options: argparse.Namespace) -> Any:
         "seed": options.seed,
     }
     make = SupSup if method == "supsup" else ImpressLearn
-    strategy = make(network(), **common, **({} if method == "supsup" else {"n_basis": BASIS}))
+    strategy = make(mlp(784, (300, 100), 10), **common, **({} if method == "supsup" else {"n_basis": BASIS}))
     for task in range(TASKS):
         strategy.train(tasks(task)[0])
     return strategy
