@@ -3,8 +3,8 @@
     python -m benchmarks.impressions --kind rotated --sizes 6 --dataset-root DIR --out benchmarks/results/X.json
 
 For each size n and each kind of basis (masks of the first n tasks; n masks of the first task; n random masks), fit the
-coefficients of a new task (LeNet-300-100 on MNIST, slim ResNet-18 on CIFAR-100) to unseen tasks. The tasks after the largest size are the unseen ones,
-for every size. The masks are learned once and shared by all sizes. ``--plot`` draws a result file.
+coefficients of unseen tasks: LeNet-300-100 on MNIST, slim ResNet-18 on CIFAR-100. The tasks after the largest size are
+the unseen ones, for every size. The masks are learned once and shared by all sizes. ``--plot`` draws a result file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def accuracy(model: MaskedModel, experience: Any) -> float:
 
 
 def basis(kind: str, n: int, tasks: Endless, options: argparse.Namespace) -> list[Mask]:
-    """N masks, over the weights that ``options.seed`` draws."""
+    """Masks, n of them, over the weights that ``options.seed`` draws."""
     model = MaskedModel(KINDS[options.kind].network(), seed=options.seed)
     if kind == "random":
         select = selection(model.masked_shapes, density=options.density)
