@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from avalanche_supermask.checkpoint import maybe_load_checkpoint, save_checkpoint
+    from avalanche_supermask.compact import load, save
     from avalanche_supermask.data import CachedTensors
     from avalanche_supermask.metrics import supermask_metrics
     from avalanche_supermask.model import MaskedModel
@@ -35,9 +36,11 @@ _HOME = {
     "SubnetworkStrategy": "strategy",
     "SupSup": "strategies.supsup",
     "SupSupPlugin": "strategies.supsup",
+    "load": "compact",
     "maybe_load_checkpoint": "checkpoint",
     "methods": "strategies",
     "register": "registry",
+    "save": "compact",
     "save_checkpoint": "checkpoint",
     "supermask_metrics": "metrics",
 }
@@ -57,9 +60,11 @@ __all__ = [
     "SupSup",
     "SupSupPlugin",
     "__version__",
+    "load",
     "maybe_load_checkpoint",
     "methods",
     "register",
+    "save",
     "save_checkpoint",
     "supermask_metrics",
 ]

@@ -12,15 +12,15 @@ import contextlib
 import io
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import dill
 import torch
 from avalanche.checkpointing import maybe_load_checkpoint as _load
 from avalanche.checkpointing import save_checkpoint as _save
+
+from avalanche_supermask.atomic import written_whole
 
 __all__ = ["maybe_load_checkpoint", "save_checkpoint"]
 
@@ -50,17 +50,8 @@ def save_checkpoint(strategy: Any, fname: str | os.PathLike[str], exclude: Seque
         fname: file to write; replaced in one step once the new one is complete.
         exclude: attributes of the strategy to leave out.
     """
-    target = Path(fname)
-    handle, temporary = tempfile.mkstemp(dir=target.absolute().parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
-        with _by_reference():
-            _save(strategy, temporary, exclude=list(exclude or []))
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with written_whole(fname) as temporary, _by_reference():
+        _save(strategy, temporary, exclude=list(exclude or []))
 
 
 def maybe_load_checkpoint(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from avalanche_supermask.rice import decode, encode
 from avalanche_supermask.tensors import NamedTensors
 
 __all__ = ["PackedMasks", "pack", "unpack"]
@@ -112,6 +113,24 @@ class PackedMasks(NamedTensors):
             KeyError: nothing is stored there.
         """
         return self._unpack(self[str(slot)])
+
+    def row_code(self, slot: int) -> bytes:
+        """The mask in a slot as it goes to disk: entropy-coded, layer after layer (see `rice`)."""
+        return b"".join(encode(mask.cpu().numpy()) for mask in self.read(slot).values())
+
+    def commit_code(self, slot: int, code: bytes) -> None:
+        """Store the mask of a `row_code`.
+
+        Raises:
+            ValueError: the code is not one of these layers, or the slot is in use.
+        """
+        masks = {}
+        for name, shape in self.shapes.items():
+            flat, used = decode(code, math.prod(shape))
+            masks[name], code = torch.from_numpy(flat).reshape(shape), code[used:]
+        if code:
+            raise ValueError(f"{len(code)} bytes are left over after the masks of {len(self.shapes)} layers")
+        self.commit(slot, masks)
 
     def drop(self, slot: int) -> None:
         """Delete the mask in a slot.

@@ -94,6 +94,8 @@ class MaskedModel(Accounting, MultiTaskModule):
         if init not in ("signed_constant", "keep"):
             raise ValueError(f"init must be 'signed_constant' or 'keep'; got {init!r}")
         self.init: Init = init
+        # How to wrap another copy of the network in the same way.
+        self.wrapping = {"init": init, "per_task": per_task, "exclude": [*exclude], "own": [*own], "mask": mask}
         self.seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
         self.host = _Host(copy.deepcopy(net))
         layout = classify(self.net, per_task=per_task, exclude=exclude, own=own, mask=mask)

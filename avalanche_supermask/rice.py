@@ -1,0 +1,96 @@
+"""Masks on disk, close to the entropy bound of n H(k) bits: Golomb-Rice codes of the gaps between kept weights.
+
+A gap g between ones (the zeros before the next one) is written as ``g >> b`` ones and a zero, and the b low bits of g.
+Ones of a mask are geometrically spaced if they are anywhere equally likely, for which such codes are within 2 % of the
+bound at a fitting b. The unary parts and the low bits are two streams, so that both are decoded without a loop. A mask
+with more ones than zeros is coded as its complement, and one that no code shortens as it is.
+
+Layout of a mask: method (1 byte: b, or `RAW`; `INVERTED` is added), number of gaps and of unary bytes (uint32, little
+endian), unary stream, low bits.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["decode", "encode"]
+
+RAW = 0x40
+INVERTED = 0x80
+HEAD = struct.Struct("<BII")
+Bits = NDArray[np.bool_]
+
+
+def encode(mask: Bits) -> bytes:
+    """Code of a mask.
+
+    Args:
+        mask: bool, any shape.
+
+    Example:
+        >>> len(encode(np.zeros(10_000, dtype=bool)))
+        9
+    """
+    flat = mask.reshape(-1)
+    inverted = bool(2 * np.count_nonzero(flat) > flat.size)
+    ones = np.flatnonzero(~flat if inverted else flat)
+    gaps = np.diff(ones, prepend=-1) - 1
+    low = min(range(24), key=lambda b: int((gaps >> b).sum()) + (b + 1) * len(gaps))
+    bits = int((gaps >> low).sum()) + (low + 1) * len(gaps)
+    if bits > flat.size:
+        packed = np.packbits(flat)
+        return HEAD.pack(RAW, 0, len(packed)) + packed.tobytes()
+    ends = np.cumsum((gaps >> low) + 1) - 1  # where each unary number ends, in a zero
+    unary = np.ones(ends[-1] + 1 if len(ends) else 0, dtype=bool)
+    unary[ends] = False
+    remainders = (gaps[:, None] >> np.arange(low)) & 1
+    first = np.packbits(unary).tobytes()
+    return HEAD.pack(low | (INVERTED if inverted else 0), len(gaps), len(first)) + first + _packed(remainders)
+
+
+def decode(code: bytes, size: int) -> tuple[Bits, int]:
+    """A mask from the start of some bytes.
+
+    Args:
+        code: begins with what `encode` returned.
+        size: number of the mask's entries.
+
+    Returns:
+        The flat mask, and how many bytes it took.
+
+    Raises:
+        ValueError: the bytes are no mask of that size.
+    """
+    if len(code) < HEAD.size:
+        raise ValueError("a mask ends before its head does")
+    method, count, unary_bytes = HEAD.unpack_from(code)
+    inverted, low = bool(method & INVERTED), method & ~INVERTED
+    end = HEAD.size + unary_bytes + (0 if low == RAW else -(-count * low // 8))
+    if end > len(code) or (low >= 24 and low != RAW) or count > size:
+        raise ValueError(f"a mask of {size} entries cannot have {count} gaps in {len(code)} bytes")
+    body = np.frombuffer(code, np.uint8, unary_bytes, HEAD.size)
+    unary = np.unpackbits(body).astype(bool)
+    if low == RAW:
+        if unary_bytes != -(-size // 8):
+            raise ValueError(f"a mask of {size} entries takes {-(-size // 8)} bytes as it is; got {unary_bytes}")
+        return unary[:size], end
+    ends = np.flatnonzero(~unary)[:count]
+    if len(ends) < count:
+        raise ValueError(f"expected {count} gaps in a mask; found {len(ends)}")
+    quotients = np.diff(ends, prepend=-1) - 1
+    rest = np.frombuffer(code, np.uint8, end - HEAD.size - unary_bytes, HEAD.size + unary_bytes)
+    remainders = np.unpackbits(rest)[: count * low].reshape(count, low).astype(np.int64)
+    gaps = (quotients << low) + (remainders << np.arange(low)).sum(axis=1)
+    ones = np.cumsum(gaps + 1) - 1
+    if count and ones[-1] >= size:
+        raise ValueError(f"a mask of {size} entries keeps entry {ones[-1]}")
+    flat = np.full(size, inverted)
+    flat[ones] = not inverted
+    return flat, end
+
+
+def _packed(bits: NDArray[np.int64]) -> bytes:
+    return np.packbits(bits.astype(bool).reshape(-1)).tobytes()
