@@ -58,7 +58,7 @@ def _grid_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", choices=SUITES, default="digits", help="a set of streams (default digits)")
     parser.add_argument("--streams", help=f"comma-separated, instead of the suite's: {', '.join(STREAMS)}")
     parser.add_argument(
-        "--methods", default=METHODS, help="comma-separated rows: method[+kkt][@density] (default %(default)s)"
+        "--methods", default=METHODS, help="comma-separated rows: method[+option][@density] (default %(default)s)"
     )
     parser.add_argument("--dataset-root", type=Path, help="where torchvision keeps MNIST, or puts it")
     parser.add_argument("--workers", type=int, default=2, help="cells at a time (default 2)")

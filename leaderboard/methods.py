@@ -1,7 +1,7 @@
 """The rows of the leaderboard: how each method is built on a stream, and which settings a search may choose.
 
-A row's name is ``method[+kkt][@density]``: ``exssnet``, ``exssnet@0.05``, ``exssnet+kkt``. Any method that is
-registered with `avalanche_supermask.register` is a row without an entry here.
+A row's name is ``method[+option][@density]``: ``exssnet``, ``exssnet@0.05``, ``exssnet+kkt``, ``clnp+gated``. Any
+method that is registered with `avalanche_supermask.register` is a row without an entry here.
 """
 
 from __future__ import annotations
@@ -196,6 +196,13 @@ _ROWS: dict[str, Row] = {
 }
 
 
+_OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
+    ("exssnet", "kkt"): {"kkt": "knn_best"},
+    ("exssnet", "kkt-soft"): {"kkt": "knn_best", "kkt_strength": 0.5},
+    ("clnp", "gated"): {"head": "gated"},
+}
+
+
 def rows() -> dict[str, Row]:
     """All rows: the ones above, and every other registered method with its own defaults."""
     others = {name: Row(_subnetwork(name), {}) for name in methods() if name not in _ROWS}
@@ -216,11 +223,11 @@ def parse_row(name: str) -> tuple[str, dict[str, Any]]:
     method, _, option = rest.partition("+")
     fixed: dict[str, Any] = {}
     if option:
-        if option not in ("kkt", "kkt-soft") or method != "exssnet":
-            raise ValueError(f"unknown row {name!r}: expected method[+kkt|+kkt-soft][@density], +kkt for exssnet only")
-        fixed["kkt"] = "knn_best"
-        if option == "kkt-soft":
-            fixed["kkt_strength"] = 0.5
+        known = {name: values for (of, name), values in _OPTIONS.items() if of == method}
+        if option not in known:
+            have = ", ".join(f"{of}+{name}" for of, name in _OPTIONS)
+            raise ValueError(f"unknown row {name!r}: options of methods are {have}; @density may follow")
+        fixed.update(known[option])
     if density:
         try:
             fixed["density"] = float(density)
