@@ -16,6 +16,7 @@ from leaderboard.pool import is_done, run_cells
 from leaderboard.report import load_results, table, write_readme, write_report
 from leaderboard.search import search
 
+PRINTED = ("method", "accuracy", "forgetting", "BWT", "drift", "bytes per task", "bytes in all", "time")
 METHODS = "naive,ewc,si,lwf,replay,packnet,joint,separate,supsup,ssnet,exssnet,clnp,impresslearn"
 
 
@@ -107,9 +108,8 @@ def _run(options: argparse.Namespace) -> int:
 def _print_tables(folder: Path) -> None:
     results = load_results(folder)
     for stream in dict.fromkeys(result["stream"] for result in results):
-        lines = table([r for r in results if r["stream"] == stream]).splitlines()
-        fields = [[field.strip() for field in line.split(" | ")[:8]] for line in (lines[0], *lines[2:])]
-        fields = [[row[0].removeprefix("| "), *row[1:]] for row in fields]
+        lines = table([r for r in results if r["stream"] == stream], columns=PRINTED).splitlines()
+        fields = [[field.strip(" |") for field in line.split(" | ")] for line in (lines[0], *lines[2:])]
         widths = [max(len(row[i]) for row in fields) for i in range(len(fields[0]))]
         print(f"\n{stream}")
         for row in fields:

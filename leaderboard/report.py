@@ -25,7 +25,8 @@ held-out training data by one rule, at most ten trials a row (`leaderboard/searc
 
 *Forgetting* is Chaudhry's: best accuracy since a task was learned, before the last task, minus the last one.
 *Drift* is the largest change of any old task's logits on stored probes. *Bytes per task* is what a task adds
-on average to one plain network and must be kept, training state included. *Time* is training time over
+on average to one plain network and must be kept, training state included; *last mask* is what of them tells the last
+task from the others: its mask, or its coefficients. *Time* is training time over
 naive's on the same stream and machine; other runs shared the cores, so it is a rough figure.
 """
 
@@ -47,13 +48,14 @@ def load_results(folder: Path) -> list[Result]:
 def _load(path: Path) -> Result:
     try:
         found = json.loads(path.read_text())
-        return {key: found[key] for key in _NEEDED}
+        return {**{key: found[key] for key in _NEEDED}, **{key: found.get(key) for key in _OPTIONAL}}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a result file ({error!r}); delete it, or run its cell again") from None
 
 
 _NEEDED = ("method", "stream", "seed", "average_accuracy", "forgetting", "bwt", "bytes_per_task", "bytes_total",
            "train_seconds", "output_drift", "config", "commit", "machine")  # fmt: skip
+_OPTIONAL = ("selection_bytes", "pruning")
 
 
 def markdown(results: Sequence[Result], *, notes: str = "", command: str = "python -m leaderboard report") -> str:
@@ -94,6 +96,7 @@ _HEAD = [
     "BWT",
     "drift",
     "bytes per task",
+    "last mask",
     "bytes in all",
     "time",
     "seeds",
@@ -110,20 +113,34 @@ def _row(name: str, cells: Sequence[Result], naive: float | None) -> list[str]:
         _spread([r["bwt"] for r in cells]),
         f"{max(r['output_drift'] for r in cells):.2g}",
         f"{_mean([r['bytes_per_task'] for r in cells]):,.0f}",
+        _last_mask(cells),
         f"{_mean([r['bytes_total'] for r in cells]):,.0f}",
         f"{seconds / naive:.2f}" if naive and seconds else "–",
         ", ".join(str(seed) for seed in sorted(r["seed"] for r in cells)),
-        _notes(name, cells[0]["config"]["settings"]),
+        _notes(name, cells),
     ]
 
 
-def _notes(name: str, settings: Result) -> str:
-    shown = ", ".join(f"{key} {_value(value)}" for key, value in settings.items())
+def _last_mask(cells: Sequence[Result]) -> str:
+    """Bytes of the last task's mask, or of its coefficients: what tells it from the others, norm statistics apart."""
+    last = _mean([list(r["selection_bytes"].values())[-1] for r in cells if r.get("selection_bytes")])
+    return "–" if last is None else f"{last:,.0f}"
+
+
+def _notes(name: str, cells: Sequence[Result]) -> str:
+    shown = ", ".join(f"{key} {_value(value)}" for key, value in cells[0]["config"]["settings"].items())
     try:
         note = rows()[parse_row(name)[0]].note
     except ValueError:  # a row of somebody else's package that is not installed here
         note = ""
-    return _escape("; ".join(part for part in (shown, note) if part))
+    return _escape("; ".join(part for part in (shown, note, _graceful(cells)) if part))
+
+
+def _graceful(cells: Sequence[Result]) -> str:
+    """What pruning took from the tasks, on held-out training data, where a method prunes."""
+    reports = [report for r in cells for report in (r.get("pruning") or {}).values()]
+    lost = [report["accuracy_before"] - report["accuracy_after"] for report in reports]
+    return f"graceful forgetting {_mean(lost):.4f} a task, at most {max(lost):.4f}, before fine-tuning" if lost else ""
 
 
 def _value(value: Any) -> str:
@@ -149,8 +166,8 @@ def _spread(values: Sequence[float | None]) -> str:
     found = [value for value in values if value is not None]
     if not found:
         return "–"
-    deviation = statistics.stdev(found) if len(found) > 1 else 0.0
-    return f"{statistics.fmean(found):.4f} ± {deviation:.4f}"
+    deviation = f" ± {statistics.stdev(found):.4f}" if len(found) > 1 else ""
+    return f"{statistics.fmean(found):.4f}{deviation}"
 
 
 def write_report(results_dir: Path, out: Path) -> Path:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from leaderboard.report import load_results, markdown, table
+from leaderboard.report import load_results, markdown, table, write_report
 from leaderboard.scores import summarise
 
 
@@ -22,7 +22,24 @@ def test_mean_and_deviation_over_seeds_best_first():
     lines = table(rows).splitlines()
     assert lines[2].startswith("| exssnet | 0.9200 ± 0.0200 | 0.0000 ± 0.0000 |")
     assert "| 2.00 | 0, 1, 2 |" in lines[2]
-    assert lines[3].startswith("| naive | 0.5000 ± 0.0000 | 0.3000")
+    assert lines[3].startswith("| naive | 0.5000 | 0.3000 |"), "one seed has no deviation"
+
+
+def test_what_pruning_and_the_last_mask_cost():
+    report = {"accuracy_before": 0.95, "accuracy_after": 0.94}
+    cell = result(
+        "clnp", pruning={"0": report, "1": {**report, "accuracy_after": 0.92}}, selection_bytes={"0": 9, "1": 7}
+    )
+    assert "graceful forgetting 0.0200 a task, at most 0.0300, before fine-tuning" in table([cell])
+    assert table([cell], columns=("method", "last mask")).splitlines()[2] == "| clnp | 7 |"
+
+
+def test_notes_beside_the_results_qualify_them(tmp_path):
+    path = tmp_path / "split-digits" / "naive" / "seed0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(result()))
+    (tmp_path / "NOTES.md").write_text("Measured on a Tuesday.")
+    assert "Measured on a Tuesday." in write_report(tmp_path, tmp_path / "out").read_text()
 
 
 def test_what_cannot_be_compared_is_a_dash():
