@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FrozenChannels", "frozen_channels"]
+__all__ = ["FrozenChannels", "frozen_channels", "kept_statistics"]
 
 
 @dataclass(frozen=True)
@@ -55,3 +55,25 @@ def frozen_channels(net: nn.Module, layers: Mapping[str, FrozenChannels]) -> Ite
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def kept_statistics(
+    net: nn.Module, claimed: Mapping[str, Tensor], *, before: Mapping[str, FrozenChannels]
+) -> dict[str, FrozenChannels]:
+    """Statistics that the claimed channels keep: earlier ones theirs, new ones those of the network as it is.
+
+    Args:
+        net: after the task that claims.
+        claimed: bool, one a channel, by layer; layers without running statistics are left out.
+        before: of the channels that earlier tasks claimed.
+    """
+    buffers = dict(net.named_buffers())
+    kept = dict(before)
+    for layer, mine in claimed.items():
+        if f"{layer}.running_mean" not in buffers:
+            continue
+        mean, var = (buffers[f"{layer}.running_{kind}"].detach().cpu().clone() for kind in ("mean", "var"))
+        if layer in before:
+            before[layer].restore(mean, var)
+        kept[layer] = FrozenChannels(mine, mean, var)
+    return kept

@@ -6,14 +6,15 @@ as claimed before the first task.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avalanche_supermask.units import ALWAYS, Units
 
-__all__ = ["FREE", "Partition"]
+__all__ = ["FREE", "Partition", "redrawn"]
 
 FREE = 2**31 - 1  # claimed later than any task
 
@@ -62,3 +63,24 @@ class Partition:
                 source = padded[self.units.columns[name]].reshape(1, -1, *[1] * (len(shape) - 2))
             found[name] = rule(target, source).expand(tuple(shape)).contiguous()
         return found
+
+
+def redrawn(net: nn.Module, *, seed: int) -> dict[str, Tensor]:
+    """Parameters of a network as its layers would first be drawn, but with zero biases; norms as they begin.
+
+    Args:
+        net: stays as it is.
+        seed: of the draw; torch's random state stays as it was.
+    """
+    fresh = copy.deepcopy(net)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in fresh.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    drawn = {}
+    for name, p in fresh.named_parameters():
+        norm = isinstance(fresh.get_submodule(name.rpartition(".")[0]), nn.modules.batchnorm._BatchNorm)
+        drawn[name] = torch.zeros_like(p) if name.endswith("bias") and not norm else p.detach()
+    return drawn

@@ -40,10 +40,11 @@ from typing_extensions import Unpack
 
 from avalanche_supermask.activity import Activity, unit_activity
 from avalanche_supermask.data import load_tensors
-from avalanche_supermask.frozen_channels import FrozenChannels
+from avalanche_supermask.frozen_channels import FrozenChannels, kept_statistics
+from avalanche_supermask.l1 import L1, L1Form
 from avalanche_supermask.layout import output_layer as last_layer
 from avalanche_supermask.model import MaskedModel
-from avalanche_supermask.partition import FREE, Partition
+from avalanche_supermask.partition import FREE, Partition, redrawn
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.pruning import PruningReport, UnitCapacity, capacity_after, prune
 from avalanche_supermask.registry import register
@@ -88,7 +89,7 @@ class CLNPPlugin(SubnetworkPlugin):
         l1: float = 1e-4,
         l1_search: Sequence[float] = (),
         search_epochs: int = 1,
-        l1_form: Literal["subgradient", "proximal"] = "subgradient",
+        l1_form: L1Form = "subgradient",
         margin: float = 0.005,
         activity: Activity = "mean",
         validation_share: float = 0.1,
@@ -176,22 +177,18 @@ class CLNPPlugin(SubnetworkPlugin):
             self._claim(model)
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """L1 as a sub-gradient."""
-        if self.l1_form == "subgradient" and not self._pruned:
-            self._add_subgradient(strategy.model)
+        """L1 as a sub-gradient, until the pruning."""
+        if not self._pruned:
+            self._penalty.after_backward(strategy.model)
 
-    def _add_subgradient(self, model: MaskedModel) -> None:
-        for p in self._penalised(model) if self.l1 else ():
-            assert p.grad is not None
-            p.grad.add_(p.detach().sign() * (p.grad != 0), alpha=self.l1)
-
-    @torch.no_grad()
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
-        """L1 as a proximal step: shrink every weight that trains towards zero by the learning rate times α."""
-        if self.l1 and self.l1_form == "proximal" and not self._pruned:
-            step = self.l1 * strategy.optimizer.param_groups[0]["lr"]
-            for p in self._penalised(strategy.model):
-                p.copy_(torch.nn.functional.softshrink(p, step))
+        """L1 as a proximal step, until the pruning."""
+        if not self._pruned:
+            self._penalty.after_step(strategy.model, strategy.optimizer.param_groups[0]["lr"])
+
+    @property
+    def _penalty(self) -> L1:
+        return L1(self.l1, self.l1_form)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Prune if no fine-tuning did, commit, and re-initialise what is free."""
@@ -219,10 +216,6 @@ class CLNPPlugin(SubnetworkPlugin):
     def _partition(self, model: MaskedModel) -> Partition:
         assert self.units is not None
         return Partition(self.units, model.masked_shapes)
-
-    def _penalised(self, model: MaskedModel) -> list[Tensor]:
-        """Weights and heads that train; not biases."""
-        return [p for p in model.net.parameters() if p.requires_grad and p.dim() > 1 and p.grad is not None]
 
     # ------------------------------------------------------------------ pruning
 
@@ -278,7 +271,7 @@ class CLNPPlugin(SubnetworkPlugin):
                 lr=self.weight_lr or strategy.optimizer.param_groups[0]["lr"],
                 epochs=self.search_epochs,
                 criterion=strategy._criterion,
-                after_backward=self._add_subgradient,
+                after_backward=L1(strength).after_backward,
                 device=strategy.device,
             )
             report, _ = self._prune(trial)
@@ -289,37 +282,24 @@ class CLNPPlugin(SubnetworkPlugin):
     def _keep_statistics(self, model: MaskedModel) -> None:
         """Remember the running statistics of the channels that this task claims, for all later tasks."""
         assert self.units is not None
-        buffers = dict(model.net.named_buffers())
         place = len(model.task_keys)
-        for name in self.units.rows:
-            layer, _, leaf = name.rpartition(".")
-            if leaf != "weight" or f"{layer}.running_mean" not in buffers:
-                continue
-            mine = self.claimed[self.units.rows[name]]
-            mean, var = (buffers[f"{layer}.running_{kind}"].detach().cpu().clone() for kind in ("mean", "var"))
-            if layer in self.statistics:
-                self.statistics[layer].restore(mean, var)
-            self.statistics[layer] = FrozenChannels(mine <= place, mean, var)
+        claimed = {
+            name.rpartition(".")[0]: self.claimed[rows] <= place
+            for name, rows in self.units.rows.items()
+            if name.endswith(".weight")
+        }
+        self.statistics = kept_statistics(model.net, claimed, before=self.statistics)
 
     def _kept(self, model: MaskedModel, claimed: Tensor) -> dict[str, Tensor]:
         return _to(model, self._partition(model).kept(claimed))
 
     @torch.no_grad()
     def _reinitialise(self, model: MaskedModel) -> None:
-        """Free units start anew, as their layers were first drawn, with zero biases; interference becomes zero."""
-        fresh = copy.deepcopy(model.net)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(model.seed + len(model.task_keys))
-            for module in fresh.modules():
-                reset = getattr(module, "reset_parameters", None)
-                if callable(reset):
-                    reset()
-        drawn = dict(fresh.named_parameters())
+        """Free units start anew; interference becomes zero."""
+        drawn = redrawn(model.net, seed=model.seed + len(model.task_keys))
         visible, free = self._visible(model), self._free(model)
         for name, weight in model.subnetworks.frozen.items():
-            norm = isinstance(fresh.get_submodule(name.rpartition(".")[0]), nn.modules.batchnorm._BatchNorm)
-            value = torch.zeros_like(weight) if name.endswith("bias") and not norm else drawn[name].detach().to(weight)
-            weight.copy_(torch.where(free[name], value, weight * visible[name]))
+            weight.copy_(torch.where(free[name], drawn[name].to(weight), weight * visible[name]))
 
     # ------------------------------------------------------------------ questions
 
@@ -392,7 +372,7 @@ class CLNP(SubnetworkStrategy):
         l1: float = 1e-4,
         l1_search: Sequence[float] = (),
         search_epochs: int = 1,
-        l1_form: Literal["subgradient", "proximal"] = "subgradient",
+        l1_form: L1Form = "subgradient",
         margin: float = 0.005,
         activity: Activity = "mean",
         validation_share: float = 0.1,
