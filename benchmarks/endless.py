@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from avalanche.benchmarks import tensors_benchmark
 from torch import nn
-from torchvision.datasets import CIFAR100
 from torchvision.transforms.functional import rotate
 
 from benchmarks.networks import SlimResNet18, mlp
-from benchmarks.streams import Split, load_mnist, normalise, with_validation
+from benchmarks.streams import Split, five_classes, load_cifar100, load_mnist, normalise, with_validation
 
 __all__ = ["KINDS", "Endless", "Kind"]
 
@@ -29,25 +28,6 @@ def _permuted(split: Split, task: int) -> Split:
 def _rotated(split: Split, task: int) -> Split:
     """Turned by ten degrees a task, SupSup's RotatedMNIST: 36 tasks are a full turn."""
     return normalise(rotate(split[0], 10.0 * task)), split[1]
-
-
-def _five_classes(split: Split, task: int) -> Split:
-    """Five of CIFAR-100's classes in their natural order, labelled from 0; pixels standardised."""
-    x, y = split
-    rows = (y // 5 == task).nonzero().flatten()
-    pixels = x[rows].permute(0, 3, 1, 2).float().div(255)
-    mean, deviation = torch.tensor([0.491, 0.482, 0.447]), torch.tensor([0.247, 0.243, 0.262])
-    return (pixels - mean[:, None, None]) / deviation[:, None, None], y[rows] % 5
-
-
-def _load_cifar100(root: Path) -> tuple[Split, Split]:
-    """CIFAR-100 as it is stored: uint8 ``(n, 32, 32, 3)``; downloaded into ``root`` if it is not there."""
-
-    def split(train: bool) -> Split:
-        data = CIFAR100(str(root), train=train, download=True)
-        return torch.from_numpy(data.data), torch.tensor(data.targets)
-
-    return split(True), split(False)
 
 
 @dataclass(frozen=True)
@@ -66,7 +46,7 @@ def _lenet() -> nn.Module:
 KINDS = {
     "permuted": Kind(load_mnist, _permuted, _lenet),
     "rotated": Kind(load_mnist, _rotated, _lenet),
-    "split-cifar100": Kind(_load_cifar100, _five_classes, lambda: SlimResNet18(5)),
+    "split-cifar100": Kind(load_cifar100, five_classes, lambda: SlimResNet18(5)),
 }
 
 

@@ -20,7 +20,6 @@ import torch
 
 from avalanche_supermask import CachedTensors, ExSSNeT
 from avalanche_supermask.data import load_tensors
-from benchmarks.networks import mlp
 from benchmarks.provenance import provenance
 from benchmarks.streams import STREAMS, build_stream
 
@@ -37,7 +36,7 @@ def run(variant: str, *, samples: int, seed: int, root: Path) -> dict[str, float
     stream = build_stream("rotated-mnist", seed=seed, dataset_root=root)
     torch.manual_seed(seed)
     strategy = ExSSNeT(
-        mlp(spec.inputs, spec.hidden, spec.classes),
+        spec.network(),
         density=0.1,
         layer_densities="erdos_renyi",
         mask_lr=5e-3,

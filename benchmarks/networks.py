@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from avalanche.models import MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
 
-__all__ = ["MultiHeadMLP", "SeparateMLPs", "SlimResNet18", "mlp"]
+__all__ = ["MultiHead", "Separate", "SlimResNet18", "mlp"]
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
@@ -21,13 +21,21 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
 
-class MultiHeadMLP(MultiTaskModule):
-    """The same body with one linear head a task, of ``outputs`` units, made when its task is first met."""
+class MultiHead(MultiTaskModule):
+    """A network with one linear output layer a task in the place of its own, made when its task is first met.
 
-    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int) -> None:
+    Args:
+        net: a sequence that ends in its output layer, or a module that calls it ``fc``; its body is used.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.body = mlp(inputs, hidden, outputs)[:-1]
-        self.classifier = MultiHeadClassifier(hidden[-1], initial_out_features=outputs)
+        if isinstance(net, nn.Sequential):
+            self.body, last = net[:-1], net[-1]
+        else:
+            self.body, last = net, net.fc
+            net.fc = nn.Identity()
+        self.classifier = MultiHeadClassifier(last.in_features, initial_out_features=last.out_features)
 
     def forward(self, x: Tensor, task_labels: Tensor) -> Tensor:
         """Logits under the heads of the task labels."""
@@ -35,13 +43,18 @@ class MultiHeadMLP(MultiTaskModule):
         return out
 
 
-class SeparateMLPs(MultiTaskModule):
-    """A network of its own for every task, made when its task is first met: nothing shared, nothing forgotten."""
+class Separate(MultiTaskModule):
+    """A network of its own for every task, made when its task is first met: nothing shared, nothing forgotten.
 
-    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int) -> None:
+    Args:
+        make: makes a network.
+        outputs: of it.
+    """
+
+    def __init__(self, make: Callable[[], nn.Module], outputs: int) -> None:
         super().__init__()
-        self._shape = (inputs, tuple(hidden), outputs)
-        self.networks = nn.ModuleDict({"0": mlp(*self._shape)})
+        self._make = make
+        self.networks = nn.ModuleDict({"0": make()})
         self.max_class_label = outputs
 
     def adaptation(self, experience: Any) -> None:
@@ -49,7 +62,7 @@ class SeparateMLPs(MultiTaskModule):
         super().adaptation(experience)
         for label in set(experience.task_labels):
             if str(label) not in self.networks:
-                self.networks[str(label)] = mlp(*self._shape)
+                self.networks[str(label)] = self._make()
 
     def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
         """Logits under one task's network."""

@@ -18,11 +18,24 @@ import torch
 from avalanche.benchmarks import dataset_benchmark, tensors_benchmark
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch import Tensor
-from torchvision.datasets import MNIST
+from torch import Tensor, nn
+from torchvision.datasets import CIFAR100, MNIST
 from torchvision.transforms.functional import rotate
 
-__all__ = ["STREAMS", "SUITES", "Split", "Stream", "build_stream", "load_mnist", "normalise", "with_validation"]
+from benchmarks.networks import SlimResNet18, mlp
+
+__all__ = [
+    "STREAMS",
+    "SUITES",
+    "Split",
+    "Stream",
+    "build_stream",
+    "five_classes",
+    "load_cifar100",
+    "load_mnist",
+    "normalise",
+    "with_validation",
+]
 
 Split = tuple[Tensor, Tensor]  # inputs, integer labels
 
@@ -35,21 +48,23 @@ class Stream:
         build: ``(seed, dataset_root) -> benchmark``.
         tasks: number of tasks.
         classes: outputs of a task.
-        inputs: numbers in one sample.
-        hidden: widths of the network's hidden layers.
+        network: makes the network, with an output layer that all tasks share.
+        shape: how results name it: the widths of its layers, or its name.
         epochs: epochs a task, all phases included.
         batch_size: of training.
         settings_from: stream on whose held-out data settings were chosen, for methods without any of its own.
+        offline: whether its data come with scikit-learn; others need a folder, and are downloaded into it.
     """
 
     build: Callable[[int, Path | None], Any]
     tasks: int
     classes: int
-    inputs: int
-    hidden: tuple[int, ...]
+    network: Callable[[], nn.Module]
+    shape: tuple[int, ...] | str
     epochs: int
     batch_size: int
     settings_from: str | None = None
+    offline: bool = False
 
 
 def _digits(_: Path | None) -> tuple[Split, Split]:
@@ -71,6 +86,27 @@ def load_mnist(root: Path | None) -> tuple[Split, Split]:
         return data.data.float().div(255).unsqueeze(1), data.targets
 
     return split(True), split(False)
+
+
+def load_cifar100(root: Path | None) -> tuple[Split, Split]:
+    """CIFAR-100 as it is stored, uint8 ``(n, 32, 32, 3)``; downloaded into ``root`` if it is not there."""
+    if root is None:
+        raise ValueError("CIFAR-100 needs a folder for its data: pass --dataset-root DIR")
+
+    def split(train: bool) -> Split:
+        data = CIFAR100(str(root), train=train, download=True)
+        return torch.from_numpy(data.data), torch.tensor(data.targets)
+
+    return split(True), split(False)
+
+
+def five_classes(split: Split, task: int) -> Split:
+    """Five of CIFAR-100's classes in their natural order, labelled from 0; pixels standardised."""
+    x, y = split
+    rows = (y // 5 == task).nonzero().flatten()
+    pixels = x[rows].permute(0, 3, 1, 2).float().div(255)
+    mean, deviation = torch.tensor([0.491, 0.482, 0.447]), torch.tensor([0.247, 0.243, 0.262])
+    return (pixels - mean[:, None, None]) / deviation[:, None, None], y[rows] % 5
 
 
 def normalise(x: Tensor) -> Tensor:
@@ -123,38 +159,45 @@ def _rotated(load: Callable[..., tuple[Split, Split]], n_tasks: int, seed: int, 
     return _benchmark(tasks(train), tasks(test))
 
 
-_DIGITS = {"inputs": 64, "hidden": (100, 100), "epochs": 6, "batch_size": 32}
-_MNIST = {"inputs": 784, "hidden": (300, 100), "batch_size": 128}
+def _mlp_stream(build: Callable[[int, Path | None], Any], *widths: int, **protocol: Any) -> Stream:
+    inputs, *hidden, classes = widths
+    return Stream(build, classes=classes, network=partial(mlp, inputs, hidden, classes), shape=widths, **protocol)
+
+
+def _split_cifar100(_: int, root: Path | None) -> Any:
+    """Tasks of five classes in their natural order, ten of twenty; pixels standardised, no augmentation."""
+    splits = load_cifar100(root)
+    train, test = ([five_classes(split, task) for task in range(10)] for split in splits)
+    return _benchmark(train, test)
+
+
+_DIGITS = {"tasks": 5, "epochs": 6, "batch_size": 32, "offline": True}
+_SPLIT = {"tasks": 5, "epochs": 6, "batch_size": 128}
+_TEN = {"tasks": 10, "epochs": 2, "batch_size": 128}
+_PERMUTED = partial(_permuted, load_mnist, 10)
 
 STREAMS: dict[str, Stream] = {
-    "split-digits": Stream(partial(_split_classes, _digits), tasks=5, classes=2, **_DIGITS),
-    "permuted-digits": Stream(partial(_permuted, _digits, 5), tasks=5, classes=10, **_DIGITS),
-    "split-mnist": Stream(partial(_split_classes, load_mnist), tasks=5, classes=2, epochs=6, **_MNIST),
+    "split-digits": _mlp_stream(partial(_split_classes, _digits), 64, 100, 100, 2, **_DIGITS),
+    "permuted-digits": _mlp_stream(partial(_permuted, _digits, 5), 64, 100, 100, 10, **_DIGITS),
+    "split-mnist": _mlp_stream(partial(_split_classes, load_mnist), 784, 300, 100, 2, **_SPLIT),
     # 0 or 1, 2 or 3, …: the order of the published runs. How hard a pair is differs more than methods do.
-    "split-mnist-ordered": Stream(
-        partial(_split_classes, load_mnist, shuffle=False),
-        tasks=5,
-        classes=2,
-        epochs=6,
-        settings_from="split-mnist",
-        **_MNIST,
+    "split-mnist-ordered": _mlp_stream(
+        partial(_split_classes, load_mnist, shuffle=False), 784, 300, 100, 2, settings_from="split-mnist", **_SPLIT
     ),
-    "permuted-mnist": Stream(partial(_permuted, load_mnist, 10), tasks=10, classes=10, epochs=2, **_MNIST),
-    "rotated-mnist": Stream(
-        partial(_rotated, load_mnist, 10), tasks=10, classes=10, epochs=2, settings_from="permuted-mnist", **_MNIST
+    "permuted-mnist": _mlp_stream(_PERMUTED, 784, 300, 100, 10, **_TEN),
+    "rotated-mnist": _mlp_stream(
+        partial(_rotated, load_mnist, 10), 784, 300, 100, 10, settings_from="permuted-mnist", **_TEN
     ),
     # CLNP's network; too wide for a suite that two cores run in an hour.
-    "permuted-mnist-wide": Stream(
-        partial(_permuted, load_mnist, 10),
-        tasks=10,
-        classes=10,
-        inputs=784,
-        hidden=(2000, 2000),
-        epochs=4,
-        batch_size=256,
-        settings_from="permuted-mnist",
+    "permuted-mnist-wide": _mlp_stream(
+        _PERMUTED, 784, 2000, 2000, 10, tasks=10, epochs=4, batch_size=256, settings_from="permuted-mnist"
     ),
-}
+    # The first half of the papers' twenty tasks, classes in their natural order.
+    "split-cifar100": Stream(
+        _split_cifar100, tasks=10, classes=5, network=partial(SlimResNet18, 5), shape="slim ResNet-18 (20 channels)",
+        epochs=8, batch_size=64,
+    ),
+}  # fmt: skip
 
 SUITES: dict[str, tuple[str, ...]] = {
     "digits": ("split-digits", "permuted-digits"),

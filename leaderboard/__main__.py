@@ -70,7 +70,7 @@ def _streams(options: argparse.Namespace) -> list[str]:
     for name in names:
         if name not in STREAMS:
             raise ValueError(f"unknown stream {name!r}; expected one of {', '.join(STREAMS)}")
-        if "mnist" in name and options.dataset_root is None:
+        if not STREAMS[name].offline and options.dataset_root is None:
             raise ValueError(f"stream {name!r} needs its data: pass --dataset-root DIR (downloaded if not there)")
     return names
 

@@ -59,7 +59,7 @@ class Cell:
         words = ["run", "--streams", self.stream, "--methods", self.method, "--seeds", str(self.seed)]
         words += ["--epochs", str(self.epochs)] if self.epochs else []
         words += ["--tasks", str(self.tasks)] if self.tasks else []
-        return words + (["--dataset-root", "DIR"] if "mnist" in self.stream else [])
+        return words + ([] if STREAMS[self.stream].offline else ["--dataset-root", "DIR"])
 
     def config(self) -> dict[str, Any]:
         """Everything that decides the result; as it reads after a round trip through JSON."""
@@ -69,7 +69,7 @@ class Cell:
             "epochs": self.epochs or spec.epochs,
             "tasks": self.tasks or spec.tasks,
             "batch_size": spec.batch_size,
-            "network": [spec.inputs, *spec.hidden, spec.classes],
+            "network": spec.shape,
         }
         result: dict[str, Any] = json.loads(json.dumps(config))
         return result

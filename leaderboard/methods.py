@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from avalanche_supermask import MaskedModel, methods
-from benchmarks.networks import MultiHeadMLP, SeparateMLPs, mlp
+from benchmarks.networks import MultiHead, Separate
 from benchmarks.streams import STREAMS, Stream
 from leaderboard.baselines import CorrectedSI
 
@@ -75,14 +75,15 @@ def _optimizer(setup: Setup, net: nn.Module) -> Optimizer:
     return SGD(net.parameters(), lr=lr, momentum=0.9)  # fused SGD fails once a head is new
 
 
-def _shared_head(setup: Setup) -> nn.Sequential:
-    return mlp(setup.stream.inputs, setup.stream.hidden, setup.stream.classes)
-
-
 def _plain(setup: Setup, plugins: list[Any], template: Callable[..., Any] = SupervisedTemplate) -> Any:
     """A baseline: a network, an optimizer, and the plugins that make the method."""
-    kinds = {"multi": MultiHeadMLP, "shared": mlp, "separate": SeparateMLPs}
-    net = kinds[setup.settings["head"]](setup.stream.inputs, setup.stream.hidden, setup.stream.classes)
+    make = setup.stream.network
+    kinds = {
+        "multi": lambda: MultiHead(make()),
+        "shared": make,
+        "separate": lambda: Separate(make, setup.stream.classes),
+    }
+    net = kinds[setup.settings["head"]]()
     common = dict(setup.common)
     common["plugins"] = [*common["plugins"], *plugins]
     return template(model=net, optimizer=_optimizer(setup, net), criterion=nn.CrossEntropyLoss(), **common)
@@ -90,7 +91,7 @@ def _plain(setup: Setup, plugins: list[Any], template: Callable[..., Any] = Supe
 
 def _packnet(setup: Setup) -> Any:
     """Every task gets the same share of the weights; upstream's strategy would ignore the other plugins."""
-    net = PackNetModel(_shared_head(setup))
+    net = PackNetModel(setup.stream.network())
     tasks = setup.stream.tasks
     share = [1 - 1 / (tasks - task) for task in range(tasks)]
     epochs = setup.common["train_epochs"]
@@ -102,21 +103,21 @@ def _packnet(setup: Setup) -> Any:
 
 def _subnetwork(name: str) -> Callable[[Setup], Any]:
     def build(setup: Setup) -> Any:
-        return methods()[name](_shared_head(setup), seed=setup.seed, **setup.settings, **setup.common)
+        return methods()[name](setup.stream.network(), seed=setup.seed, **setup.settings, **setup.common)
 
     return build
 
 
 def _clnp(setup: Setup) -> Any:
     settings = {"finetune_epochs": setup.common["train_epochs"] // 2, **setup.settings}
-    return methods()["clnp"](_shared_head(setup), seed=setup.seed, **settings, **setup.common)
+    return methods()["clnp"](setup.stream.network(), seed=setup.seed, **settings, **setup.common)
 
 
 def _impresslearn(setup: Setup) -> Any:
     """The first half of the tasks is the basis of the second."""
     n_basis = (setup.stream.tasks + 1) // 2
     return methods()["impresslearn"](
-        _shared_head(setup), n_basis=n_basis, seed=setup.seed, **setup.settings, **setup.common
+        setup.stream.network(), n_basis=n_basis, seed=setup.seed, **setup.settings, **setup.common
     )
 
 
@@ -263,7 +264,7 @@ def kept_bytes(strategy: Any, stream: Stream, *, n_tasks: int, n_samples: int, s
         Bytes that a task adds on average to one plain network, and bytes in all.
     """
     model = strategy.model
-    plain = sum(4 * p.numel() for p in mlp(stream.inputs, stream.hidden, stream.classes).parameters())
+    plain = sum(4 * p.numel() for p in stream.network().parameters())
     if isinstance(model, MaskedModel):
         added = sum(model.bytes_per_task().values()) + model.basis_bytes
         return added / n_tasks, plain + added

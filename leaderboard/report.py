@@ -73,7 +73,8 @@ def markdown(results: Sequence[Result], *, notes: str = "", command: str = "pyth
 
 
 def _protocol(config: Result) -> str:
-    network = "-".join(str(width) for width in config["network"])
+    shape = config["network"]
+    network = shape if isinstance(shape, str) else "-".join(str(width) for width in shape)
     return f"{config['tasks']} tasks, {network}, {config['epochs']} epochs a task, batch {config['batch_size']}.\n"
 
 

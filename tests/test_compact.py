@@ -12,13 +12,14 @@ from torch import nn
 
 from avalanche_supermask import ExSSNeT, MaskedModel, SupSup, compact, load, save
 from avalanche_supermask.compact import _read
-from benchmarks.networks import MultiHeadMLP
+from benchmarks.networks import MultiHead
+from benchmarks.networks import mlp as plain_mlp
 from tests.streams import NETWORKS, class_stream, inputs, mlp, outputs, train_all
 from tests.test_contract import METHODS, build, same_state
 
 
 def multihead():
-    return MultiHeadMLP(36, (24,), 2)
+    return MultiHead(plain_mlp(36, (24,), 2))
 
 
 def saved(tmp_path, strategy, n_tasks=3):

@@ -170,9 +170,10 @@ def test_it_runs_inside_avalanches_evaluation_of_every_method(method, inference)
 
 
 def test_heads_of_their_own_cannot_be_superposed():
-    from benchmarks.networks import MultiHeadMLP
+    from benchmarks.networks import MultiHead
+    from benchmarks.networks import mlp as plain_mlp
 
-    strategy = SupSup(MultiHeadMLP(36, (16,), 2), train_epochs=1, evaluator=None, task_inference="oneshot")
+    strategy = SupSup(MultiHead(plain_mlp(36, (16,), 2)), train_epochs=1, evaluator=None, task_inference="oneshot")
     stream = class_stream(2)
     train_all(strategy, stream)
     with pytest.raises(ValueError, match="heads of their own, which cannot be superposed"):

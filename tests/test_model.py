@@ -5,7 +5,8 @@ from torch import nn
 
 from avalanche_supermask import MaskedModel, SupSup
 from avalanche_supermask.selection import selection
-from benchmarks.networks import MultiHeadMLP
+from benchmarks.networks import MultiHead
+from benchmarks.networks import mlp as plain_mlp
 from tests.streams import NETWORKS, ResNet, TiedEmbedding, class_stream, inputs, mlp, outputs, train_all
 
 
@@ -134,7 +135,7 @@ def test_effective_weights_are_weight_times_mask(network):
         assert torch.equal(weight, dict(net.named_parameters())[name])
 
 
-@pytest.mark.parametrize("net", [MTSimpleMLP(36, 20), MultiHeadMLP(36, (20,), 2)])
+@pytest.mark.parametrize("net", [MTSimpleMLP(36, 20), MultiHead(plain_mlp(36, (20,), 2))])
 @pytest.mark.filterwarnings("ignore:task label")
 def test_multi_head_models(net):
     strategy = SupSup(net, density=0.5, train_epochs=8, train_mb_size=16, mask_lr=0.05, evaluator=None, seed=0)

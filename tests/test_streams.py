@@ -72,7 +72,8 @@ def test_digits_need_no_download(name):
     spec = STREAMS[name]
     assert len(stream.train_stream) == spec.tasks
     x, y, _ = load_tensors(stream.train_stream[0].dataset, torch.device("cpu"))
-    assert x[0].numel() == spec.inputs
+    assert x[0].numel() == spec.shape[0]
+    assert spec.network()(x[:2]).shape == (2, spec.classes)
     assert sorted(set(y.tolist())) == list(range(spec.classes))
 
 
@@ -96,3 +97,22 @@ def test_unknown_stream():
         build_stream("mnist", seed=0)
     with pytest.raises(ValueError, match="pass --dataset-root"):
         build_stream("split-mnist", seed=0)
+
+
+def test_cifar_tasks_are_five_classes_each_in_their_order(monkeypatch):
+    class Fake:
+        def __init__(self, root, train, download):
+            self.targets = [i % 100 for i in range(400 if train else 200)]
+            self.data = np.random.RandomState(0).randint(0, 256, (len(self.targets), 32, 32, 3), dtype=np.uint8)
+
+    monkeypatch.setattr("benchmarks.streams.CIFAR100", Fake)
+    stream, spec = build_stream("split-cifar100", seed=0, dataset_root="anywhere"), STREAMS["split-cifar100"]
+    assert len(stream.train_stream) == spec.tasks
+    x, y, t = load_tensors(stream.train_stream[3].dataset, torch.device("cpu"))
+    assert x.shape == (20, 3, 32, 32)
+    assert sorted(set(y.tolist())) == list(range(5))
+    assert set(t.tolist()) == {3}
+    assert abs(float(x.mean())) < 0.3
+    assert spec.network()(x[:2]).shape == (2, 5)
+    with pytest.raises(ValueError, match="pass --dataset-root DIR"):
+        build_stream("split-cifar100", seed=0)
