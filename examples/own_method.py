@@ -1,0 +1,74 @@
+"""A method of your own in one file: Piggyback (Mallya et al. 2018), a thresholded mask over weights that are given.
+
+Four hooks make a method: `phases`, `prepare`, `begin_task` and `enter_phase`. Registered, it gets the contract tests
+and a row of the leaderboard.
+"""
+
+import argparse
+from typing import Any
+
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.training.plugins import EvaluationPlugin
+from torch import nn
+
+from avalanche_supermask import CachedTensors, MaskedModel, SubnetworkPlugin, SubnetworkStrategy, methods, register
+from avalanche_supermask.plugin import Phase
+from avalanche_supermask.selection import Threshold
+from examples.digits import network, stream
+
+
+class PiggybackPlugin(SubnetworkPlugin):
+    """M = [S >= 0], all scores starting at the same small number; the weights never change."""
+
+    def phases(self, epochs: int) -> list[Phase]:
+        """One: the scores learn."""
+        return [Phase("mask", epochs)]
+
+    def prepare(self, model: MaskedModel) -> None:
+        """Allocate the scores before the optimizer collects what learns."""
+        if not len(model.subnetworks.scores):
+            self.begin_task(None, model)
+
+    def begin_task(self, strategy: Any, model: MaskedModel) -> None:
+        """Every weight is kept at first."""
+        model.subnetworks.set_scores({name: torch.full(s, 0.01) for name, s in model.masked_shapes.items()})
+
+    def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
+        """Say what learns."""
+        model.learn_scores(Threshold())
+
+
+@register("piggyback")
+class Piggyback(SubnetworkStrategy):
+    """Piggyback over the weights that the model brings."""
+
+    def __init__(self, model: nn.Module, *, optimizer: Any = None, **arguments: Any) -> None:
+        method = PiggybackPlugin(schedule="cosine" if optimizer is None else "constant")
+        arguments.setdefault("init", "keep")
+        super().__init__(model=model, method=method, optimizer=optimizer, default_lr=1e-3, **arguments)
+
+
+def main() -> None:
+    """Learn five tasks with it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=6, help="a task (default %(default)s)")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    tasks = stream()
+    strategy = methods()["piggyback"](
+        network(), train_epochs=options.epochs, train_mb_size=32, plugins=[CachedTensors()], seed=0,
+        evaluator=EvaluationPlugin(accuracy_metrics(experience=True), loggers=[]),
+    )  # fmt: skip
+    for experience in tasks.train_stream:
+        strategy.train(experience)
+    results = strategy.eval(tasks.test_stream)
+    accuracies = [value for name, value in results.items() if name.startswith("Top1_Acc_Exp/")]
+    print("accuracy of each task:", *map("{:.3f}".format, accuracies))
+    for key in strategy.model.task_keys:
+        mask = strategy.model.subnetworks.task_mask(key).values()
+        print(f"task {key} keeps {sum(int(m.sum()) for m in mask)} of {sum(m.numel() for m in mask)} weights")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""TensorBoard: accuracy and forgetting of every task, for a method and for plain training beside it."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics
+from avalanche.logging import TensorboardLogger
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.supervised import Naive
+
+from avalanche_supermask import CachedTensors, SupSup, supermask_metrics
+from benchmarks.networks import MultiHead
+from examples.digits import network, stream
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--epochs", type=int, default=4, help="a task (default %(default)s)")
+parser.add_argument("--logs", type=Path, default=Path("runs/example"), help="folder (default %(default)s)")
+options = parser.parse_args()
+
+tasks = stream()
+
+
+def common(name: str) -> dict:
+    """Arguments of a strategy that logs under a name."""
+    evaluator = EvaluationPlugin(
+        accuracy_metrics(experience=True, stream=True), forgetting_metrics(experience=True, stream=True),
+        supermask_metrics(), loggers=[TensorboardLogger(tb_log_dir=str(options.logs / name))],
+    )  # fmt: skip
+    return {
+        "evaluator": evaluator, "train_epochs": options.epochs, "train_mb_size": 32, "plugins": [CachedTensors()],
+    }  # fmt: skip
+
+
+net = MultiHead(network())
+naive = Naive(model=net, optimizer=torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9), **common("naive"))
+supsup = SupSup(network(), density=0.1, mask_lr=0.02, seed=0, **common("supsup"))
+for strategy in (naive, supsup):
+    for experience in tasks.train_stream:
+        strategy.train(experience)
+        strategy.eval(tasks.test_stream)
+print(f"tensorboard --logdir {options.logs}")

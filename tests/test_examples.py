@@ -1,0 +1,62 @@
+"""Every example runs from its command line, and says what it promises."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# A whole stream is evaluated from the first task on; that some of it was never trained is said once, to users too.
+pytestmark = pytest.mark.filterwarnings("ignore:task label .* was never trained")
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SAYS = {
+    "first_steps": r"largest change of any old output: 0\.0$",
+    "own_model": r"MyNet of task 0 answers like the masked model: True",
+    "compare_with_ewc": r"EWC +average 0\.\d+.*\nExSSNeT +average 0\.\d+",
+    "tensorboard_curves": r"tensorboard --logdir",
+    "unknown_task_ids": r"one-shot, G +accuracy 0\.\d+, right task",
+    "fast_adaptation": r"bytes of its coefficients: 48",
+    "transformer": r"accuracy of each task: 0\.\d+",
+    "resume_after_crash": r"tasks learned now: \[0, 1, 2, 3, 4\]",
+    "save_and_export": r"answers like task 2: True",
+}
+
+
+def run(name, *arguments, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_module(f"examples.{name}", run_name="__main__")
+
+
+def test_every_example_is_tested():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SAYS, "own_method", "digits", "__init__"}
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(name, "--epochs", "2", monkeypatch=monkeypatch)
+    assert re.search(SAYS[name], capsys.readouterr().out, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_an_example_has_help(name, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        run(name, "--help", monkeypatch=monkeypatch)
+    assert "--epochs" in capsys.readouterr().out
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run("resume_after_crash", "--epochs", "1", "--stop-after", "2", monkeypatch=monkeypatch)
+    run("resume_after_crash", "--epochs", "1", monkeypatch=monkeypatch)
+    assert "tasks learned before: [0, 1]\ntasks learned now: [0, 1, 2, 3, 4]" in capsys.readouterr().out
+
+
+def test_a_method_of_ones_own_passes_the_contract_tests():
+    """In a process of its own, as it registers itself for all tests there."""
+    contract = ["-m", "pytest", "-q", "-p", "examples.own_method", "-k", "piggyback and mlp", "tests/test_contract.py"]
+    done = subprocess.run([sys.executable, *contract], cwd=EXAMPLES.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert re.search(r"(\d+) passed", done.stdout + done.stderr) or "." * 9 in done.stdout
