@@ -9,7 +9,6 @@ same number of steps. The curves go to TensorBoard as ``AccuracyOverSteps``, one
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from avalanche_supermask import CachedTensors, ImpressLearn, SupSup
 from avalanche_supermask.metrics import AccuracyOverSteps
 from benchmarks.endless import Endless
 from benchmarks.networks import mlp
-from benchmarks.provenance import provenance
+from benchmarks.provenance import write_result
 
 BASIS = 6
 
@@ -75,9 +74,7 @@ def main() -> None:
         rows.append({"task": task, "curves": curves})
         for method, curve in curves.items():
             print(task, f"{method:13}", "  ".join(f"{step}: {a:.3f}" for step, a in curve[:: max(1, len(curve) // 6)]))
-    result = {**provenance("benchmarks.adaptation", sys.argv[1:]), "rows": rows}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(options.out, "benchmarks.adaptation", sys.argv[1:], rows=rows)
 
 
 if __name__ == "__main__":

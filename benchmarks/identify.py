@@ -10,7 +10,6 @@ over the basis alone, and entropy descent on free coefficients. SupSup itself, a
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from avalanche_supermask.data import load_tensors
 from avalanche_supermask.inference import Entropy, EntropyDescent, Inference, OneShot
 from benchmarks.endless import Endless
 from benchmarks.networks import mlp
-from benchmarks.provenance import provenance
+from benchmarks.provenance import write_result
 
 TASKS, BASIS = 10, 6
 
@@ -96,9 +95,7 @@ def main() -> None:
                 print(
                     f"{seed} {method:13} {name:24} {found['accuracy']:.4f}  {found['task_id_accuracy']:.3f}", flush=True
                 )
-    result = {**provenance("benchmarks.identify", sys.argv[1:]), "rows": rows}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(options.out, "benchmarks.identify", sys.argv[1:], rows=rows)
 
 
 if __name__ == "__main__":

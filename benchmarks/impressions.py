@@ -24,7 +24,7 @@ from avalanche_supermask import CachedTensors, ImpressLearn, MaskedModel, SupSup
 from avalanche_supermask.data import load_tensors
 from avalanche_supermask.selection import selection
 from benchmarks.endless import KINDS, Endless
-from benchmarks.provenance import provenance
+from benchmarks.provenance import write_result
 
 BASES = ("heterogeneous", "homogeneous", "random")
 Mask = dict[str, Tensor]
@@ -156,9 +156,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     rows = sweep(options)
     shown = {k: v for k, v in vars(options).items() if k not in ("dataset_root", "out", "plot")}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    result = {**provenance("benchmarks.impressions", sys.argv[1:]), "options": shown, "rows": rows}
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(options.out, "benchmarks.impressions", sys.argv[1:], options=shown, rows=rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ old task, copied) and soft KKT (``kkt_strength=0.5``: half copied, half fresh).
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 
 from avalanche_supermask import CachedTensors, ExSSNeT
 from avalanche_supermask.data import load_tensors
-from benchmarks.provenance import provenance
+from benchmarks.provenance import write_result
 from benchmarks.streams import STREAMS, build_stream
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -82,9 +81,7 @@ def main() -> None:
             mean, spread = statistics.fmean(accuracy), statistics.pstdev(accuracy)
             overlap = statistics.fmean(r["overlap"] for r in runs)
             print(f"{samples:6} samples  {variant:18} {mean:.4f} ± {spread:.4f}  overlap {overlap:.2f}", flush=True)
-    result = {**provenance("benchmarks.kkt", sys.argv[1:]), "rows": rows}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(options.out, "benchmarks.kkt", sys.argv[1:], rows=rows)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["provenance"]
+__all__ = ["provenance", "write_result"]
 
 PACKAGES = ("avalanche-lib", "avalanche-supermask", "numpy", "torch")
 
@@ -37,6 +38,12 @@ def provenance(module: str, arguments: Sequence[str]) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def write_result(path: Path, module: str, arguments: Sequence[str], **content: Any) -> None:
+    """Write a result file: where it comes from, then its content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**provenance(module, arguments), **content}, indent=1) + "\n")
 
 
 def _commit() -> str:

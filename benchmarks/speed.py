@@ -8,7 +8,6 @@ Dense and masked calls alternate in one process; a ratio is the median of the pa
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -27,7 +26,7 @@ from avalanche_supermask.rice import encode
 from avalanche_supermask.selection import selection
 from avalanche_supermask.units import find_units, slim
 from benchmarks.networks import SlimResNet18, mlp
-from benchmarks.provenance import provenance
+from benchmarks.provenance import write_result
 
 BASIS = 15  # masks of a mixture
 
@@ -153,13 +152,8 @@ def main() -> None:
     for name in NETWORKS:
         rows[name] = measure(name, repeats=options.repeats, device=options.device)
         print(f"{name:34}", "  ".join(f"{key} {value:.2f}" for key, value in rows[name].items()), flush=True)
-    result: dict[str, Any] = {
-        **provenance("benchmarks.speed", sys.argv[1:]),
-        "ratios to dense": rows,
-        "mask on disk over its entropy": on_disk(),
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    content: dict[str, Any] = {"ratios to dense": rows, "mask on disk over its entropy": on_disk()}
+    write_result(options.out, "benchmarks.speed", sys.argv[1:], **content)
 
 
 if __name__ == "__main__":

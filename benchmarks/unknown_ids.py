@@ -26,7 +26,7 @@ from avalanche_supermask.data import load_tensors
 from avalanche_supermask.inference import OneShot
 from benchmarks.endless import Endless
 from benchmarks.networks import mlp
-from benchmarks.provenance import provenance
+from benchmarks.provenance import write_result
 
 BATCH = 128
 CLASSES = 10
@@ -155,9 +155,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     shown = {k: v for k, v in vars(options).items() if k not in ("dataset_root", "out", "plot")}
-    head = {**provenance("benchmarks.unknown_ids", sys.argv[1:]), "options": shown}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    run(options, lambda rows: options.out.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n"))
+    run(options, lambda r: write_result(options.out, "benchmarks.unknown_ids", sys.argv[1:], options=shown, rows=r))
 
 
 if __name__ == "__main__":
