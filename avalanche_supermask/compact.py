@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -48,8 +49,6 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
             f"task {model.active} is being learned, and only finished tasks are saved: save between experiences, or "
             "use save_checkpoint()"
         )
-    from avalanche_supermask import __version__
-
     state = model.state_dict()
     tensors = {
         name: value.detach().cpu().contiguous()
@@ -62,7 +61,7 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
     tensors["masks"] = torch.frombuffer(bytearray(joined), dtype=torch.uint8) if joined else torch.empty(0).byte()
     manifest = {
         "format": FORMAT,
-        "version": __version__,
+        "version": version("avalanche-supermask"),
         "torch": torch.__version__,
         "wrapping": model.wrapping,
         "seed": model.seed,
