@@ -68,12 +68,13 @@ def main() -> None:
     parser.add_argument("--density", type=float, default=0.25, help="of a mask (default %(default)s)")
     parser.add_argument("--batch", type=int, default=128, help="samples that decide together (default %(default)s)")
     parser.add_argument("--batches", type=int, default=20, help="asked of each task (default %(default)s)")
+    parser.add_argument("--validation", type=float, default=0.0, help="test on this share of the training data instead")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default %(default)s)")
     parser.add_argument("--dataset-root", type=Path, required=True, help="where torchvision keeps MNIST, or puts it")
     parser.add_argument("--out", type=Path, required=True, help="result file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    tasks = Endless("rotated", options.dataset_root)
+    tasks = Endless("rotated", options.dataset_root, validation=options.validation)
     ways: dict[str, str | Inference] = {
         "id given": "given",
         "entropy": Entropy(per="batch"),
@@ -95,7 +96,8 @@ def main() -> None:
                 print(
                     f"{seed} {method:13} {name:24} {found['accuracy']:.4f}  {found['task_id_accuracy']:.3f}", flush=True
                 )
-    write_result(options.out, "benchmarks.identify", sys.argv[1:], rows=rows)
+    shown = {key: getattr(options, key) for key in ("epochs", "density", "batch", "batches", "validation")}
+    write_result(options.out, "benchmarks.identify", sys.argv[1:], options=shown, rows=rows)
 
 
 if __name__ == "__main__":
