@@ -293,7 +293,7 @@ class AccuracyOverSteps(PluginMetric[list[tuple[int, float]]]):
         ]
         accuracy = float(sum(right)) / len(y)
         self._curve.append((step, accuracy))
-        name = get_metric_name(self, strategy, add_experience=True, add_task=False)
+        name = get_metric_name(self, strategy, add_experience=True, add_task=True)
         return [MetricValue(self, name, accuracy, step)]
 
 
