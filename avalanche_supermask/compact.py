@@ -8,7 +8,6 @@ there is `save_checkpoint`.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -17,9 +16,6 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from avalanche.benchmarks import tensors_benchmark
-from avalanche.models import MultiTaskModule
-from avalanche.models.utils import avalanche_model_adaptation
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -91,16 +87,16 @@ def load(path: str | os.PathLike[str], net: nn.Module, *, device: str | torch.de
     """
     manifest, tensors = _read(path)
     rows = _rows(manifest, tensors.pop("masks"))
-    net = copy.deepcopy(net)
-    _grow_heads(net, manifest, tensors)
     wrapping = manifest["wrapping"]
     model = MaskedModel(net, **{**wrapping, "init": "keep"}, seed=manifest["seed"])
     model.init, model.wrapping = wrapping["init"], wrapping
     _expect_same_network(path, model, tensors)
     for slot, code in rows.items():
         model.subnetworks.masks.commit_code(slot, code)
+    stored = {**tensors, **manifest["extra"]}
+    model.grow_heads(stored)
     kept = {n: v for n, v in model.state_dict().items() if n.startswith(SCRATCH)}
-    model.load_state_dict({**kept, **tensors, **manifest["extra"]})
+    model.load_state_dict({**kept, **stored})
     model.task_inference = manifest["task_inference"]
     model.to(device).eval()
     return model
@@ -144,19 +140,6 @@ def _rows(manifest: Mapping[str, Any], joined: Tensor) -> dict[int, bytes]:
     for slot, length in manifest["masks"]:
         rows[slot], data = data[:length], data[length:]
     return rows
-
-
-def _grow_heads(net: nn.Module, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Give a multi-head network the heads of the file's tasks, as training on them did."""
-    if not isinstance(net, MultiTaskModule):
-        return
-    for _, slot, label in manifest["extra"]["subnetworks._extra_state"]["tasks"]:
-        prefix = f"subnetworks.private.{slot}."
-        heads = [t for n, t in tensors.items() if n.startswith(prefix) and n.endswith("weight") and t.dim() == 2]
-        classes = len(heads[-1]) if heads else 1
-        data = [(torch.zeros(classes, 1), torch.arange(classes))]
-        one = tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=[label or 0])
-        avalanche_model_adaptation(net, one.train_stream[0])
 
 
 def _expect_same_network(path: Any, model: MaskedModel, tensors: Mapping[str, Tensor]) -> None:

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from avalanche.benchmarks import tensors_benchmark
 from avalanche.models import DynamicModule
+from avalanche.models.utils import avalanche_model_adaptation
 from torch import Tensor, nn
 
 from avalanche_supermask.functional import signed_constant
 
-__all__ = ["Init", "Layout", "Maskable", "PerTask", "classify", "head_tensors", "output_layer", "redraw"]
+__all__ = ["Init", "Layout", "Maskable", "PerTask", "classify", "grow_heads", "head_tensors", "output_layer", "redraw"]
 
 Init = Literal["signed_constant", "keep"]
 PerTask = Literal["none", "norm", "all"]
@@ -99,6 +101,21 @@ def head_tensors(net: nn.Module, known: Collection[str], label: int | None) -> d
     )
     everything = (*net.named_parameters(), *net.named_buffers())
     return {name: t for name, t in everything if name not in known and not name.startswith(other_heads)}
+
+
+def grow_heads(net: nn.Module, outputs: Mapping[int, int]) -> None:
+    """Give a multi-head network the heads of these tasks, as training on them would.
+
+    Args:
+        net: in place; nothing happens to one without Avalanche's dynamic modules.
+        outputs: number of classes by task label.
+    """
+    if not any(isinstance(m, DynamicModule) for m in net.modules()):
+        return
+    for label, classes in outputs.items():
+        data = [(torch.zeros(classes, 1), torch.arange(classes))]
+        one = tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=[label])
+        avalanche_model_adaptation(net, one.train_stream[0])
 
 
 def output_layer(net: nn.Module) -> str:

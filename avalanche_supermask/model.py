@@ -26,7 +26,7 @@ from avalanche_supermask.accounting import Accounting
 from avalanche_supermask.frozen_channels import FrozenChannels, frozen_channels
 from avalanche_supermask.functional import initial_scores, signed_constant
 from avalanche_supermask.inference import Inference, by_name
-from avalanche_supermask.layout import Init, Maskable, PerTask, classify, head_tensors, redraw
+from avalanche_supermask.layout import Init, Maskable, PerTask, classify, grow_heads, head_tensors, redraw
 from avalanche_supermask.routing import Router, forward_mixed
 from avalanche_supermask.subnetworks import Subnetworks
 from avalanche_supermask.superposition import Superposition
@@ -341,13 +341,24 @@ class MaskedModel(Accounting, MultiTaskModule):
         super()._apply(fn, recurse)
         return self
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As of any module; a model without tasks takes all the tasks of the state."""
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As of any module; a model without tasks takes all the tasks of the state, heads included."""
         device = next(iter(self.subnetworks.frozen.values())).device
-        result = super().load_state_dict(*args, **kwargs)
+        self.grow_heads(state_dict)
+        result = super().load_state_dict(state_dict, *args, **kwargs)
         self.to(device)
         self._set_learning(self.masked_names if self.subnetworks.phase == "weights" else ())
         return result
+
+    def grow_heads(self, state: Mapping[str, Any]) -> None:
+        """Give a multi-head network the heads of all tasks of a state, so that the state loads into it."""
+        outputs = {}
+        for _, slot, label in state.get("subnetworks._extra_state", {}).get("tasks", ()):
+            prefix = f"subnetworks.private.{slot}."
+            heads = [t for n, t in state.items() if n.startswith(prefix) and n.endswith("weight") and t.dim() == 2]
+            outputs[label or 0] = len(heads[-1]) if heads else 1
+        learned = {task.label for task in self.subnetworks.tasks.values()}
+        grow_heads(self.net, {label: n for label, n in outputs.items() if label not in learned})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}}

@@ -243,3 +243,13 @@ def test_export_is_a_plain_network_that_trains():
     before = outputs(model, x, 0)
     torch.optim.SGD(net.parameters(), lr=1.0).step()
     assert torch.equal(outputs(model, x, 0), before)
+
+
+def test_a_state_of_a_multi_head_model_loads_into_a_fresh_one():
+    def build():
+        return SupSup(MultiHead(plain_mlp(36, (20,), 2)), density=0.3, train_mb_size=16, evaluator=None, seed=0)
+
+    model, fresh = train_all(build(), class_stream(3)).model, build().model
+    fresh.load_state_dict(model.state_dict())
+    for key in range(3):
+        assert torch.equal(outputs(fresh, inputs(), key), outputs(model, inputs(), key))
