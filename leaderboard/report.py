@@ -27,8 +27,8 @@ held-out training data by one rule, at most ten trials a row (`leaderboard/searc
 *Forgetting* is Chaudhry's: best accuracy since a task was learned, before the last task, minus the last one.
 *Drift* is the largest change of any old task's logits on stored probes. *Bytes per task* is what a task adds
 on average to one plain network and must be kept, training state included; *last mask* is what of them tells the last
-task from the others: its mask, or its coefficients. *Time* is training time over
-naive's on the same stream and machine; other runs shared the cores, so it is a rough figure.
+task from the others: its mask, or its coefficients. *Time* is the processor time
+of training over naive's on the same stream and machine, where it was measured; wall time is in the result files.
 """
 
 
@@ -56,7 +56,7 @@ def _load(path: Path) -> Result:
 
 _NEEDED = ("method", "stream", "seed", "average_accuracy", "forgetting", "bwt", "bytes_per_task", "bytes_total",
            "train_seconds", "output_drift", "config", "commit", "machine")  # fmt: skip
-_OPTIONAL = ("selection_bytes", "pruning")
+_OPTIONAL = ("selection_bytes", "pruning", "train_cpu_seconds")
 
 
 def markdown(results: Sequence[Result], *, notes: str = "", command: str = "python -m leaderboard report") -> str:
@@ -84,7 +84,7 @@ def table(results: Sequence[Result], *, columns: Sequence[str] = ()) -> str:
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         groups[result["method"]].append(result)
-    naive = _mean([r["train_seconds"] for r in groups.get("naive", [])])
+    naive = _cpu_seconds(groups.get("naive", []))
     order = sorted(groups, key=lambda name: -(_mean([r["average_accuracy"] for r in groups[name]]) or 0))
     lines = [_HEAD, ["---"] * len(_HEAD)] + [_row(name, groups[name], naive) for name in order]
     shown = [_HEAD.index(column) for column in columns or _HEAD]
@@ -107,7 +107,7 @@ _HEAD = [
 
 
 def _row(name: str, cells: Sequence[Result], naive: float | None) -> list[str]:
-    seconds = _mean([r["train_seconds"] for r in cells])
+    seconds = _cpu_seconds(cells)
     return [
         _escape(name),
         _spread([r["average_accuracy"] for r in cells]),
@@ -121,6 +121,11 @@ def _row(name: str, cells: Sequence[Result], naive: float | None) -> list[str]:
         ", ".join(str(seed) for seed in sorted(r["seed"] for r in cells)),
         _notes(name, cells),
     ]
+
+
+def _cpu_seconds(cells: Sequence[Result]) -> float | None:
+    """Mean processor time of training, of the cells that measured it."""
+    return _mean([r.get("train_cpu_seconds") for r in cells])
 
 
 def _last_mask(cells: Sequence[Result]) -> str:

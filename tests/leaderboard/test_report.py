@@ -9,7 +9,7 @@ from leaderboard.scores import summarise
 def result(method="exssnet", seed=0, accuracy=0.9, **changes):
     base = {
         "method": method, "stream": "split-digits", "seed": seed, "average_accuracy": accuracy, "forgetting": 0.0,
-        "bwt": 0.0, "bytes_per_task": 100.0, "bytes_total": 1000, "train_seconds": 2.0, "output_drift": 0.0,
+        "bwt": 0.0, "bytes_per_task": 100.0, "bytes_total": 1000, "train_seconds": 2.0, "train_cpu_seconds": 2.0, "output_drift": 0.0,
         "config": {"settings": {"density": 0.1}, "network": [64, 100, 2], "epochs": 6, "tasks": 5, "batch_size": 32},
         "commit": "abc", "machine": {"processor": "x", "threads": 1},
     }  # fmt: skip
@@ -18,7 +18,7 @@ def result(method="exssnet", seed=0, accuracy=0.9, **changes):
 
 def test_mean_and_deviation_over_seeds_best_first():
     rows = [result(seed=s, accuracy=a) for s, a in enumerate((0.90, 0.92, 0.94))]
-    rows += [result("naive", accuracy=0.5, train_seconds=1.0, forgetting=0.3)]
+    rows += [result("naive", accuracy=0.5, train_cpu_seconds=1.0, forgetting=0.3)]
     lines = table(rows).splitlines()
     assert lines[2].startswith("| exssnet | 0.9200 ± 0.0200 | 0.0000 ± 0.0000 |")
     assert "| 2.00 | 0, 1, 2 |" in lines[2]
