@@ -181,7 +181,7 @@ _ROWS: dict[str, Row] = {
             "weight_lr": (3e-3, 1e-3, 1e-2),
             "margin": (0.02, 0.005, 0.05),
         },
-        "holds out a tenth of the training data; the second half of its epochs trains what pruning left",
+        "holds out a tenth of the training data; trains what pruning left in finetune_epochs, else half of its epochs",
     ),
     "impresslearn": Row(
         _impresslearn,
