@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,11 @@ def with_basis(masks: list[Mask], options: argparse.Namespace) -> ImpressLearn:
     )
 
 
-def sweep(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row a kind of basis and size."""
+def sweep(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One row a kind of basis and size, as they come."""
     tasks = Endless(options.kind, options.dataset_root, validation=options.validation)
     sizes = [int(n) for n in options.sizes.split(",")]
     unseen = range(max(sizes), max(sizes) + options.unseen)
-    rows = []
     for kind in options.bases.split(","):
         started = time.perf_counter()
         masks = basis(kind, max(sizes), tasks, options)
@@ -105,9 +105,8 @@ def sweep(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "seconds_a_task": (time.perf_counter() - started) / len(unseen),
                 "basis_seconds": basis_seconds,
             }
-            rows.append(row)
             print(f"{kind:14} n = {n:3}  {row['accuracy']:.4f}  {found}", flush=True)
-    return rows
+            yield row
 
 
 def plot(result: dict[str, Any], picture: Path) -> None:
@@ -154,9 +153,11 @@ def main() -> None:
         parser.error("--dataset-root DIR is needed to run (downloaded if not there)")
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
-    rows = sweep(options)
     shown = {k: v for k, v in vars(options).items() if k not in ("dataset_root", "out", "plot")}
-    write_result(options.out, "benchmarks.impressions", sys.argv[1:], options=shown, rows=rows)
+    rows = []
+    for row in sweep(options):
+        rows.append(row)
+        write_result(options.out, "benchmarks.impressions", sys.argv[1:], options=shown, rows=rows)
 
 
 if __name__ == "__main__":
