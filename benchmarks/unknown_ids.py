@@ -135,6 +135,7 @@ def main() -> None:
         "--objective", choices=("G", "H"), default="G", help="of one-shot inference (default %(default)s)"
     )
     parser.add_argument("--density", type=float, default=0.2, help="0: threshold-at-zero masks (default %(default)s)")
+    parser.add_argument("--layer-densities", choices=("uniform", "erdos_renyi"), default="uniform", help="(uniform)")
     parser.add_argument("--mask-lr", type=float, default=0.02, help="Adam, cosine (default %(default)s)")
     parser.add_argument("--checkpoints", default="10,50,100,150,200", help="numbers of tasks to score at")
     parser.add_argument("--asked", type=int, default=50, help="tasks asked at each checkpoint (default %(default)s)")

@@ -1,7 +1,10 @@
 """The fast MNIST streams are Avalanche's own, sample for sample (on stand-in images: no download)."""
 
 import gzip
+import json
+import runpy
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -116,3 +119,26 @@ def test_cifar_tasks_are_five_classes_each_in_their_order(monkeypatch):
     assert spec.network()(x[:2]).shape == (2, 5)
     with pytest.raises(ValueError, match="pass --dataset-root DIR"):
         build_stream("split-cifar100", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("unknown_ids", "--tasks 2 --batches 2 --asked 2 --checkpoints 1"),
+        ("impressions", "--sizes 1,2 --epochs 1 --unseen 1"),
+        ("identify", "--epochs 1 --batches 1 --seeds 0"),
+        ("adaptation", "--steps 2 --every 1 --basis-epochs 1 --tb tb"),
+    ],
+)
+def test_the_scripts_run_and_say_where_a_result_comes_from(script, arguments, mnist_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [*arguments.split(), "--dataset-root", str(mnist_root), "--out", "result.json"]
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    threads = torch.get_num_threads()
+    runpy.run_module(f"benchmarks.{script}", run_name="__main__")
+    torch.set_num_threads(threads)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["rows"]
+    assert result["command"].startswith(f"python -m benchmarks.{script} ")
+    assert str(mnist_root) not in json.dumps(result)
+    assert {"versions", "commit", "machine"} <= set(result)
