@@ -19,8 +19,7 @@ from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_supermask import CachedTensors, ImpressLearn, SupSup
 from avalanche_supermask.metrics import AccuracyOverSteps
-from benchmarks.endless import Endless
-from benchmarks.networks import mlp
+from benchmarks.endless import KINDS, Endless
 from benchmarks.provenance import write_result
 
 BASIS = 6
@@ -29,7 +28,7 @@ BASIS = 6
 def build(method: type[Any], options: argparse.Namespace, evaluator: Any, **arguments: Any) -> Any:
     """A strategy on LeNet-300-100."""
     return method(
-        mlp(784, (300, 100), 10),
+        KINDS["rotated"].network(),
         density=options.density,
         mask_lr=0.02,
         train_mb_size=128,

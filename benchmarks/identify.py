@@ -19,8 +19,7 @@ import torch
 from avalanche_supermask import CachedTensors, ImpressLearn, SupSup
 from avalanche_supermask.data import load_tensors
 from avalanche_supermask.inference import Entropy, EntropyDescent, Inference, OneShot
-from benchmarks.endless import Endless
-from benchmarks.networks import mlp
+from benchmarks.endless import KINDS, Endless
 from benchmarks.provenance import write_result
 
 TASKS, BASIS = 10, 6
@@ -38,7 +37,7 @@ def learned(method: str, tasks: Endless, options: argparse.Namespace) -> Any:
         "seed": options.seed,
     }
     make = SupSup if method == "supsup" else ImpressLearn
-    strategy = make(mlp(784, (300, 100), 10), **common, **({} if method == "supsup" else {"n_basis": BASIS}))
+    strategy = make(KINDS["rotated"].network(), **common, **({} if method == "supsup" else {"n_basis": BASIS}))
     for task in range(TASKS):
         strategy.train(tasks(task)[0])
     return strategy

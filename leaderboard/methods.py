@@ -101,24 +101,14 @@ def _packnet(setup: Setup) -> Any:
     return SupervisedTemplate(model=net, optimizer=_optimizer(setup, net), criterion=nn.CrossEntropyLoss(), **common)
 
 
-def _subnetwork(name: str) -> Callable[[Setup], Any]:
+def _subnetwork(name: str, of_protocol: Callable[[Setup], dict[str, Any]] = lambda _: {}) -> Callable[[Setup], Any]:
+    """Builder of a registered method; ``of_protocol`` gives settings that follow from the stream, unless chosen."""
+
     def build(setup: Setup) -> Any:
-        return methods()[name](setup.stream.network(), seed=setup.seed, **setup.settings, **setup.common)
+        settings = {**of_protocol(setup), **setup.settings}
+        return methods()[name](setup.stream.network(), seed=setup.seed, **settings, **setup.common)
 
     return build
-
-
-def _clnp(setup: Setup) -> Any:
-    settings = {"finetune_epochs": setup.common["train_epochs"] // 2, **setup.settings}
-    return methods()["clnp"](setup.stream.network(), seed=setup.seed, **settings, **setup.common)
-
-
-def _impresslearn(setup: Setup) -> Any:
-    """The first half of the tasks is the basis of the second."""
-    n_basis = (setup.stream.tasks + 1) // 2
-    return methods()["impresslearn"](
-        setup.stream.network(), n_basis=n_basis, seed=setup.seed, **setup.settings, **setup.common
-    )
 
 
 _MASK_AXES: dict[str, tuple[Any, ...]] = {
@@ -173,7 +163,7 @@ _ROWS: dict[str, Row] = {
     "supsup": Row(_subnetwork("supsup"), _MASK, _MASK_AXES),
     "exssnet": Row(_subnetwork("exssnet"), {**_MASK, "weight_lr": 1e-2}, _WEIGHT_AXES),
     "clnp": Row(
-        _clnp,
+        _subnetwork("clnp", lambda s: {"finetune_epochs": s.common["train_epochs"] // 2}),
         {"l1": 1e-4, "margin": 0.02, "activity": "mean", "weight_lr": 3e-3},
         {
             "l1": (1e-4, 1e-5, 1e-3, 3e-4),
@@ -184,7 +174,7 @@ _ROWS: dict[str, Row] = {
         "holds out a tenth of the training data; trains what pruning left in finetune_epochs, else half of its epochs",
     ),
     "impresslearn": Row(
-        _impresslearn,
+        _subnetwork("impresslearn", lambda s: {"n_basis": (s.stream.tasks + 1) // 2}),
         {"basis": "heterogeneous", "density": 0.25, "mask_lr": 2e-2, "coefficient_lr": 2e-2},
         {
             "density": (0.25, 0.1, 0.5),
