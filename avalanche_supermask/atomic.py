@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,15 +19,14 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[str]:
         path: the target; what is there stays until then.
 
     Yields:
-        Name of the temporary file.
+        Name of the temporary file, for the block to make.
     """
     target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.absolute().parent, prefix=f".{target.name}.")
-    os.close(handle)
+    temporary = target.absolute().with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        yield temporary
+        yield os.fspath(temporary)
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -6,14 +6,16 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["provenance", "write_result"]
+from avalanche_supermask.atomic import written_whole
+
+__all__ = ["provenance", "write_json", "write_result"]
 
 PACKAGES = ("avalanche-lib", "avalanche-supermask", "numpy", "torch")
 
@@ -43,7 +45,13 @@ def provenance(module: str, arguments: Sequence[str]) -> dict[str, Any]:
 def write_result(path: Path, module: str, arguments: Sequence[str], **content: Any) -> None:
     """Write a result file: where it comes from, then its content."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**provenance(module, arguments), **content}, indent=1) + "\n")
+    write_json(path, {**provenance(module, arguments), **content})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file that is either whole or as it was."""
+    with written_whole(path) as temporary:
+        Path(temporary).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _commit() -> str:

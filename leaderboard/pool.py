@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing as mp
-import os
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.provenance import write_json
 from leaderboard.cell import Cell, run_cell
 
 __all__ = ["is_done", "run_cells"]
@@ -95,9 +95,7 @@ def _write_result(cell: Cell, out: Path, dataset_root: Path | None, quiet: bool)
     except BaseException:
         error.write_text(traceback.format_exc())
         raise SystemExit(1) from None
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(target)
+    write_json(target, result)
     error.unlink(missing_ok=True)
 
 
