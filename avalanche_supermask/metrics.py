@@ -259,6 +259,7 @@ class AccuracyOverSteps(PluginMetric[list[tuple[int, float]]]):
             raise ValueError(f"every must be at least 1 step; got {every}")
         self.test, self.every = test, every
         self._curve: list[tuple[int, float]] = []
+        self._data: list[Tensor] = []  # of the test experience, while a task is being learned
 
     def reset(self) -> None:
         """Forget the curve."""
@@ -274,6 +275,11 @@ class AccuracyOverSteps(PluginMetric[list[tuple[int, float]]]):
     def before_training_exp(self, strategy: Any) -> None:
         """A new curve."""
         self.reset()
+        self._data = load_tensors(self.test.dataset, strategy.device)
+
+    def after_training_exp(self, strategy: Any) -> None:
+        """Let go of the data."""
+        self._data = []
 
     def before_training_iteration(self, strategy: Any) -> Any:
         """Measure before this step, if it is due."""
@@ -286,7 +292,7 @@ class AccuracyOverSteps(PluginMetric[list[tuple[int, float]]]):
         return self._measure(strategy, step) if step % self.every else None
 
     def _measure(self, strategy: Any, step: int) -> list[MetricValue]:
-        x, y, *_, t = load_tensors(self.test.dataset, strategy.device)
+        x, y, *_, t = self._data
         right = [
             (_outputs(strategy.model, a, c).argmax(dim=1) == b).sum()
             for a, b, c in zip(x.split(_BATCH), y.split(_BATCH), t.split(_BATCH), strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,11 +29,15 @@ class Superposition:
         self.model = model
         self.keys = model.task_keys
         store = model.subnetworks
-        self._mixed = [store.tasks[key].slot in store.mixtures for key in self.keys]
-        basis = store.mixtures.basis if any(self._mixed) else []
-        own = [store.tasks[key].slot for key, mixed in zip(self.keys, self._mixed, strict=True) if not mixed]
-        self._slots = list(dict.fromkeys([*own, *basis]))
-        self._place = {slot: place for place, slot in enumerate(self._slots)}
+        slot_of = [store.tasks[key].slot for key in self.keys]
+        self._mixed = torch.tensor([slot in store.mixtures for slot in slot_of], dtype=torch.bool)
+        self._mixtures = [slot for slot in slot_of if slot in store.mixtures]
+        own = [slot for slot in slot_of if slot not in store.mixtures]
+        basis = store.mixtures.basis if self._mixtures else []
+        self._slots = list(dict.fromkeys([*own, *basis]))  # of the masks, each once
+        place = {slot: i for i, slot in enumerate(self._slots)}
+        self._own_places = torch.tensor([place[slot] for slot in own], dtype=torch.long)
+        self._basis_places = torch.tensor([place[slot] for slot in basis], dtype=torch.long)
 
     @torch.no_grad()
     def outputs(self, task: int, x: Any) -> Tensor:
@@ -50,7 +55,7 @@ class Superposition:
             ValueError: tasks have tensors under different names (heads of their own), so there is no sum of them.
         """
         store = self.model.subnetworks
-        private = self._private()
+        private = self._private
         sums = store.masks.superpose(self._by_slot(coefficients), self._slots)
         leaves = {name: store.frozen[name] * m.to(store.frozen[name]) for name, m in sums.items()}
         own = _weighted(private, coefficients)
@@ -94,7 +99,7 @@ class Superposition:
             coefficients: by layer, ``(n,)``.
         """
         store = self.model.subnetworks
-        own = _weighted(self._private(), torch.full((len(self.keys),), 1 / len(self.keys)))
+        own = _weighted(self._private, torch.full((len(self.keys),), 1 / len(self.keys)))
         return self._call(x, {**own, **store.mixtures.weights(coefficients, store.frozen, store.masks)})
 
     def _call(self, x: Any, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -105,36 +110,33 @@ class Superposition:
 
     def _by_slot(self, coefficients: Tensor) -> dict[str, Tensor]:
         """The coefficients of tasks as coefficients of masks, by layer: mixtures stand for what they mix."""
-        store = self.model.subnetworks
-        plain = torch.zeros(len(self._slots))
-        for key, mixed, a in zip(self.keys, self._mixed, coefficients.tolist(), strict=True):
-            if not mixed:
-                plain[self._place[store.tasks[key].slot]] = a
-        found = {name: plain for name in self.model.masked_names}
-        if any(self._mixed):
-            basis = [self._place[slot] for slot in store.mixtures.basis]
-            for name in found:
-                alphas = self._alphas(name)  # (mixtures, n)
-                found[name] = plain.index_add(0, torch.tensor(basis), coefficients[self._mixed].float() @ alphas)
-        return found
+        coefficients = coefficients.float()
+        plain = torch.zeros(len(self._slots)).index_copy(0, self._own_places, coefficients[~self._mixed])
+        if not self._mixtures:
+            return dict.fromkeys(self.model.masked_names, plain)
+        mixed = coefficients[self._mixed]
+        return {n: plain.index_add(0, self._basis_places, mixed @ alphas) for n, alphas in self._alphas.items()}
 
     def _by_task(self, by_slot: Mapping[str, Tensor]) -> Tensor:
         """Sums over the layers, of what belongs to each task: ``(K, groups)``."""
-        store = self.model.subnetworks
-        places = [self._place.get(store.tasks[key].slot, 0) for key in self.keys]
-        plain: Tensor = torch.stack(list(by_slot.values())).sum(dim=0)[places]
-        if any(self._mixed):
-            basis = [self._place[slot] for slot in store.mixtures.basis]
-            mixed = torch.stack([self._alphas(name) @ values[basis] for name, values in by_slot.items()]).sum(dim=0)
-            plain[self._mixed] = mixed
-        return plain
+        total = torch.stack(list(by_slot.values())).sum(dim=0)
+        found = total.new_zeros(len(self.keys), total.shape[1])
+        found[~self._mixed] = total[self._own_places]
+        if self._mixtures:
+            parts = [self._alphas[name] @ values[self._basis_places] for name, values in by_slot.items()]
+            found[self._mixed] = torch.stack(parts).sum(dim=0)
+        return found
 
-    def _alphas(self, name: str) -> Tensor:
-        """Coefficients of all mixtures in a layer: ``(mixtures, n)``."""
-        store = self.model.subnetworks
-        slots = [store.tasks[key].slot for key, mixed in zip(self.keys, self._mixed, strict=True) if mixed]
-        return torch.stack([store.mixtures.coefficients_of(slot, name).cpu().float() for slot in slots])
+    @cached_property
+    def _alphas(self) -> dict[str, Tensor]:
+        """Coefficients of all mixtures, by layer: ``(mixtures, n)``."""
+        mixtures = self.model.subnetworks.mixtures
+        return {
+            name: torch.stack([mixtures.coefficients_of(slot, name).cpu().float() for slot in self._mixtures])
+            for name in self.model.masked_names
+        }
 
+    @cached_property
     def _private(self) -> list[dict[str, Tensor]]:
         """What is each task's own, as numbers; a statistic that it never moved is the fresh one.
 
