@@ -32,6 +32,7 @@ def build(method: type[Any], options: argparse.Namespace, evaluator: Any, **argu
         density=options.density,
         mask_lr=0.02,
         train_mb_size=128,
+        device=options.device,
         evaluator=evaluator,
         plugins=[CachedTensors()],
         seed=options.seed,
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=5, help="steps between measurements (default %(default)s)")
     parser.add_argument("--density", type=float, default=0.25, help="of a mask (default %(default)s)")
     parser.add_argument("--basis-epochs", type=int, default=3, help="of each mask (default %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     parser.add_argument("--dataset-root", type=Path, required=True, help="where torchvision keeps MNIST, or puts it")
     parser.add_argument("--tb", type=Path, default=Path("runs/adaptation"), help="TensorBoard logs")

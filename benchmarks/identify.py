@@ -32,6 +32,7 @@ def learned(method: str, tasks: Endless, options: argparse.Namespace) -> Any:
         "mask_lr": 0.02,
         "train_epochs": options.epochs,
         "train_mb_size": 128,
+        "device": options.device,
         "evaluator": None,
         "plugins": [CachedTensors()],
         "seed": options.seed,
@@ -49,8 +50,8 @@ def score(strategy: Any, tasks: Endless, how: str | Inference, *, batch: int, ba
     model.task_inference = how
     right = ids = total = 0
     for task in range(TASKS):
-        x, y, t = load_tensors(tasks(task)[1].dataset, torch.device("cpu"))
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(task))[: batch * batches]
+        x, y, t = load_tensors(tasks(task)[1].dataset, strategy.device)
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(task))[: batch * batches].to(y.device)
         for rows in order.split(batch):
             with torch.no_grad():
                 right += int((model(x[rows], t[rows]).argmax(dim=1) == y[rows]).sum())
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128, help="samples that decide together (default %(default)s)")
     parser.add_argument("--batches", type=int, default=20, help="asked of each task (default %(default)s)")
     parser.add_argument("--validation", type=float, default=0.0, help="test on this share of the training data instead")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default %(default)s)")
     parser.add_argument("--dataset-root", type=Path, required=True, help="where torchvision keeps MNIST, or puts it")
     parser.add_argument("--out", type=Path, required=True, help="result file")

@@ -33,7 +33,7 @@ Mask = dict[str, Tensor]
 
 def accuracy(model: MaskedModel, experience: Any) -> float:
     """Share of right answers under the experience's own task label."""
-    x, y, t = load_tensors(experience.dataset, torch.device("cpu"))
+    x, y, t = load_tensors(experience.dataset, next(model.parameters()).device)
     model.eval()
     with torch.no_grad():
         answers = torch.cat([model(a, b).argmax(dim=1) for a, b in zip(x.split(1000), t.split(1000), strict=True)])
@@ -52,6 +52,7 @@ def basis(kind: str, n: int, tasks: Endless, options: argparse.Namespace) -> lis
         mask_lr=options.mask_lr,
         train_epochs=options.mask_epochs,
         train_mb_size=options.batch,
+        device=options.device,
         evaluator=None,
         plugins=[CachedTensors()],
     )
@@ -74,6 +75,7 @@ def with_basis(masks: list[Mask], options: argparse.Namespace) -> ImpressLearn:
         penalty=options.penalty,
         train_epochs=options.epochs,
         train_mb_size=options.batch,
+        device=options.device,
         evaluator=None,
         plugins=[CachedTensors()],
     )
@@ -141,6 +143,7 @@ def main() -> None:
     parser.add_argument("--mask-lr", type=float, default=0.02, help="Adam, cosine (default %(default)s)")
     parser.add_argument("--coefficient-lr", type=float, default=0.02, help="Adam, cosine (default %(default)s)")
     parser.add_argument("--validation", type=float, default=0.0, help="test on this share of the training data instead")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default %(default)s)")
     parser.add_argument("--dataset-root", type=Path, help="where torchvision keeps the data, or puts them")
     parser.add_argument("--out", type=Path, required=True, help="result file")

@@ -29,7 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(variant: str, *, samples: int, seed: int, root: Path) -> dict[str, float]:
+def run(variant: str, *, samples: int, seed: int, root: Path, device: str) -> dict[str, float]:
     """Mean accuracy of all tasks but the first, and how far their masks overlap earlier ones."""
     spec = STREAMS["rotated-mnist"]
     stream = build_stream("rotated-mnist", seed=seed, dataset_root=root)
@@ -42,6 +42,7 @@ def run(variant: str, *, samples: int, seed: int, root: Path) -> dict[str, float
         weight_lr=1e-2,
         train_epochs=2,
         train_mb_size=spec.batch_size,
+        device=device,
         evaluator=None,
         plugins=[CachedTensors()],
         seed=seed,
@@ -52,7 +53,7 @@ def run(variant: str, *, samples: int, seed: int, root: Path) -> dict[str, float
         chosen = torch.randperm(len(train.dataset), generator=torch.Generator().manual_seed(seed))[:samples]
         train.dataset = train.dataset.subset(chosen.tolist())
         strategy.train(train)
-        x, y, t = load_tensors(test.dataset, torch.device("cpu"))
+        x, y, t = load_tensors(test.dataset, strategy.device)
         strategy.model.eval()
         with torch.no_grad():
             accuracies.append(float((strategy.model(x, t).argmax(dim=1) == y).float().mean()))
@@ -65,6 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset-root", type=Path, required=True, help="where torchvision keeps MNIST")
     parser.add_argument("--samples", default="2560,10240,40960", help="training samples a task (default %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kkt.json"), help="result file")
     options = parser.parse_args()
@@ -73,7 +75,7 @@ def main() -> None:
     for samples in map(int, options.samples.split(",")):
         for variant in VARIANTS:
             runs = [
-                run(variant, samples=samples, seed=seed, root=options.dataset_root)
+                run(variant, samples=samples, seed=seed, root=options.dataset_root, device=options.device)
                 for seed in map(int, options.seeds.split(","))
             ]
             accuracy = [r["accuracy"] for r in runs]

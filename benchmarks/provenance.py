@@ -37,6 +37,7 @@ def provenance(module: str, arguments: Sequence[str]) -> dict[str, Any]:
             "processor": _processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
             "python": platform.python_version(),
         },
     }

@@ -38,7 +38,7 @@ def score(strategy: SupSup, tasks: Endless, asked: list[int], find: OneShot, que
     given, inferred, found_ids, seconds = [], [], [], 0.0
     for task in asked:
         _, test = tasks(task)
-        x, y, t = load_tensors(test.dataset, torch.device("cpu"))
+        x, y, t = load_tensors(test.dataset, strategy.device)
         with torch.no_grad():
             right = (model(x, t).argmax(dim=1) == y).float()
             by_batch = torch.tensor([float(part.mean()) for part in right.split(BATCH)])[:queries]
@@ -73,6 +73,7 @@ def run(options: argparse.Namespace, write: Any) -> None:
         mask_lr=options.mask_lr,
         train_epochs=1,
         train_mb_size=BATCH,
+        device=options.device,
         evaluator=None,
         plugins=[CachedTensors()],
         seed=options.seed,
@@ -143,6 +144,7 @@ def main() -> None:
         "--queries", type=int, default=79, help="batches asked of each, 79 are all (default %(default)s)"
     )
     parser.add_argument("--validation", type=float, default=0.0, help="test on this share of the training data instead")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     parser.add_argument("--dataset-root", type=Path, help="where torchvision keeps MNIST, or puts it")
     parser.add_argument("--out", type=Path, required=True, help="result file, written at each checkpoint")

@@ -62,6 +62,7 @@ def _grid_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods", default=METHODS, help="comma-separated rows: method[+option][@density] (default %(default)s)"
     )
     parser.add_argument("--dataset-root", type=Path, help="where torchvision keeps MNIST, or puts it")
+    parser.add_argument("--device", default="cpu", help="where cells compute: cpu, cuda, cuda:1 … (default cpu)")
     parser.add_argument("--workers", type=int, default=2, help="cells at a time (default 2)")
 
 
@@ -94,7 +95,9 @@ def _run(options: argparse.Namespace) -> int:
         for cell in cells:
             print(f"{'done' if is_done(cell, options.out) else 'to run':7} {cell.path}")
         return 0
-    failed = run_cells(cells, out=options.out, workers=options.workers, dataset_root=options.dataset_root)
+    failed = run_cells(
+        cells, out=options.out, workers=options.workers, dataset_root=options.dataset_root, device=options.device
+    )
     for path, error in failed.items():
         print(f"\nFAILED {path}\n{error}", file=sys.stderr)
     if len(failed) < len(cells):
@@ -131,7 +134,7 @@ def _search(options: argparse.Namespace) -> int:
     def one(pair: tuple[str, str]) -> None:
         stream, row = pair
         chosen.setdefault(stream, {})[row] = found = search(
-            stream, row, out=options.out, dataset_root=options.dataset_root
+            stream, row, out=options.out, dataset_root=options.dataset_root, device=options.device
         )
         print(f"{stream:16} {row:12} {found['validation_accuracy']:.4f}  {found['settings']}", flush=True)
         options.settings.write_text(json.dumps(chosen, indent=1, sort_keys=True) + "\n")

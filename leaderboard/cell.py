@@ -53,12 +53,12 @@ class Cell:
         """Result file, below the output folder."""
         return Path(self.stream) / self.method / f"seed{self.seed}.json"
 
-    @property
-    def arguments(self) -> list[str]:
+    def arguments(self, device: str) -> list[str]:
         """Arguments of the command that runs this cell alone."""
         words = ["run", "--streams", self.stream, "--methods", self.method, "--seeds", str(self.seed)]
         words += ["--epochs", str(self.epochs)] if self.epochs else []
         words += ["--tasks", str(self.tasks)] if self.tasks else []
+        words += ["--device", device] if device != "cpu" else []
         return words + ([] if STREAMS[self.stream].offline else ["--dataset-root", "DIR"])
 
     def config(self) -> dict[str, Any]:
@@ -86,13 +86,14 @@ def settings_of(stream: str, row: str) -> dict[str, Any]:
     return {**rows()[method].defaults, **protocol(stream, method), **found, **fixed}
 
 
-def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None) -> dict[str, Any]:
+def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, device: str = "cpu") -> dict[str, Any]:
     """Train and test one cell.
 
     Args:
         cell: what to run.
         dataset_root: where torchvision keeps its data.
         tb_dir: folder for TensorBoard logs; None for none.
+        device: where it computes; not part of the configuration, but named in the result's machine.
 
     Returns:
         The result, as it is written to the file.
@@ -120,6 +121,7 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None) -> d
         "train_mb_size": spec.batch_size,
         "train_epochs": cell.epochs or spec.epochs,
         "eval_mb_size": 1024,
+        "device": device,
         "evaluator": evaluator,
         "plugins": [CachedTensors()],
     }
@@ -164,7 +166,7 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None) -> d
         "train_cpu_seconds": round(train_cpu_seconds, 3),  # of this process: what else runs does not count
         "eval_seconds": round(eval_seconds, 3),
         "config": cell.config(),
-        **provenance("leaderboard", cell.arguments),
+        **provenance("leaderboard", cell.arguments(device)),
     }
 
 

@@ -39,6 +39,7 @@ def run_cells(
     out: Path,
     workers: int,
     dataset_root: Path | None = None,
+    device: str = "cpu",
     quiet: bool = False,
 ) -> dict[str, str]:
     """Run cells that have no result yet.
@@ -48,6 +49,7 @@ def run_cells(
         out: output folder.
         workers: cells at a time.
         dataset_root: where torchvision keeps its data.
+        device: where cells compute.
         quiet: no progress bar, no TensorBoard logs (else in ``out/tb``).
 
     Returns:
@@ -64,7 +66,7 @@ def run_cells(
         while waiting or running:
             while waiting and len(running) < workers:
                 cell = waiting.pop(0)
-                arguments = (cell, out, dataset_root, quiet)
+                arguments = (cell, out, dataset_root, device, quiet)
                 process = context.Process(target=_write_result, args=arguments, daemon=True)
                 process.start()
                 running[process.sentinel] = (process, cell)
@@ -82,7 +84,7 @@ def run_cells(
     return failed
 
 
-def _write_result(cell: Cell, out: Path, dataset_root: Path | None, quiet: bool) -> None:
+def _write_result(cell: Cell, out: Path, dataset_root: Path | None, device: str, quiet: bool) -> None:
     target = out / cell.path
     target.parent.mkdir(parents=True, exist_ok=True)
     error = target.with_suffix(".error")
@@ -90,7 +92,7 @@ def _write_result(cell: Cell, out: Path, dataset_root: Path | None, quiet: bool)
     try:
         # Upstream repeats its warnings past every filter; each is kept once, in the result.
         with warnings.catch_warnings(record=True) as caught:
-            result = run_cell(cell, dataset_root=dataset_root, tb_dir=_emptied(tb_dir))
+            result = run_cell(cell, dataset_root=dataset_root, tb_dir=_emptied(tb_dir), device=device)
         result["warnings"] = sorted({str(warning.message) for warning in caught})
     except BaseException:
         error.write_text(traceback.format_exc())

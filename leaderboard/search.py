@@ -31,7 +31,7 @@ def _trial(stream: str, row: str, settings: dict[str, Any]) -> Cell:
     return Cell(stream, row, SEED, settings, tasks=tasks, validation=HELD_OUT)
 
 
-def search(stream: str, row: str, *, out: Path, dataset_root: Path | None) -> dict[str, Any]:
+def search(stream: str, row: str, *, out: Path, dataset_root: Path | None, device: str = "cpu") -> dict[str, Any]:
     """Search one row on one stream, one trial after the other.
 
     Args:
@@ -39,6 +39,7 @@ def search(stream: str, row: str, *, out: Path, dataset_root: Path | None) -> di
         row: name of the row; what the name fixes (``@density``, ``+kkt``) is not searched.
         out: folder for the trials' results; finished ones are not run again.
         dataset_root: where torchvision keeps its data.
+        device: where trials compute.
 
     Returns:
         The settings chosen, their validation accuracy, and every trial.
@@ -57,17 +58,18 @@ def search(stream: str, row: str, *, out: Path, dataset_root: Path | None) -> di
         for settings in candidates:
             key = json.dumps(settings, sort_keys=True)
             if key not in seen:
-                seen[key] = _validation_accuracy(_trial(stream, row, settings), out, dataset_root)
+                seen[key] = _validation_accuracy(_trial(stream, row, settings), out, dataset_root, device)
                 trials.append({"settings": settings, "validation_accuracy": seen[key]})
             scores.append(seen[key])
         best = candidates[max(range(len(scores)), key=lambda i: scores[i])]
     return {"settings": best, "validation_accuracy": max(seen.values(), default=None), "trials": trials}
 
 
-def _validation_accuracy(cell: Cell, out: Path, dataset_root: Path | None) -> float:
+def _validation_accuracy(cell: Cell, out: Path, dataset_root: Path | None, device: str) -> float:
     settings = "_".join(str(value) for value in cell.settings.values())
     folder = out / "".join(c if c.isalnum() or c in "._-" else "-" for c in settings)
-    for error in run_cells([cell], out=folder, workers=1, dataset_root=dataset_root, quiet=True).values():
+    failed = run_cells([cell], out=folder, workers=1, dataset_root=dataset_root, device=device, quiet=True)
+    for error in failed.values():
         if "FloatingPointError" in error or "contain NaN" in error:
             return 0.0  # a setting that diverges loses
         raise RuntimeError(f"{cell.method} on {cell.stream} with {cell.settings} failed:\n{error}")

@@ -13,7 +13,7 @@ from leaderboard.search import search
 def test_a_search_tries_each_axis_and_keeps_the_best(tmp_path, monkeypatch):
     seen = []
 
-    def validation_accuracy(cell, out, dataset_root):
+    def validation_accuracy(cell, out, dataset_root, device):
         seen.append(cell.settings)
         assert cell.validation == 0.1
         assert cell.seed == 1000, "a seed that no result uses"
@@ -32,7 +32,9 @@ def test_the_budget_is_the_same_for_everyone():
 
 
 def test_what_a_rows_name_fixes_is_not_searched(tmp_path, monkeypatch):
-    monkeypatch.setattr("leaderboard.search._validation_accuracy", lambda cell, out, root: cell.settings["mask_lr"])
+    monkeypatch.setattr(
+        "leaderboard.search._validation_accuracy", lambda cell, out, root, device: cell.settings["mask_lr"]
+    )
     found = search("split-digits", "supsup@0.05", out=tmp_path, dataset_root=None)
     assert {t["settings"]["density"] for t in found["trials"]} == {0.05}
     assert found["settings"]["mask_lr"] == 0.1
@@ -41,7 +43,8 @@ def test_what_a_rows_name_fixes_is_not_searched(tmp_path, monkeypatch):
 def test_a_search_goes_over_five_tasks_or_the_whole_stream(tmp_path, monkeypatch):
     tasks = {}
     monkeypatch.setattr(
-        "leaderboard.search._validation_accuracy", lambda cell, out, root: tasks.setdefault(cell.method, cell.tasks)
+        "leaderboard.search._validation_accuracy",
+        lambda cell, out, root, device: tasks.setdefault(cell.method, cell.tasks),
     )
     for row in ("ewc", "lwf", "exssnet@0.02"):
         search("permuted-mnist", row, out=tmp_path, dataset_root=None)

@@ -1,0 +1,107 @@
+"""The guarantees on a GPU: bit-identical old tasks, no host synchronisation in a step, the same answers after a move.
+
+Skipped where there is none.
+"""
+
+import copy
+import warnings
+
+import pytest
+import torch
+
+from avalanche_supermask import CachedTensors, ExSSNeT, SupSup, methods
+from avalanche_supermask import load as load_compact
+from avalanche_supermask import save as save_compact
+from avalanche_supermask.functional import top_k_mask
+from tests.streams import NETWORKS, class_stream, inputs, lenet, mlp, outputs, train_all
+from tests.test_contract import METHODS, PAIRS, build
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+    pytest.mark.filterwarnings("ignore:task .. no free unit is left"),
+]
+GPU = "cuda"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", None])
+@pytest.mark.parametrize(("method", "network"), [p for p in PAIRS if not METHODS[p[0]].forgets])
+def test_finished_tasks_stay_bit_identical(method, network, optimizer):
+    strategy = build(method, NETWORKS[network](), optimizer=optimizer, device=GPU, plugins=[CachedTensors()])
+    x, recorded = inputs().to(GPU), {}
+
+    def after_task(index):
+        recorded[index] = outputs(strategy.model, x, index)
+        for key, before in recorded.items():
+            assert torch.equal(outputs(strategy.model, x, key), before)
+
+    train_all(strategy, class_stream(3), after_task)
+    assert all(t.is_cuda for t in strategy.model.state_dict().values() if isinstance(t, torch.Tensor))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_with_the_stock_loader_and_evaluation(method):
+    strategy = train_all(build(method, mlp(), device=GPU), class_stream(2))
+    strategy.eval(class_stream(2).test_stream)
+
+
+@pytest.mark.parametrize("inference", ["oneshot", "binary", "entropy", "max_logit"])
+@pytest.mark.parametrize("method", METHODS)
+def test_task_inference(method, inference):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        strategy = train_all(build(method, lenet(), head="gated", device=GPU), class_stream(3))
+    model = strategy.model.eval()
+    model.task_inference = inference
+    with torch.no_grad():
+        out = model(inputs().to(GPU))
+    assert out.is_cuda and set(model.inferred_task.tolist()) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("method", methods())
+def test_a_move_and_a_file_change_no_bit(method, tmp_path):
+    strategy = train_all(build(method, NETWORKS["resnet"](), device=GPU), class_stream(3))
+    model = strategy.model
+    save_compact(model, tmp_path / "model.safetensors")
+    loaded = load_compact(tmp_path / "model.safetensors", NETWORKS["resnet"](), device=GPU)
+    moved = copy.deepcopy(model).cpu().to(GPU)
+    x = inputs().to(GPU)
+    for key in model.task_keys:
+        assert torch.equal(outputs(moved, x, key), outputs(model, x, key))
+        assert torch.equal(outputs(loaded, x, key), outputs(model, x, key))
+
+
+@pytest.mark.parametrize("kkt", ["knn_best", "knn_always", "knn_all"])
+def test_kkt(kkt):
+    train_all(ExSSNeT(mlp(), kkt=kkt, train_epochs=2, device=GPU, evaluator=None, seed=0), class_stream(3))
+
+
+def test_the_mask_is_the_same_as_on_a_cpu():
+    scores = torch.randn(50, 40, generator=torch.Generator().manual_seed(0)).mul(8).round().div(8)  # many ties
+    for keep in (1, 100, 1000, 1999, 2000):
+        assert torch.equal(top_k_mask(scores.to(GPU), keep).cpu(), top_k_mask(scores, keep))
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "clnp"])
+def test_a_step_waits_for_nothing(method):
+    strategy = build(method, NETWORKS["resnet"](), device=GPU, plugins=[CachedTensors()])
+    step = strategy.training_epoch
+
+    def watched(**kwargs):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step(**kwargs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    strategy.training_epoch = watched
+    train_all(strategy, class_stream(3))
+
+
+def test_half_precision_and_channels_last():
+    strategy = SupSup(NETWORKS["resnet"](), density=0.3, device=GPU, evaluator=None, seed=0)
+    strategy.train(class_stream(1).train_stream[0])
+    model = strategy.model.to(memory_format=torch.channels_last).eval()
+    x = inputs().to(GPU).to(memory_format=torch.channels_last)
+    with torch.no_grad(), torch.autocast(GPU, dtype=torch.bfloat16):
+        half = model(x, 0)
+    assert torch.allclose(half.float(), outputs(model, x, 0), atol=0.1)
