@@ -180,9 +180,12 @@ class TaskInference(PluginMetric[dict[str, float]]):
         model = strategy.model
         if not isinstance(model, MaskedModel) or model.inferred_task is None or not model.infers:
             return
+        found = model.inferred_task
         label_of = {key: task.label for key, task in model.subnetworks.tasks.items()}
-        found = torch.tensor([label_of[key] for key in model.inferred_task.tolist()])
-        right_task = found == strategy.mb_task_id.cpu()
+        if model.router.assigned is None and len(set(label_of.values())) == len(label_of):
+            right_task = torch.tensor([label_of[key] for key in found.tolist()]) == strategy.mb_task_id.cpu()
+        else:  # labels do not tell tasks apart: their keys are the indices of experiences
+            right_task = found == strategy.experience.current_experience
         right_class = strategy.mb_output.argmax(dim=1).cpu() == strategy.mb_y.cpu()
         self._samples += len(found)
         self._tasks += int(right_task.sum())

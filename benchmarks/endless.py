@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from avalanche.benchmarks import tensors_benchmark
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms.functional import rotate
 
 from benchmarks.networks import SlimResNet18, mlp
-from benchmarks.streams import Split, five_classes, load_cifar100, load_mnist, normalise, with_validation
+from benchmarks.streams import Split, five_classes, load_cifar100, load_mnist, normalise
 
 __all__ = ["KINDS", "Endless", "Kind"]
 
@@ -61,8 +61,13 @@ class Endless:
 
     def __init__(self, kind: str, root: Path, *, validation: float = 0.0) -> None:
         self.kind = KINDS[kind]
-        self.train, self.test = self.kind.load(root)
-        self.validation = validation
+        self._train, self._test = self.kind.load(root)
+        if validation:
+            x, y = self._train
+            order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+            held_out, rest = order.tensor_split([round(validation * len(y))])
+            self._train, self._test = (x[rest], y[rest]), (x[held_out], y[held_out])
+        self.samples = len(self._train[1])
 
     def __call__(self, task: int, *, label: int | None = None) -> tuple[Any, Any]:
         """Training and test experience of a task.
@@ -71,11 +76,18 @@ class Endless:
             task: its number; the same number is the same task.
             label: its task label; None: its number.
         """
-        benchmark = tensors_benchmark(
-            train_tensors=[self.kind.transform(self.train, task)],
-            test_tensors=[self.kind.transform(self.test, task)],
-            task_labels=[task if label is None else label],
-        )
-        if self.validation:
-            benchmark = with_validation(benchmark, share=self.validation, seed=task)
-        return benchmark.train_stream[0], benchmark.test_stream[0]
+        return self.train(task, label=label), self.test(task, label=label)
+
+    def train(self, task: int, *, label: int | None = None, rows: Tensor | None = None) -> Any:
+        """Training experience of a task; of these samples only, if rows are given: the others cost nothing."""
+        x, y = self._train
+        chosen = (x, y) if rows is None else (x[rows], y[rows])
+        return self._benchmark(chosen, task, label).train_stream[0]
+
+    def test(self, task: int, *, label: int | None = None) -> Any:
+        """Test experience of a task."""
+        return self._benchmark(self._test, task, label).test_stream[0]
+
+    def _benchmark(self, split: Split, task: int, label: int | None) -> Any:
+        seen = [self.kind.transform(split, task)]
+        return tensors_benchmark(train_tensors=seen, test_tensors=seen, task_labels=[task if label is None else label])

@@ -40,7 +40,7 @@ def learned(method: str, tasks: Endless, options: argparse.Namespace) -> Any:
     make = SupSup if method == "supsup" else ImpressLearn
     strategy = make(KINDS["rotated"].network(), **common, **({} if method == "supsup" else {"n_basis": BASIS}))
     for task in range(TASKS):
-        strategy.train(tasks(task)[0])
+        strategy.train(tasks.train(task))
     return strategy
 
 
@@ -50,7 +50,7 @@ def score(strategy: Any, tasks: Endless, how: str | Inference, *, batch: int, ba
     model.task_inference = how
     right = ids = total = 0
     for task in range(TASKS):
-        x, y, t = load_tensors(tasks(task)[1].dataset, strategy.device)
+        x, y, t = load_tensors(tasks.test(task).dataset, strategy.device)
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(task))[: batch * batches].to(y.device)
         for rows in order.split(batch):
             with torch.no_grad():

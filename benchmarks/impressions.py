@@ -57,8 +57,7 @@ def basis(kind: str, n: int, tasks: Endless, options: argparse.Namespace) -> lis
         plugins=[CachedTensors()],
     )
     for i in range(n):
-        train, _ = tasks(i if kind == "heterogeneous" else 0, label=i)
-        strategy.train(train)
+        strategy.train(tasks.train(i if kind == "heterogeneous" else 0, label=i))
     return [strategy.model.subnetworks.task_mask(i) for i in range(n)]
 
 

@@ -1,4 +1,7 @@
-"""Named streams of tasks: what the leaderboard runs on. Task labels 0, 1, …; classes from 0 in every task.
+"""Named streams of tasks: what the leaderboard runs on.
+
+Task labels 0, 1, … and classes from 0 in every task; the streams that end in ``-class`` have no task labels, and every
+class its own number (class-incremental).
 
 The MNIST streams are Avalanche's ``SplitMNIST``, ``PermutedMNIST`` and ``RotatedMNIST``, sample for sample (a
 test compares them), but transformed a whole experience at a time: Avalanche's per-sample chain takes 1 ms for a
@@ -52,6 +55,8 @@ class Stream:
         shape: how results name it: the widths of its layers, or its name.
         epochs: epochs a task, all phases included.
         batch_size: of training.
+        distinct_classes: whether tasks have different classes, under the same numbers.
+        task_labels: whether tasks are named; without, classes are numbered through.
         settings_from: stream on whose held-out data settings were chosen, for methods without any of its own.
         offline: whether its data come with scikit-learn; others need a folder, and are downloaded into it.
     """
@@ -63,6 +68,8 @@ class Stream:
     shape: tuple[int, ...] | str
     epochs: int
     batch_size: int
+    distinct_classes: bool = False
+    task_labels: bool = True
     settings_from: str | None = None
     offline: bool = False
 
@@ -114,12 +121,22 @@ def normalise(x: Tensor) -> Tensor:
     return (x - 0.1307) / 0.3081  # Avalanche's constants for MNIST
 
 
-def _benchmark(train: Sequence[Split], test: Sequence[Split]) -> Any:
-    return tensors_benchmark(train_tensors=train, test_tensors=test, task_labels=list(range(len(train))))
+def _benchmark(train: Sequence[Split], test: Sequence[Split], *, labels: bool = True) -> Any:
+    """Of tasks whose classes count from 0; without labels they are numbered through."""
+    if labels:
+        return tensors_benchmark(train_tensors=train, test_tensors=test, task_labels=list(range(len(train))))
+    n = 1 + int(train[0][1].max())
+    train, test = ([(x, y + n * task) for task, (x, y) in enumerate(splits)] for splits in (train, test))
+    return tensors_benchmark(train_tensors=train, test_tensors=test, task_labels=[0] * len(train))
 
 
 def _split_classes(
-    load: Callable[..., tuple[Split, Split]], seed: int, root: Path | None, *, shuffle: bool = True
+    load: Callable[..., tuple[Split, Split]],
+    seed: int,
+    root: Path | None,
+    *,
+    shuffle: bool = True,
+    labels: bool = True,
 ) -> Any:
     """Five tasks of two classes, in the class order that ``nc_benchmark(seed=seed, shuffle=shuffle)`` draws."""
     train, test = load(root)
@@ -131,7 +148,7 @@ def _split_classes(
         chosen = [(y == a) | (y == b) for a, b in pairs]
         return [(normalise(x[rows]), (y[rows] == b).long()) for rows, (_, b) in zip(chosen, pairs, strict=True)]
 
-    return _benchmark(tasks(train), tasks(test))
+    return _benchmark(tasks(train), tasks(test), labels=labels)
 
 
 def _permuted(load: Callable[..., tuple[Split, Split]], n_tasks: int, seed: int, root: Path | None) -> Any:
@@ -164,25 +181,32 @@ def _mlp_stream(build: Callable[[int, Path | None], Any], *widths: int, **protoc
     return Stream(build, classes=classes, network=partial(mlp, inputs, hidden, classes), shape=widths, **protocol)
 
 
-def _split_cifar100(_: int, root: Path | None) -> Any:
-    """Tasks of five classes in their natural order, ten of twenty; pixels standardised, no augmentation."""
+def _split_cifar100(_: int, root: Path | None, *, labels: bool = True) -> Any:
+    """Twenty tasks of five classes in their natural order; pixels standardised, no augmentation."""
     splits = load_cifar100(root)
-    train, test = ([five_classes(split, task) for task in range(10)] for split in splits)
-    return _benchmark(train, test)
+    train, test = ([five_classes(split, task) for task in range(20)] for split in splits)
+    return _benchmark(train, test, labels=labels)
 
 
 _DIGITS = {"tasks": 5, "epochs": 6, "batch_size": 32, "offline": True}
-_SPLIT = {"tasks": 5, "epochs": 6, "batch_size": 128}
+_SPLIT = {"tasks": 5, "epochs": 6, "batch_size": 128, "distinct_classes": True}
+_CIFAR = {"tasks": 20, "epochs": 8, "batch_size": 64, "distinct_classes": True}
+_RESNET = "slim ResNet-18 (20 channels)"
 _TEN = {"tasks": 10, "epochs": 2, "batch_size": 128}
 _PERMUTED = partial(_permuted, load_mnist, 10)
 
 STREAMS: dict[str, Stream] = {
-    "split-digits": _mlp_stream(partial(_split_classes, _digits), 64, 100, 100, 2, **_DIGITS),
+    "split-digits": _mlp_stream(
+        partial(_split_classes, _digits), 64, 100, 100, 2, distinct_classes=True, **_DIGITS
+    ),
     "permuted-digits": _mlp_stream(partial(_permuted, _digits, 5), 64, 100, 100, 10, **_DIGITS),
     "split-mnist": _mlp_stream(partial(_split_classes, load_mnist), 784, 300, 100, 2, **_SPLIT),
     # 0 or 1, 2 or 3, …: the order of the published runs. How hard a pair is differs more than methods do.
     "split-mnist-ordered": _mlp_stream(
         partial(_split_classes, load_mnist, shuffle=False), 784, 300, 100, 2, settings_from="split-mnist", **_SPLIT
+    ),
+    "split-mnist-class": _mlp_stream(
+        partial(_split_classes, load_mnist, labels=False), 784, 300, 100, 10, task_labels=False, **_SPLIT
     ),
     "permuted-mnist": _mlp_stream(_PERMUTED, 784, 300, 100, 10, **_TEN),
     "rotated-mnist": _mlp_stream(
@@ -190,12 +214,13 @@ STREAMS: dict[str, Stream] = {
     ),
     # CLNP's network; too wide for a suite that two cores run in an hour.
     "permuted-mnist-wide": _mlp_stream(
-        _PERMUTED, 784, 2000, 2000, 10, tasks=10, epochs=4, batch_size=256, settings_from="permuted-mnist"
+        _PERMUTED, 784, 2000, 2000, 10, tasks=10, epochs=12, batch_size=256, settings_from="permuted-mnist"
     ),
-    # The first half of the papers' twenty tasks, classes in their natural order.
-    "split-cifar100": Stream(
-        _split_cifar100, tasks=10, classes=5, network=partial(SlimResNet18, 5), shape="slim ResNet-18 (20 channels)",
-        epochs=8, batch_size=64,
+    # Classes in their natural order, as in the published runs.
+    "split-cifar100": Stream(_split_cifar100, classes=5, network=partial(SlimResNet18, 5), shape=_RESNET, **_CIFAR),
+    "split-cifar100-class": Stream(
+        partial(_split_cifar100, labels=False), classes=100, network=partial(SlimResNet18, 100), shape=_RESNET,
+        task_labels=False, settings_from="split-cifar100", **_CIFAR,
     ),
 }  # fmt: skip
 

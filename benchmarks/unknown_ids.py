@@ -37,8 +37,7 @@ def score(strategy: SupSup, tasks: Endless, asked: list[int], find: OneShot, que
     model = strategy.model.eval()
     given, inferred, found_ids, seconds = [], [], [], 0.0
     for task in asked:
-        _, test = tasks(task)
-        x, y, t = load_tensors(test.dataset, strategy.device)
+        x, y, t = load_tensors(tasks.test(task).dataset, strategy.device)
         with torch.no_grad():
             right = (model(x, t).argmax(dim=1) == y).float()
             by_batch = torch.tensor([float(part.mean()) for part in right.split(BATCH)])[:queries]
@@ -83,9 +82,9 @@ def run(options: argparse.Namespace, write: Any) -> None:
     seconds: list[float] = []
     draw = torch.Generator().manual_seed(options.seed)
     for task in tqdm(range(options.tasks), unit="task"):
-        train, _ = tasks(task)
-        order = torch.cat([torch.randperm(len(train.dataset), generator=draw) for _ in range(3)])
-        train.dataset = train.dataset.subset(order[: options.batches * BATCH].tolist())
+        passes = -(-options.batches * BATCH // tasks.samples)
+        order = torch.cat([torch.randperm(tasks.samples, generator=draw) for _ in range(passes)])
+        train = tasks.train(task, rows=order[: options.batches * BATCH])
         started = time.perf_counter()
         strategy.train(train)
         seconds.append(time.perf_counter() - started)

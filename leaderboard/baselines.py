@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from avalanche.training.plugins import SynapticIntelligencePlugin
+from torch import Tensor
 
 __all__ = ["CorrectedSI"]
 
@@ -14,26 +16,48 @@ class CorrectedSI(SynapticIntelligencePlugin):  # type: ignore[misc]
 
     Upstream stores ``param.detach().cpu().flatten()`` as "the weights before": on a CPU that is a view of the
     live weights, so old equals new, every importance is exactly zero, and the strategy is Naive under another
-    name. Here each snapshot is cloned. The damping ``eps`` must also be larger than upstream's 1e-7, with
-    which the corrected importances diverge.
+    name. Here the path integral is kept from clones, and on the device, where upstream copies every weight to the
+    host three times a step. The damping ``eps`` must also be larger than upstream's 1e-7, with which the corrected
+    importances diverge.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._before: dict[str, Tensor] = {}
+        self._path: dict[str, Tensor] = {}
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Take the anchors."""
+        self._move("cpu")
         super().before_training_exp(strategy, **kwargs)
-        _detach(self.ewc_data[0])
+        self._move(strategy.device)
+        self._path = {name: torch.zeros_like(p) for name, p in self._weights(strategy)}
 
+    @torch.no_grad()
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Remember the weights before the step."""
-        super().before_training_iteration(strategy, **kwargs)
-        _detach(self.syn_data["old_theta"])
+        self._before = {name: p.detach().clone() for name, p in self._weights(strategy)}
+
+    @torch.no_grad()
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Add gradient times step to the path integral."""
+        for name, p in self._weights(strategy):
+            if p.grad is not None:
+                self._path[name] += p.grad * (p - self._before[name])
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Turn the trajectory into importances, and anchor the weights."""
+        self._move("cpu")
+        for name, path in self._path.items():
+            self.syn_data["trajectory"][name].data = path.flatten().cpu()
         super().after_training_exp(strategy, **kwargs)
-        _detach(self.ewc_data[0])
+        self._move(strategy.device)
 
+    def _weights(self, strategy: Any) -> Any:
+        return self.allowed_parameters(strategy.model, self.excluded_parameters)
 
-def _detach(snapshot: dict[str, Any]) -> None:
-    for entry in snapshot.values():
-        entry.data = entry.data.clone()
+    def _move(self, device: Any) -> None:
+        """Copy anchors and importances to where they are used next: live weights must not show through."""
+        for snapshot in self.ewc_data:
+            for entry in snapshot.values():
+                entry.data = entry.data.to(device, copy=True)

@@ -18,7 +18,8 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche_supermask import CachedTensors, MaskedModel, supermask_metrics
 from benchmarks.provenance import provenance
 from benchmarks.streams import STREAMS, build_stream, with_validation
-from leaderboard.methods import Setup, build_strategy, kept_bytes, parse_row, protocol, rows
+from leaderboard.kept import kept_bytes
+from leaderboard.methods import Setup, build_strategy, parse_row, protocol, rows
 from leaderboard.scores import summarise
 
 __all__ = ["Cell", "run_cell", "settings_of"]
@@ -130,6 +131,7 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, devi
     train, test = benchmark.train_stream[:tasks], benchmark.test_stream[:tasks]
 
     matrix, train_seconds, train_cpu_seconds, eval_seconds = [], 0.0, 0.0, 0.0
+    metrics: dict[str, Any] = {}
     for experience in [train] if method == "joint" else train:
         started, computed = time.perf_counter(), time.process_time()
         strategy.train(experience)
@@ -158,6 +160,7 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, devi
         **summarise(matrix),
         "accuracy_matrix": matrix,
         "output_drift": max(drift),
+        **_task_inference(metrics),
         **_pruning(strategy),
         "bytes_per_task": per_task,
         **_selection_bytes(strategy.model),
@@ -174,6 +177,13 @@ def _accuracy(metrics: dict[str, Any], task: int) -> float:
     ending = f"/Exp{task:03d}"
     found = [v for k, v in metrics.items() if k.startswith("Top1_Acc_Exp/eval_phase/") and k.endswith(ending)]
     return float(found[-1])
+
+
+def _task_inference(metrics: dict[str, Any]) -> dict[str, float]:
+    """How often the task was inferred rightly, and task and class both, over all tasks; where tasks are inferred."""
+    names = {"task_id_accuracy": "TaskIdAccuracy/", "unshared_accuracy": "UnsharedAccuracy/"}
+    found = {key: [v for name, v in metrics.items() if name.startswith(start)] for key, start in names.items()}
+    return {key: sum(values) / len(values) for key, values in found.items() if values}
 
 
 def _selection_bytes(model: Any) -> dict[str, Any]:

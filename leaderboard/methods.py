@@ -1,6 +1,6 @@
 """The rows of the leaderboard: how each method is built on a stream, and which settings a search may choose.
 
-A row's name is ``method[+option][@density]``: ``exssnet``, ``exssnet@0.05``, ``exssnet+kkt``, ``clnp+gated``. Any
+A row's name is ``method[+option][@density]``: ``exssnet``, ``exssnet@0.05``, ``exssnet+kkt``, ``supsup+oneshot``. Any
 method that is registered with `avalanche_supermask.register` is a row without an entry here.
 """
 
@@ -10,20 +10,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from avalanche.models.packnet import PackNetModel, PackNetPlugin
-from avalanche.training.plugins import EWCPlugin, LwFPlugin, ReplayPlugin
-from avalanche.training.supervised import JointTraining, Naive
+from avalanche.training.plugins import AGEMPlugin, EWCPlugin, GEMPlugin, LwFPlugin, MASPlugin, ReplayPlugin
+from avalanche.training.supervised import DER, Cumulative, JointTraining, Naive
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
-from avalanche_supermask import MaskedModel, methods
+from avalanche_supermask import methods
 from benchmarks.networks import MultiHead, Separate
 from benchmarks.streams import STREAMS, Stream
 from leaderboard.baselines import CorrectedSI
 
-__all__ = ["Row", "Setup", "build_strategy", "kept_bytes", "parse_row", "protocol", "rows"]
+__all__ = ["Row", "Setup", "build_strategy", "parse_row", "protocol", "rows"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class Row:
         defaults: settings where no search has chosen others.
         axes: settings that a search may try, one after the other, each with its values.
         note: what the table has to say about it.
+        task_labels: whether the method needs a stream's task labels, at evaluation too.
         whole_stream: search on all tasks of a stream, where a strength that suits a few tasks can diverge on many.
     """
 
@@ -59,6 +59,7 @@ class Row:
     defaults: Mapping[str, Any]
     axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     note: str = ""
+    task_labels: bool = False
     whole_stream: bool = False
 
 
@@ -66,6 +67,7 @@ class Row:
 OPTIMIZERS: tuple[tuple[str, float], ...] = (("adam", 1e-3), ("sgd", 0.01), ("sgd", 0.05), ("sgd", 0.1))
 BASE: dict[str, Any] = {"head": "multi", "optimizer": ("adam", 1e-3)}
 BASE_AXES: dict[str, tuple[Any, ...]] = {"optimizer": OPTIMIZERS, "head": ("multi", "shared")}
+STRENGTHS = (100.0, 1.0, 10.0, 1e3, 1e4, 1e5)
 
 
 def _optimizer(setup: Setup, net: nn.Module) -> Optimizer:
@@ -87,6 +89,14 @@ def _plain(setup: Setup, plugins: list[Any], template: Callable[..., Any] = Supe
     common = dict(setup.common)
     common["plugins"] = [*common["plugins"], *plugins]
     return template(model=net, optimizer=_optimizer(setup, net), criterion=nn.CrossEntropyLoss(), **common)
+
+
+def _der(setup: Setup) -> Any:
+    """DER++, upstream's own strategy; it asks the model for logits without task labels."""
+    net, memory = setup.stream.network(), setup.settings["memory"]
+    made = {"model": net, "optimizer": _optimizer(setup, net), "criterion": nn.CrossEntropyLoss(), **setup.common}
+    batch = min(memory, setup.stream.batch_size)
+    return DER(mem_size=memory, batch_size_mem=batch, alpha=setup.settings["strength"], **made)
 
 
 def _packnet(setup: Setup) -> Any:
@@ -113,8 +123,8 @@ def _subnetwork(name: str, of_protocol: Callable[[Setup], dict[str, Any]] = lamb
 
 _MASK_AXES: dict[str, tuple[Any, ...]] = {
     "layer_densities": ("uniform", "erdos_renyi"),
-    "density": (0.1, 0.2, 0.3),
-    "mask_lr": (2e-2, 5e-3, 5e-2, 1e-1),
+    "density": (0.1, 0.2),
+    "mask_lr": (2e-2, 1e-3, 5e-3, 5e-2, 1e-1),
 }
 _WEIGHT_AXES: dict[str, tuple[Any, ...]] = {**_MASK_AXES, "weight_lr": (1e-2, 2e-3, 5e-3, 2e-2)}
 _MASK = {"density": 0.1, "layer_densities": "uniform", "mask_lr": 2e-2}
@@ -125,12 +135,12 @@ _ROWS: dict[str, Row] = {
     "ewc": Row(
         lambda s: _plain(s, [EWCPlugin(ewc_lambda=s.settings["strength"])]),
         {**BASE, "strength": 100.0},
-        {"strength": (100.0, 1.0, 10.0, 1e3, 1e4, 1e5), **BASE_AXES},
+        {"strength": STRENGTHS, **BASE_AXES},
     ),
     "si": Row(
         lambda s: _plain(s, [CorrectedSI(si_lambda=s.settings["strength"], eps=s.settings["eps"])]),
         {**BASE, "strength": 100.0, "eps": 0.1},
-        {"strength": (100.0, 1.0, 10.0, 1e3, 1e4, 1e5), **BASE_AXES},
+        {"strength": STRENGTHS, **BASE_AXES},
         "upstream's is a no-op on a CPU; this row runs a corrected subclass (leaderboard/baselines.py)",
     ),
     "lwf": Row(
@@ -145,11 +155,43 @@ _ROWS: dict[str, Row] = {
         BASE_AXES,
         "stores training samples",
     ),
+    "ewc-online": Row(
+        lambda s: _plain(s, [EWCPlugin(s.settings["strength"], mode="online", decay_factor=0.95)]),
+        {**BASE, "strength": 100.0},
+        {"strength": STRENGTHS, **BASE_AXES},
+    ),
+    "mas": Row(
+        lambda s: _plain(s, [MASPlugin(lambda_reg=s.settings["strength"])]),
+        {**BASE, "strength": 1.0},
+        {"strength": (1.0, 0.01, 0.1, 10.0, 100.0, 1000.0), **BASE_AXES},
+    ),
+    "gem": Row(
+        lambda s: _plain(s, [GEMPlugin(s.settings["memory"] // s.stream.tasks, s.settings["strength"])]),
+        {**BASE, "memory": 100, "strength": 0.5},
+        {"strength": (0.5, 0.0, 1.0), **BASE_AXES},
+        "stores training samples",
+    ),
+    "agem": Row(
+        lambda s: _plain(s, [AGEMPlugin(s.settings["memory"] // s.stream.tasks, sample_size=64)]),
+        {**BASE, "memory": 100},
+        BASE_AXES,
+        "stores training samples",
+    ),
+    "der": Row(
+        _der,
+        {"optimizer": ("adam", 1e-3), "head": "shared", "memory": 100, "strength": 0.1},
+        {"strength": (0.1, 0.3, 1.0), "optimizer": OPTIMIZERS},
+        "DER++; stores training samples and their logits",
+    ),
+    "cumulative": Row(
+        lambda s: _plain(s, [], Cumulative), BASE, BASE_AXES, "upper bound: trains on all data so far, all data kept"
+    ),
     "packnet": Row(
         _packnet,
         {"optimizer": ("sgd", 0.05), "post_prune": 0.5},
         {"optimizer": OPTIMIZERS, "post_prune": (0.5, 0.33)},
         "must be told the number of tasks",
+        task_labels=True,
     ),
     "joint": Row(
         lambda s: _plain(s, [], JointTraining), BASE, BASE_AXES, "upper bound: all tasks at once, all data kept"
@@ -159,6 +201,7 @@ _ROWS: dict[str, Row] = {
         {**BASE, "head": "separate"},
         {"optimizer": OPTIMIZERS},
         "reference: a whole network for every task",
+        task_labels=True,
     ),
     "supsup": Row(_subnetwork("supsup"), _MASK, _MASK_AXES),
     "exssnet": Row(_subnetwork("exssnet"), {**_MASK, "weight_lr": 1e-2}, _WEIGHT_AXES),
@@ -178,7 +221,7 @@ _ROWS: dict[str, Row] = {
         {"basis": "heterogeneous", "density": 0.25, "mask_lr": 2e-2, "coefficient_lr": 2e-2},
         {
             "density": (0.25, 0.1, 0.5),
-            "mask_lr": (2e-2, 5e-3, 5e-2, 1e-1),
+            "mask_lr": (2e-2, 1e-3, 5e-3, 5e-2, 1e-1),
             "coefficient_lr": (2e-2, 5e-3, 5e-2, 1e-1),
         },
         "the second half of the tasks are mixtures of the first half's masks",
@@ -187,7 +230,12 @@ _ROWS: dict[str, Row] = {
 }
 
 
+# Nobody names the task at evaluation: each sample's is inferred from the sample alone.
+_INFERENCE = {"oneshot": "oneshot", "entropy": "entropy", "maxlogit": "max_logit"}
+_INFERRING = ("supsup", "exssnet", "clnp", "impresslearn")
+
 _OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
+    **{(m, name): {"task_inference": way} for m in _INFERRING for name, way in _INFERENCE.items()},
     ("exssnet", "kkt"): {"kkt": "knn_best"},
     ("exssnet", "kkt-soft"): {"kkt": "knn_best", "kkt_strength": 0.5},
     ("clnp", "gated"): {"head": "gated"},
@@ -229,53 +277,29 @@ def parse_row(name: str) -> tuple[str, dict[str, Any]]:
     return method, fixed
 
 
+_MEMORY = {"split-mnist": 200, "permuted-mnist": 1000, "split-cifar100": 1000, "split-mnist-class": 200}
+
+
 def protocol(stream: str, method: str) -> dict[str, Any]:
     """Settings that belong to a stream's protocol and are not searched: for a memory, more is always better."""
-    memory = {"split-mnist": 200, "permuted-mnist": 1000}
-    return {"memory": memory.get(STREAMS[stream].settings_from or stream, 100)} if method == "replay" else {}
+    row, spec = rows()[method], STREAMS[stream]
+    found: dict[str, Any] = {}
+    if "memory" in row.defaults:
+        found["memory"] = _MEMORY.get(spec.settings_from or stream, 100)
+    if not spec.task_labels:
+        ours = method in methods()
+        found |= {"task_key": "experience", "task_inference": "entropy"} if ours else {"head": "shared"}
+    return found
 
 
 def build_strategy(method: str, setup: Setup) -> SupervisedTemplate:
-    """The strategy of a method."""
-    return rows()[method].build(setup)
+    """The strategy of a method.
 
-
-def kept_bytes(strategy: Any, stream: Stream, *, n_tasks: int, n_samples: int, sample_bytes: int) -> tuple[float, int]:
-    """What must be kept to answer for all tasks and to go on learning.
-
-    Args:
-        strategy: after the last task.
-        stream: its protocol.
-        n_tasks: tasks learned.
-        n_samples: training samples of all tasks.
-        sample_bytes: bytes of one of them.
-
-    Returns:
-        Bytes that a task adds on average to one plain network, and bytes in all.
+    Raises:
+        ValueError: the method needs task labels and the stream has none, or the other way round.
     """
-    model = strategy.model
-    plain = sum(4 * p.numel() for p in stream.network().parameters())
-    if isinstance(model, MaskedModel):
-        added = sum(model.bytes_per_task().values()) + model.basis_bytes
-        return added / n_tasks, plain + added
-    kept = _nbytes(model.state_dict())
-    kept += sum(_plugin_bytes(plugin, sample_bytes) for plugin in strategy.plugins)
-    kept += n_samples * sample_bytes if isinstance(strategy, JointTraining) else 0
-    return max(0, kept - plain) / n_tasks, int(kept)
-
-
-def _plugin_bytes(plugin: Any, sample_bytes: int) -> int:
-    if isinstance(plugin, EWCPlugin):
-        return sum(_nbytes(entry) for kind in (plugin.importances, plugin.saved_params) for entry in kind.values())
-    if isinstance(plugin, CorrectedSI):
-        return _nbytes(plugin.ewc_data[0]) + _nbytes(plugin.ewc_data[1])
-    if isinstance(plugin, LwFPlugin):
-        return _nbytes(plugin.lwf.prev_model.state_dict())
-    if isinstance(plugin, ReplayPlugin):
-        return len(plugin.storage_policy.buffer) * sample_bytes
-    return 0
-
-
-def _nbytes(tensors: Mapping[str, Any]) -> int:
-    found = [getattr(entry, "data", entry) for entry in tensors.values()]
-    return sum(t.numel() * t.element_size() for t in found if isinstance(t, torch.Tensor))
+    if rows()[method].task_labels and not setup.stream.task_labels:
+        raise ValueError(f"{method} needs task labels, and this stream has none; leave the row out")
+    if method == "der" and setup.stream.task_labels:
+        raise ValueError("upstream's DER passes no task labels on; run it on a stream without them")
+    return rows()[method].build(setup)

@@ -51,8 +51,8 @@ def search(stream: str, row: str, *, out: Path, dataset_root: Path | None, devic
     for axis, values in rows()[method].axes.items():
         if axis in fixed:
             continue
-        if axis == "head" and STREAMS[stream].classes == 2:
-            continue  # on split streams a shared head would have to answer two ways at once
+        if axis == "head" and (STREAMS[stream].distinct_classes or not STREAMS[stream].task_labels):
+            continue  # a shared head would have to answer two ways at once; without labels there is no other one
         candidates = [{**best, axis: value} for value in values]
         scores = []
         for settings in candidates:

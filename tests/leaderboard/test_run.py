@@ -116,7 +116,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
         (["run", "--streams", "mnist"], "unknown stream 'mnist'"),
         (["run", "--methods", "ewcc"], "unknown method 'ewcc'; expected one of naive"),
         (["run", "--methods", "exssnet@ten"], "'ten' after @ is not a density"),
-        (["run", "--methods", "naive+kkt"], "options of methods are exssnet+kkt, "),
+        (["run", "--methods", "naive+kkt"], "options of methods are supsup+oneshot, "),
         (["run", "--suite", "mnist"], "pass --dataset-root DIR"),
         (["run", "--seeds", "one"], "--seeds takes comma-separated whole numbers; got 'one'"),
         (["report", "--results", "/nonexistent", "--out", "/tmp"], "no results below /nonexistent"),
