@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from avalanche_supermask.strategies.clnp import CLNP, CLNPPlugin
     from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
     from avalanche_supermask.strategies.impresslearn import ImpressLearn, ImpressLearnPlugin
+    from avalanche_supermask.strategies.nns import SupSupNNs, SupSupNNsPlugin
     from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
     from avalanche_supermask.strategy import SubnetworkStrategy
 
@@ -35,6 +36,8 @@ _HOME = {
     "SubnetworkPlugin": "plugin",
     "SubnetworkStrategy": "strategy",
     "SupSup": "strategies.supsup",
+    "SupSupNNs": "strategies.nns",
+    "SupSupNNsPlugin": "strategies.nns",
     "SupSupPlugin": "strategies.supsup",
     "load": "compact",
     "maybe_load_checkpoint": "checkpoint",
@@ -58,6 +61,8 @@ __all__ = [
     "SubnetworkPlugin",
     "SubnetworkStrategy",
     "SupSup",
+    "SupSupNNs",
+    "SupSupNNsPlugin",
     "SupSupPlugin",
     "__version__",
     "load",

@@ -212,6 +212,21 @@ class MaskedModel(Accounting, MultiTaskModule):
         self.subnetworks.commit(self._live(self.masked_names), private)
         self._end()
 
+    @torch.no_grad()
+    def reopen(self, select: Any) -> None:
+        """Take the task that was committed last back into the phase in which its scores learn.
+
+        Args:
+            select: turns the scores, which are still as they were at the commit, into the mask.
+        """
+        key = self.task_keys[-1]
+        label, kept = self.subnetworks.tasks[key].label, self.subnetworks.task_private(key)
+        self.subnetworks.forget(key)
+        self.begin(key, label)
+        for name, live in self._live([name for name in self.fresh if name in kept]).items():
+            live.copy_(kept[name])
+        self.learn_scores(select)
+
     def abandon(self) -> None:
         """Stop learning the current task and keep nothing of it."""
         self.subnetworks.abandon()

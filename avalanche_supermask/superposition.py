@@ -20,13 +20,15 @@ class Superposition:
 
     Args:
         model: a `MaskedModel` in evaluation mode; nothing of it changes.
+        extra: masks of no task (bool by name), numbered after the tasks; what a task has for itself they have not.
 
     Raises:
         ValueError: see `gradients`.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, extra: Sequence[Mapping[str, Tensor]] = ()) -> None:
         self.model = model
+        self._extra = extra
         self.keys = model.task_keys
         store = model.subnetworks
         slot_of = [store.tasks[key].slot for key in self.keys]
@@ -56,9 +58,12 @@ class Superposition:
         """
         store = self.model.subnetworks
         private = self._private
+        coefficients, of_extra = coefficients[: len(self.keys)], coefficients[len(self.keys) :]
         sums = store.masks.superpose(self._by_slot(coefficients), self._slots)
+        for a, mask in zip(of_extra, self._extra, strict=True):
+            sums = {name: total + a * mask[name] for name, total in sums.items()}
         leaves = {name: store.frozen[name] * m.to(store.frozen[name]) for name, m in sums.items()}
-        own = _weighted(private, coefficients)
+        own = _weighted(private, coefficients / coefficients.sum() if self._extra else coefficients)
         buffers = {name for name, _ in self.model.net.named_buffers()}
         learns = {n: t.detach().requires_grad_(True) for n, t in {**leaves, **own}.items() if n not in buffers}
 
@@ -76,6 +81,9 @@ class Superposition:
             for i, task in enumerate(private):
                 for q, grads in enumerate(chunk):
                     total[i, q] += sum(float((grads[name] * t).sum()) for name, t in task.items() if name in grads)
+            for mask in self._extra:
+                by_layer = torch.stack([(w * mask[name]).flatten(1).sum(dim=1).cpu() for name, w in weighted.items()])
+                total = torch.cat([total, by_layer.sum(dim=0, keepdim=True)])
             totals.append(total.T)
         return torch.cat(totals)
 

@@ -4,6 +4,7 @@ from avalanche_supermask.registry import methods
 from avalanche_supermask.strategies.clnp import CLNP, CLNPPlugin
 from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
 from avalanche_supermask.strategies.impresslearn import ImpressLearn, ImpressLearnPlugin
+from avalanche_supermask.strategies.nns import SupSupNNs, SupSupNNsPlugin
 from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "ImpressLearnPlugin",
     "SSNeT",
     "SupSup",
+    "SupSupNNs",
+    "SupSupNNsPlugin",
     "SupSupPlugin",
     "methods",
 ]

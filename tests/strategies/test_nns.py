@@ -1,0 +1,138 @@
+"""NNs: tasks found in a stream that says nothing of them."""
+
+import copy
+
+import pytest
+import torch
+from avalanche.benchmarks import tensors_benchmark
+from torch import nn
+
+from avalanche_supermask import CachedTensors, SupSupNNs
+from tests.test_contract import same_state
+
+SIZE, CLASSES, BATCHES, BATCH = 36, 4, 60, 32
+
+
+def prototypes(task):
+    return 2 * torch.randn((CLASSES, SIZE), generator=torch.Generator().manual_seed(task))
+
+
+def samples(task, n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, CLASSES, (n,), generator=generator)
+    return prototypes(task)[y] + 0.5 * torch.randn((n, SIZE), generator=generator), y
+
+
+def experiences(tasks, *, batches=BATCHES):
+    """One experience an entry, without task labels."""
+    splits = [samples(task, batches * BATCH, 10 + i) for i, task in enumerate(tasks)]
+    return tensors_benchmark(train_tensors=splits, test_tensors=splits, task_labels=[0] * len(splits)).train_stream
+
+
+def strategy(**options):
+    net = nn.Sequential(nn.Linear(SIZE, 128), nn.ReLU(), nn.Linear(128, 64))
+    settings = {"density": 0.3, "mask_lr": 0.02, "check_every": 10, "train_mb_size": BATCH, "evaluator": None}
+    return SupSupNNs(net, plugins=[CachedTensors()], seed=0, **{**settings, **options})
+
+
+def learn(found, tasks, **options):
+    for experience in experiences(tasks, **options):
+        found.train(experience)
+    return found
+
+
+@torch.no_grad()
+def answer(model, x):
+    return model.forward_task(0, x).clone()
+
+
+def opened(found):
+    return [
+        look.batch for i, look in enumerate(found.method.looks) if i == 0 or look.task != found.method.looks[i - 1].task
+    ]
+
+
+def test_every_task_is_found_where_it_begins():
+    found = learn(strategy(), [0, 1, 2])
+    assert found.found_tasks == [0, 1, 2]
+    assert opened(found) == [0, BATCHES, 2 * BATCHES]
+    found.finish()
+    model = found.model.eval()
+    for task in range(3):
+        x, y = samples(task, 64, 99)
+        with torch.no_grad():
+            assert (model(x).argmax(1) == y).float().mean() > 0.9
+        assert set(model.inferred_task.tolist()) == {task}
+
+
+def test_the_length_of_experiences_means_nothing():
+    whole, parts = learn(strategy(), [0, 1]), strategy()
+    for experience in experiences([0, 0, 0, 1, 1, 1], batches=BATCHES // 3):
+        parts.train(experience)
+    assert len(parts.found_tasks) == len(whole.found_tasks) == 2
+    assert opened(parts) == opened(whole)
+
+
+def test_a_task_that_comes_back_is_answered_and_keeps_every_bit():
+    found = learn(strategy(), [0, 1])
+    x, _ = samples(0, 32, 99)
+    before = answer(found.model, x)
+    learn(found, [0])
+    assert found.found_tasks == [0, 1]
+    assert found.method.looks[-1].task == 0
+    assert found.model.active is None
+    assert torch.equal(answer(found.model, x), before)
+    learn(found, [2])
+    assert found.found_tasks == [0, 1, 2]
+
+
+def test_a_full_budget_lets_the_nearest_mask_answer():
+    found = learn(strategy(max_tasks=2), [0, 1, 2])
+    assert len(found.found_tasks) == 2
+    assert found.method.looks[-1].task in (0, 1)
+
+
+def test_a_mask_that_is_like_an_earlier_one_is_merged_into_it():
+    apart = learn(strategy(merge_above=0.99), [0, 1, 2])
+    assert apart.found_tasks == [0, 1, 2]
+    merged = learn(strategy(merge_above=0.01), [0, 1, 2])
+    merged.finish()
+    assert merged.found_tasks == [0]
+
+
+def test_evaluation_in_between_changes_nothing():
+    torch.manual_seed(0)
+    plain = learn(strategy(), [0, 1])
+    torch.manual_seed(0)
+    watched = strategy()
+    for experience in experiences([0, 1]):
+        watched.train(experience)
+        scores = copy.deepcopy(dict(watched.model.subnetworks.scores))
+        watched.eval([experience])
+        assert watched.model.active is not None
+        assert same_state(dict(watched.model.subnetworks.scores), scores)
+    for found in (plain, watched):
+        found.finish()
+    assert plain.found_tasks == watched.found_tasks == [0, 1]
+    for key in plain.found_tasks:
+        assert same_state(plain.model.subnetworks.task_mask(key), watched.model.subnetworks.task_mask(key))
+
+
+def test_the_papers_criterion_runs_and_asks_the_gradient_every_time():
+    found = learn(strategy(detect="gradient", density=None), [0, 1])
+    assert all(look.evidence is not None for look in found.method.looks[1:])
+    assert found.found_tasks
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"detect": "loss"}, "detect must be 'entropy' or 'gradient'; got 'loss'"),
+        ({"check_every": 0}, "expected check_every >= 1"),
+        ({"max_tasks": 0}, "max_tasks >= 1"),
+        ({"epsilon": 0.0}, "epsilon > 0"),
+    ],
+)
+def test_impossible_options(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        strategy(**options)
