@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from avalanche_supermask.registry import methods, register
     from avalanche_supermask.strategies.clnp import CLNP, CLNPPlugin
     from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
+    from avalanche_supermask.strategies.hopsupsup import HopSupSup, HopSupSupPlugin, UnitMaskedModel
     from avalanche_supermask.strategies.impresslearn import ImpressLearn, ImpressLearnPlugin
     from avalanche_supermask.strategies.nns import SupSupNNs, SupSupNNsPlugin
     from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
@@ -29,6 +30,8 @@ _HOME = {
     "CachedTensors": "data",
     "ExSSNeT": "strategies.exssnet",
     "ExSSNeTPlugin": "strategies.exssnet",
+    "HopSupSup": "strategies.hopsupsup",
+    "HopSupSupPlugin": "strategies.hopsupsup",
     "ImpressLearn": "strategies.impresslearn",
     "ImpressLearnPlugin": "strategies.impresslearn",
     "MaskedModel": "model",
@@ -39,6 +42,7 @@ _HOME = {
     "SupSupNNs": "strategies.nns",
     "SupSupNNsPlugin": "strategies.nns",
     "SupSupPlugin": "strategies.supsup",
+    "UnitMaskedModel": "strategies.hopsupsup",
     "load": "compact",
     "maybe_load_checkpoint": "checkpoint",
     "methods": "strategies",
@@ -54,6 +58,8 @@ __all__ = [
     "CachedTensors",
     "ExSSNeT",
     "ExSSNeTPlugin",
+    "HopSupSup",
+    "HopSupSupPlugin",
     "ImpressLearn",
     "ImpressLearnPlugin",
     "MaskedModel",
@@ -64,6 +70,7 @@ __all__ = [
     "SupSupNNs",
     "SupSupNNsPlugin",
     "SupSupPlugin",
+    "UnitMaskedModel",
     "__version__",
     "load",
     "maybe_load_checkpoint",

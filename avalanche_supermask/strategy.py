@@ -18,7 +18,7 @@ from avalanche_supermask.layout import Init, Maskable, PerTask
 from avalanche_supermask.model import MaskedModel
 from avalanche_supermask.plugin import SubnetworkPlugin, adopt_parameters
 
-__all__ = ["ModelArguments", "StrategyArguments", "SubnetworkStrategy"]
+__all__ = ["ModelArguments", "ModelFirst", "StrategyArguments", "SubnetworkStrategy"]
 
 
 class StrategyArguments(TypedDict, total=False):
@@ -51,7 +51,16 @@ class AllArguments(StrategyArguments, ModelArguments, total=False):
     """What a strategy takes besides its method's own arguments."""
 
 
-class SubnetworkStrategy(SupervisedTemplate):
+class ModelFirst(SupervisedTemplate):  # type: ignore[misc]
+    """A template whose strategies take their model as the first argument, and everything else by name."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # Avalanche wraps every subclass' __init__ to warn about positional arguments; ours are keyword-only
+        # but for the model, which may come first without a warning.
+        super(BaseTemplate, cls).__init_subclass__(**kwargs)
+
+
+class SubnetworkStrategy(ModelFirst):
     """Base of the strategies: wraps the network and adds the method's plugin after the caller's.
 
     Args:
@@ -107,11 +116,6 @@ class SubnetworkStrategy(SupervisedTemplate):
             plugins=plugins,
             **arguments,
         )
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        # Avalanche wraps every subclass' __init__ to warn about positional arguments; ours are keyword-only
-        # but for the model, which may come first without a warning.
-        super(BaseTemplate, cls).__init_subclass__(**kwargs)
 
 
 def _adam(model: nn.Module, lr: float) -> Adam:

@@ -208,6 +208,10 @@ STREAMS: dict[str, Stream] = {
     "split-mnist-class": _mlp_stream(
         partial(_split_classes, load_mnist, labels=False), 784, 300, 100, 10, task_labels=False, **_SPLIT
     ),
+    "split-mnist-class-ordered": _mlp_stream(
+        partial(_split_classes, load_mnist, shuffle=False, labels=False), 784, 300, 100, 10, task_labels=False,
+        settings_from="split-mnist-class", **_SPLIT,
+    ),
     "permuted-mnist": _mlp_stream(_PERMUTED, 784, 300, 100, 10, **_TEN),
     "rotated-mnist": _mlp_stream(
         partial(_rotated, load_mnist, 10), 784, 300, 100, 10, settings_from="permuted-mnist", **_TEN

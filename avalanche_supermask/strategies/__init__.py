@@ -3,6 +3,7 @@
 from avalanche_supermask.registry import methods
 from avalanche_supermask.strategies.clnp import CLNP, CLNPPlugin
 from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
+from avalanche_supermask.strategies.hopsupsup import HopSupSup, HopSupSupPlugin, UnitMaskedModel
 from avalanche_supermask.strategies.impresslearn import ImpressLearn, ImpressLearnPlugin
 from avalanche_supermask.strategies.nns import SupSupNNs, SupSupNNsPlugin
 from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
@@ -12,6 +13,8 @@ __all__ = [
     "CLNPPlugin",
     "ExSSNeT",
     "ExSSNeTPlugin",
+    "HopSupSup",
+    "HopSupSupPlugin",
     "ImpressLearn",
     "ImpressLearnPlugin",
     "SSNeT",
@@ -19,5 +22,6 @@ __all__ = [
     "SupSupNNs",
     "SupSupNNsPlugin",
     "SupSupPlugin",
+    "UnitMaskedModel",
     "methods",
 ]

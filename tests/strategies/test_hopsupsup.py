@@ -1,0 +1,76 @@
+"""HopSupSup: unit masks that are stored together and found again from inputs alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from avalanche_supermask import HopSupSup, UnitMaskedModel
+from avalanche_supermask.data import load_tensors
+from tests.streams import class_stream, lenet
+
+
+def network(width=256, outputs=2):
+    norm = {"affine": False, "track_running_stats": False}
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(36, width, bias=False), nn.BatchNorm1d(width, **norm), nn.SiLU(),
+        nn.Linear(width, width, bias=False), nn.BatchNorm1d(width, **norm), nn.SiLU(),
+        nn.Linear(width, outputs, bias=False),
+    )  # fmt: skip
+
+
+def learned(n_tasks=3, **options):
+    torch.manual_seed(0)
+    stream = class_stream(n_tasks, n=256, task_labels=[0] * n_tasks)
+    found = HopSupSup(network(), train_mb_size=32, train_epochs=4, evaluator=None, seed=0, eval_mb_size=64, **options)
+    for experience in stream.train_stream:
+        found.train(experience)
+    return found, stream
+
+
+def test_masks_are_recovered_from_unlabelled_inputs():
+    found, stream = learned()
+    for experience in stream.test_stream:
+        found.eval([experience])
+        x, y, _ = load_tensors(experience.dataset, torch.device("cpu"))
+        with torch.no_grad():
+            assert (found.model(x).argmax(1) == y).float().mean() > 0.9
+
+
+def test_weights_never_change_and_one_score_vector_a_layer_learns():
+    found, _ = learned(1)
+    before = copy.deepcopy(found.model.net.state_dict())
+    found.train(class_stream(2, n=64, task_labels=[0, 0]).train_stream[1])
+    assert all(torch.equal(before[k], v) for k, v in found.model.net.state_dict().items())
+    assert [tuple(p.shape) for p in found.model.parameters() if p.requires_grad] == [(256,), (256,)]
+
+
+def test_memory_is_constant_and_honest():
+    found, _ = learned(1)
+    size = found.model.memory_bytes
+    more, _ = learned(3)
+    assert more.model.memory_bytes == size > 2 * 4 * 256**2
+    assert more.model.mask_bytes == 2 * 256 // 8
+
+
+def test_the_entropy_falls_while_a_mask_is_recovered():
+    found, stream = learned()
+    x, _, _ = load_tensors(stream.test_stream[0].dataset, torch.device("cpu"))
+    curve = found.model.recover(x.split(64), steps=32, lr=500.0, gamma=1.5e-3)
+    assert len(curve) == 32
+    assert curve[-1] < curve[0]
+
+
+def test_convolutions_are_masked_by_channel():
+    model = UnitMaskedModel(lenet(), seed=0)
+    assert [len(s) for s in model.scores] == [54, 16]
+    two = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    model = UnitMaskedModel(two, seed=0)
+    assert [len(s) for s in model.scores] == [6, 16]
+    assert model(torch.randn(2, 1, 6, 6)).shape == (2, 2)
+
+
+def test_a_network_without_hidden_units_is_refused():
+    with pytest.raises(ValueError, match="no hidden units to mask: expected two weighted layers, got 1"):
+        UnitMaskedModel(nn.Linear(3, 2))
