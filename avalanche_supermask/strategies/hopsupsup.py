@@ -215,8 +215,11 @@ class HopSupSupPlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
             batches.append(batch[0].to(strategy.device))
             if sum(len(x) for x in batches) >= wanted:
                 break
-        inputs = torch.cat(batches)[:wanted].split(self.recovery_batch)
-        strategy.model.recover(inputs, steps=self.steps, lr=self.recovery_lr, gamma=self.gamma)
+        inputs = torch.cat(batches)[:wanted]
+        # An order of the data set's own (classes, difficulty) would lead the descent astray.
+        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)).to(inputs.device)
+        shuffled = inputs[order].split(self.recovery_batch)
+        strategy.model.recover(shuffled, steps=self.steps, lr=self.recovery_lr, gamma=self.gamma)
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Training is under the scores again."""
