@@ -20,7 +20,7 @@ uses inference on MNIST-like streams; on harder ones it is weak, as the networks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -47,8 +47,8 @@ Per = Literal["sample", "batch"]
 class Candidates(Protocol):
     """What inference asks of a model with K learned tasks, numbered in the order in which they were learned."""
 
-    def outputs(self, task: int, x: Tensor) -> Tensor:
-        """Logits ``(batch, outputs)`` under one task."""
+    def outputs(self, x: Tensor) -> Iterator[Tensor]:
+        """Logits under every task in turn, a few tasks at a time: ``(tasks, batch, outputs)``."""
 
     def gradients(
         self, groups: Sequence[Tensor], coefficients: Tensor, objective: Callable[[Tensor], Tensor]
@@ -165,7 +165,7 @@ class _ByTrial:
 
     def __call__(self, model: Candidates, n_tasks: int, x: Tensor) -> Tensor:
         """See `Inference`."""
-        costs = torch.stack([self._cost(model.outputs(task, x)) for task in range(n_tasks)])  # (K, batch)
+        costs = torch.cat([self._cost(logits) for logits in model.outputs(x)])  # (K, batch)
         if self.per == "batch":
             return _first_smallest(costs.mean(dim=1, keepdim=True).T).expand(len(x)).clone()
         return _first_smallest(costs.T)

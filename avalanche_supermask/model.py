@@ -323,16 +323,16 @@ class MaskedModel(Accounting, MultiTaskModule):
         """Arguments of a call of the network itself, for a batch of one task label."""
         return (x, label or 0) if isinstance(self.net, MultiTaskModule) else (x,)
 
+    def tensors_of(self, key: int) -> dict[str, Tensor]:
+        """All tensors of the network under a finished task, by name."""
+        task = self.subnetworks
+        return {**task.task_weights(key), **self.shared, **self.fresh, **task.task_private(key)}
+
     def _task_tensors(self, key: int) -> dict[str, Tensor]:
-        """All tensors of a finished task. In training mode, buffers are copies: statistics must not move."""
+        """The same, kept for the next call. In training mode, buffers are copies: statistics must not move."""
         if key not in self._cache:
             self._cache.clear()
-            self._cache[key] = {
-                **self.subnetworks.task_weights(key),
-                **self.shared,
-                **self.fresh,
-                **self.subnetworks.task_private(key),
-            }
+            self._cache[key] = self.tensors_of(key)
         tensors = self._cache[key]
         if not self.training:
             return tensors

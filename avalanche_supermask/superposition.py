@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
+from avalanche.models import MultiTaskModule
 from torch import Tensor
-from torch.func import functional_call
+from torch.func import functional_call, vmap
+
+from avalanche_supermask.masks import CHUNK_BYTES
 
 __all__ = ["Superposition"]
 
@@ -42,9 +46,28 @@ class Superposition:
         self._basis_places = torch.tensor([place[slot] for slot in basis], dtype=torch.long)
 
     @torch.no_grad()
-    def outputs(self, task: int, x: Any) -> Tensor:
-        """Logits under one task."""
-        out: Tensor = self.model.forward_task(self.keys[task], x)
+    def outputs(self, x: Any) -> Iterator[Tensor]:
+        """Logits under every task in turn, a few tasks at a time: ``(tasks, batch, outputs)``."""
+        start = 0
+        if not isinstance(self.model.net, MultiTaskModule):  # heads of their own have shapes of their own
+            size = max(1, CHUNK_BYTES // sum(t.nbytes for t in self.model.subnetworks.frozen.values()))
+            try:
+                for start in range(0, len(self.keys), size):
+                    yield self._at_once(self.keys[start : start + size], x)
+                return
+            except RuntimeError as error:
+                if "vmap" not in str(error) and "Batching rule" not in str(error):
+                    raise  # recurrent layers and random ones cannot be batched over weights; those go one by one
+        for key in self.keys[start:]:
+            yield self.model.forward_task(key, x).unsqueeze(0)
+
+    def _at_once(self, keys: Sequence[int], x: Any) -> Tensor:
+        tensors = [self.model.tensors_of(key) for key in keys]
+        stacked = {name: torch.stack([task[name] for task in tensors]) for name in tensors[0]}
+        arguments = self.model.arguments(x, None)
+        with warnings.catch_warnings():  # some layers are batched by a loop inside, which is no news
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            out: Tensor = vmap(lambda task: functional_call(self.model.net, task, arguments))(stacked)
         return out
 
     def gradients(self, groups: Sequence[Any], coefficients: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:

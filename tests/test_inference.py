@@ -7,10 +7,11 @@ from torch import nn
 
 from avalanche_supermask import CLNP, ExSSNeT, MaskedModel, SupSup
 from avalanche_supermask import masks as masks_module
+from avalanche_supermask import superposition as superposition_module
 from avalanche_supermask.inference import Binary, Entropy, MaxLogit, OneShot
 from avalanche_supermask.selection import Threshold, selection
 from avalanche_supermask.superposition import Superposition
-from tests.streams import ResNet, class_stream, inputs, mlp, outputs, train_all
+from tests.streams import NETWORKS, ResNet, class_stream, inputs, mlp, outputs, train_all
 from tests.test_model import learn_nothing
 
 METHODS = ["oneshot", "binary", "entropy", "max_logit", OneShot(objective="G", classes=2), Binary(per="batch")]
@@ -235,3 +236,15 @@ def test_without_superfluous_neurons_entropy_is_lost():
     """Negative control: with ten outputs, one-shot H is barely better than chance (the document measured 0.28)."""
     model, tests = permuted_digits(10, 10)
     assert accuracy(model, tests, OneShot(objective="H")) < 0.6
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 64 * 2**20])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_trying_each_task_in_chunks_equals_trying_one_by_one(network, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(superposition_module, "CHUNK_BYTES", chunk_bytes)
+    model = train_all(SupSup(NETWORKS[network](), density=0.3, evaluator=None, seed=0), class_stream(5)).model.eval()
+    x = inputs(6)
+    with torch.no_grad():
+        found = torch.cat(list(Superposition(model).outputs(x)))
+        expected = torch.stack([model.forward_task(key, x) for key in model.task_keys])
+    assert torch.allclose(found, expected, atol=1e-5)
