@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from avalanche_supermask.model import MaskedModel
     from avalanche_supermask.plugin import SubnetworkPlugin
     from avalanche_supermask.registry import methods, register
+    from avalanche_supermask.resume import CheckpointPlugin
     from avalanche_supermask.strategies.clnp import CLNP, CLNPPlugin
     from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
     from avalanche_supermask.strategies.hopsupsup import HopSupSup, HopSupSupPlugin, UnitMaskedModel
@@ -28,6 +29,7 @@ _HOME = {
     "CLNP": "strategies.clnp",
     "CLNPPlugin": "strategies.clnp",
     "CachedTensors": "data",
+    "CheckpointPlugin": "resume",
     "ExSSNeT": "strategies.exssnet",
     "ExSSNeTPlugin": "strategies.exssnet",
     "HopSupSup": "strategies.hopsupsup",
@@ -56,6 +58,7 @@ __all__ = [
     "CLNP",
     "CLNPPlugin",
     "CachedTensors",
+    "CheckpointPlugin",
     "ExSSNeT",
     "ExSSNeTPlugin",
     "HopSupSup",

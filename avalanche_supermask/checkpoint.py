@@ -22,11 +22,12 @@ from avalanche.checkpointing import save_checkpoint as _save
 
 from avalanche_supermask.atomic import written_whole
 
-__all__ = ["maybe_load_checkpoint", "save_checkpoint"]
+__all__ = ["by_reference", "maybe_load_checkpoint", "save_checkpoint"]
 
 
 @contextlib.contextmanager
-def _by_reference() -> Iterator[None]:
+def by_reference() -> Iterator[None]:
+    """Let dill find classes by reference, those of ``torch.optim`` included, while this lasts."""
     before = dill.settings["byref"]
     dill.settings["byref"] = True
     found = {name.rpartition(".")[2]: m for name, m in sys.modules.items() if name.startswith("torch.optim.")}
@@ -50,7 +51,7 @@ def save_checkpoint(strategy: Any, fname: str | os.PathLike[str], exclude: Seque
         fname: file to write; replaced in one step once the new one is complete.
         exclude: attributes of the strategy to leave out.
     """
-    with written_whole(fname) as temporary, _by_reference():
+    with written_whole(fname) as temporary, by_reference():
         _save(strategy, temporary, exclude=list(exclude or []))
 
 
@@ -71,6 +72,6 @@ def maybe_load_checkpoint(
     Returns:
         The strategy, and the index of the experience to train next.
     """
-    with _by_reference():
+    with by_reference():
         loaded, experience = _load(strategy, os.fspath(fname), map_location, unique_objects)
     return loaded, int(experience)

@@ -318,6 +318,10 @@ class CLNPPlugin(SubnetworkPlugin):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held_out": [], "_trained_on": None}
 
+    def put_back(self, state: dict[str, Any]) -> None:
+        """Take a saved state, and keep the data, which belong to the experience (see `CheckpointPlugin`)."""
+        self.__dict__.update({k: v for k, v in state.items() if k not in ("_held_out", "_trained_on")})
+
 
 def _to(model: MaskedModel, entries: dict[str, Tensor]) -> dict[str, Tensor]:
     device = next(iter(model.subnetworks.frozen.values())).device
