@@ -18,10 +18,11 @@ from torch.optim import Optimizer
 
 from avalanche_supermask.model import MaskedModel
 
-__all__ = ["Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "adopt_parameters", "cosine"]
+__all__ = ["OnRevisit", "Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "adopt_parameters", "cosine"]
 
 TaskKey = Literal["auto", "task_label", "experience"]
 Schedule = Literal["constant", "cosine"]
+OnRevisit = Literal["error", "skip", "new"]
 
 
 def cosine(done: float) -> float:
@@ -48,9 +49,16 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         schedule: of the learning rate within each phase; ``"constant"`` leaves it to the optimizer and to
             scheduler plugins.
 
+    Attributes:
+        on_revisit: what happens to an experience of a task that is learned already: ``"error"``; ``"skip"``: nothing,
+            the task answers as before; ``"new"``: it is learned as a task of its own under the next free key, and
+            from then on answers for its label.
+
     Raises:
         ValueError: an unknown ``task_key`` or ``schedule``.
     """
+
+    on_revisit: OnRevisit = "error"
 
     def __init__(self, *, task_key: TaskKey = "auto", schedule: Schedule = "constant") -> None:
         super().__init__()
@@ -64,6 +72,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         self._lrs: list[float] = []
         self._iterations = 0
         self._learned_in: dict[int, int] = {}  # task key -> index of its experience
+        self._skips = False  # the experience that is being trained
 
     # ------------------------------------------------------------------ a method fills these in
 
@@ -100,6 +109,13 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         """Begin the task."""
         model = masked_model(strategy)
         key, label = self._name_task(strategy.experience, model)
+        self._skips = key in model.subnetworks.tasks and self.on_revisit == "skip"
+        if self._skips:
+            model.router.assigned, self._iterations = key, 0
+            strategy.stop_training()  # before its first epoch
+            return
+        if key in model.subnetworks.tasks and self.on_revisit == "new":
+            key = max(model.subnetworks.tasks) + 1
         if len(strategy.experience.dataset) == 0:
             raise ValueError(f"experience {strategy.experience.current_experience} is empty: no sample to learn from")
         model.begin(key, label)
@@ -112,6 +128,8 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Enter the phase of this epoch, if it is not the current one."""
+        if self._skips:
+            return
         phase, _ = self._phase_at(strategy.clock.train_exp_epochs, strategy.train_epochs)
         if phase != self._phase:
             self._enter(phase, strategy)
@@ -132,6 +150,9 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Commit the task, from whatever phase it is in."""
         model = masked_model(strategy)
+        if self._skips:
+            model.router.assigned, self._skips = None, False
+            return
         if self._drives_lr(strategy):
             for group, lr in zip(strategy.optimizer.param_groups, self._lrs, strict=True):
                 group["lr"] = lr

@@ -16,13 +16,13 @@ from typing_extensions import TypedDict
 from avalanche_supermask.inference import Inference
 from avalanche_supermask.layout import Init, Maskable, PerTask
 from avalanche_supermask.model import MaskedModel
-from avalanche_supermask.plugin import SubnetworkPlugin, adopt_parameters
+from avalanche_supermask.plugin import OnRevisit, SubnetworkPlugin, adopt_parameters
 
 __all__ = ["ModelArguments", "ModelFirst", "StrategyArguments", "SubnetworkStrategy"]
 
 
 class StrategyArguments(TypedDict, total=False):
-    """Arguments of every Avalanche strategy, with Avalanche's names, defaults and meaning; and ``task_inference``."""
+    """Arguments of every Avalanche strategy, with Avalanche's names, defaults and meaning; and two of ours."""
 
     criterion: nn.Module | Callable[[Tensor, Tensor], Tensor]
     train_mb_size: int
@@ -34,6 +34,7 @@ class StrategyArguments(TypedDict, total=False):
     eval_every: int
     peval_mode: str
     task_inference: str | Inference
+    on_revisit: OnRevisit
 
 
 class ModelArguments(TypedDict, total=False):
@@ -69,10 +70,11 @@ class SubnetworkStrategy(ModelFirst):
         optimizer: used as it is, on its own groups; None for ``default_optimizer``.
         default_lr: learning rate of Adam, the papers' optimizer, where ``optimizer`` is None.
         init, per_task, exclude, own, mask, seed, task_inference: see `MaskedModel`.
+        on_revisit: see `SubnetworkPlugin`.
         arguments: of any Avalanche strategy.
 
     Raises:
-        ValueError: arguments for the wrapping of a model that is wrapped already.
+        ValueError: arguments for the wrapping of a model that is wrapped already, or an unknown ``on_revisit``.
     """
 
     forgets = False
@@ -95,8 +97,12 @@ class SubnetworkStrategy(ModelFirst):
         mask: Maskable = "weights",
         seed: int | None = None,
         task_inference: str | Inference = "given",
+        on_revisit: OnRevisit = "error",
         **arguments: Any,
     ) -> None:
+        if on_revisit not in ("error", "skip", "new"):
+            raise ValueError(f"on_revisit must be 'error', 'skip' or 'new'; got {on_revisit!r}")
+        method.on_revisit = on_revisit
         if not isinstance(model, MaskedModel):
             original = model
             model = MaskedModel(model, init=init, per_task=per_task, exclude=exclude, own=own, mask=mask, seed=seed)

@@ -199,3 +199,35 @@ def test_task_keys_in_any_order(method, labels):
     strategy = build(method, mlp())
     assert drift_of_old_tasks(strategy, stream, key_of=lambda index: labels[index]) == 0.0
     assert strategy.model.task_keys == labels
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if not METHODS[m].forgets])
+def test_a_task_that_comes_again_can_be_skipped(method):
+    strategy = build(method, NETWORKS["resnet"](), on_revisit="skip", plugins=[CachedTensors()])
+    stream = class_stream(3)
+    for index in (0, 1, 0, 2, 1):
+        before = copy.deepcopy(strategy.model.state_dict()) if index in strategy.model.task_keys else None
+        strategy.train(stream.train_stream[index])
+        if before is not None:
+            assert same_state(strategy.model.state_dict(), before)
+    assert strategy.model.task_keys == [0, 1, 2]
+
+
+@pytest.mark.filterwarnings("ignore:task label 0 stands for several learned tasks")
+@pytest.mark.parametrize("method", [m for m in METHODS if not METHODS[m].forgets])
+def test_a_task_that_comes_again_can_be_learned_anew(method):
+    strategy, x = build(method, NETWORKS["resnet"](), on_revisit="new"), inputs()
+    stream = class_stream(2)
+    train_all(strategy, stream)
+    before = outputs(strategy.model, x, 0)
+    strategy.train(stream.train_stream[0])
+    assert strategy.model.task_keys == [0, 1, 2]
+    with torch.no_grad():
+        assert torch.equal(strategy.model.eval().forward_task(0, x), before)
+        latest = strategy.model.forward_task(2, x)
+    assert torch.equal(outputs(strategy.model, x, 0), latest)
+
+
+def test_an_unknown_way_to_revisit():
+    with pytest.raises(ValueError, match="on_revisit must be 'error', 'skip' or 'new'; got 'again'"):
+        build("supsup", mlp(), on_revisit="again")
