@@ -14,6 +14,7 @@ from avalanche_supermask import ExSSNeT, MaskedModel, SupSup, compact, load, sav
 from avalanche_supermask.compact import _read
 from benchmarks.networks import MultiHead
 from benchmarks.networks import mlp as plain_mlp
+from benchmarks.reliability import damaged
 from tests.streams import NETWORKS, class_stream, inputs, mlp, outputs, train_all
 from tests.test_contract import METHODS, build, same_state
 
@@ -151,21 +152,6 @@ def test_a_later_format_asks_for_an_upgrade(tmp_path, monkeypatch):
     monkeypatch.setattr(compact, "FORMAT", 1)
     with pytest.raises(ValueError, match=r"has format 2.*upgrade"):
         load(path, mlp())
-
-
-def damaged(data, rng):
-    """One random damage: a flipped bit, a changed or doubled or lost stretch, a cut."""
-    place = rng.randrange(len(data))
-    kind = rng.randrange(5)
-    if kind == 0:
-        return data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
-    if kind == 1:
-        return data[:place]
-    if kind == 2:
-        return data[:place] + rng.randbytes(rng.randrange(1, 9)) + data[place:]
-    if kind == 3:
-        return data[:place] + data[place + rng.randrange(1, 9) :]
-    return data[:place] + rng.randbytes(min(8, len(data) - place)) + data[place + 8 :]
 
 
 def test_1500_damaged_files_give_an_error_or_the_very_same_model(tmp_path):
