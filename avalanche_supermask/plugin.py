@@ -12,6 +12,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 from torch.optim import Optimizer
@@ -146,6 +147,17 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         """Check once a task that the network has an output for every label."""
         if self._iterations == 1:
             _check_outputs(strategy)
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Stop where nothing can be learned any more; looked at once an epoch, as a look may wait for the device."""
+        model = masked_model(strategy)
+        if model.active is not None and self._iterations and not bool(torch.as_tensor(strategy.loss).isfinite().all()):
+            key = model.active
+            model.abandon()
+            raise FloatingPointError(
+                f"the loss of task {key} is NaN or infinite; the task was not stored, the {len(model.task_keys)} "
+                "earlier tasks are intact; lower the learning rate or look at the inputs"
+            )
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Commit the task, from whatever phase it is in."""

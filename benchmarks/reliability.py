@@ -84,7 +84,9 @@ def kill_and_resume(method: str, *, kills: int, seed: int) -> dict[str, Any]:
         Kills, completed runs, how many of these had every bit right, and the largest difference of a logit.
     """
     context, draw = mp.get_context("forkserver"), random.Random(seed)
-    context.set_forkserver_preload(["benchmarks.reliability"])
+    context.set_forkserver_preload(
+        ["avalanche_supermask.strategies", "avalanche_supermask.resume", "benchmarks.streams"]
+    )
 
     def start(folder: str, seed: int) -> Any:
         process = context.Process(target=run, args=(method, f"{folder}/run.pkl", f"{folder}/logits.pt", seed))

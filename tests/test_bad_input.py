@@ -1,0 +1,94 @@
+"""What users pass by mistake: a clear error or a defined result, and earlier tasks as they were."""
+
+import copy
+
+import pytest
+import torch
+from avalanche.benchmarks import tensors_benchmark
+
+from avalanche_supermask import CachedTensors, ExSSNeT, MaskedModel, SupSup
+from tests.streams import ResNet, class_stream, inputs, mlp, outputs, train_all
+from tests.test_contract import METHODS, build, same_state
+
+pytestmark = pytest.mark.filterwarnings("ignore:task .. no free unit is left")
+KEPT = [m for m in METHODS if not METHODS[m].forgets]
+
+
+def benchmark(x, y, label=0):
+    return tensors_benchmark(train_tensors=[(x, y)], test_tensors=[(x, y)], task_labels=[label]).train_stream[0]
+
+
+def learned(method, net=mlp, **options):
+    """A strategy with one task, and what that task answers."""
+    strategy = train_all(build(method, net(), **options), class_stream(1))
+    return strategy, outputs(strategy.model, inputs(), 0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("method", KEPT)
+def test_a_loss_that_is_no_number_ends_the_experience(method, value):
+    strategy, before = learned(method, train_epochs=4)
+    x = inputs(48)
+    x[0] = value
+    with pytest.raises(FloatingPointError, match=r"task 1 .*the 1 earlier task"):
+        strategy.train(benchmark(x, torch.arange(48) % 2, label=1))
+    assert strategy.model.task_keys == [0]
+    assert torch.equal(outputs(strategy.model, inputs(), 0), before)
+    assert strategy.clock.train_exp_epochs < 4, "it did not wait for the last epoch"
+    strategy.train(class_stream(2).train_stream[1])
+    assert strategy.model.task_keys == [0, 1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_task_of_one_class(method):
+    strategy, _ = learned(method)
+    strategy.train(benchmark(inputs(48), torch.ones(48, dtype=torch.long), label=1))
+    assert (outputs(strategy.model, inputs(48), 1).argmax(dim=1) == 1).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_last_batch_of_one_sample(method):
+    strategy = build(method, ResNet(), train_mb_size=16, plugins=[CachedTensors()])
+    n = 33 if method != "clnp" else 36  # a tenth of them is held out
+    strategy.train(benchmark(inputs(n), torch.arange(n) % 2))
+    assert strategy.model.task_keys == [0]
+
+
+@pytest.mark.parametrize("method", KEPT)
+def test_inputs_of_another_shape(method):
+    strategy, before = learned(method)
+    with pytest.raises(RuntimeError, match="shape"):
+        strategy.train(benchmark(torch.randn(48, 1, 7, 7), torch.arange(48) % 2, label=1))
+    assert torch.equal(outputs(strategy.model, inputs(), 0), before)
+    strategy.train(class_stream(2).train_stream[1])
+    assert strategy.model.task_keys == [0, 1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluation_before_training_answers_with_the_whole_network(method):
+    strategy = build(method, mlp())
+    before = copy.deepcopy(strategy.model.state_dict())
+    strategy.eval(class_stream(1).test_stream)
+    assert same_state(strategy.model.state_dict(), before)
+
+
+def test_two_strategies_on_one_model_take_turns():
+    model = MaskedModel(mlp(), seed=0)
+    options = {"density": 0.3, "train_mb_size": 16, "evaluator": None}
+    first, second = SupSup(model, **options), ExSSNeT(model, train_epochs=2, **options)
+    stream = class_stream(4)
+    recorded = {}
+    for index, strategy in enumerate([first, second, first, second]):
+        strategy.train(stream.train_stream[index])
+        recorded[index] = outputs(model, inputs(), index)
+        for key, before in recorded.items():
+            assert torch.equal(outputs(model, inputs(), key), before)
+    assert model.task_keys == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("label", [-3, 7, 10**6])
+def test_any_whole_number_is_a_task_key(label):
+    strategy = build("exssnet", mlp())
+    strategy.train(benchmark(inputs(48), torch.arange(48) % 2, label=label))
+    assert strategy.model.task_keys == [label]
+    assert outputs(strategy.model, inputs(4), label).shape == (4, 2)
