@@ -3,9 +3,9 @@
     python -m benchmarks.reliability --out benchmarks/results/reliability.json --page docs/reliability.md
 
 *Kills*: SplitDigits with `CheckpointPlugin`; each process is killed by SIGKILL at a random moment, and the next one,
-with another seed, goes on from the checkpoint, until the run is through. Its logits must be those of the uninterrupted run,
-bit for bit. *Damage*: files of `save` with a bit, a stretch or an end changed, lost or added must give an error or the
-very same model.
+with another seed, goes on from the checkpoint, until the run is through. Its logits must be those of the uninterrupted
+run, bit for bit. *Damage*: files of `save` with a bit, a stretch or an end changed, lost or added must give an error or
+the very same model.
 """
 
 from __future__ import annotations
