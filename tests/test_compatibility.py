@@ -1,0 +1,167 @@
+"""What else people bring: torchvision's networks, a causal transformer, other optimizers, plugins, number formats."""
+
+import pytest
+import torch
+from avalanche.benchmarks import tensors_benchmark
+from avalanche.training.plugins import EWCPlugin, LRSchedulerPlugin, ReplayPlugin, SupervisedPlugin
+from torch import nn
+from torch.optim import SGD, Optimizer, RMSprop
+from torch.optim.lr_scheduler import ExponentialLR
+from torchvision.models import ConvNeXt, VisionTransformer, mobilenet_v3_small, resnet18
+from torchvision.models.convnext import CNBlockConfig
+
+from avalanche_supermask import CLNP, ExSSNeT, ImpressLearn, SupSup
+from avalanche_supermask.partition import FREE
+from avalanche_supermask.pruning import PruningReport
+from tests.streams import class_stream, inputs, mlp, outputs
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:task .. no free unit is left")
+
+
+class Causal(nn.Module):
+    """GPT-2's kind of block on a sequence of tokens read off the pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(16, 24), nn.Embedding(64, 24)
+        self.norm1, self.norm2 = nn.LayerNorm(24), nn.LayerNorm(24)
+        self.attention = nn.MultiheadAttention(24, 4, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 24))
+        self.head = nn.Linear(24, 2)
+
+    def forward(self, x):
+        ids = (x[:, 0, ::4, ::4].flatten(1) * 4).long().clamp(0, 15)
+        h = self.tokens(ids) + self.places(torch.arange(ids.shape[1], device=x.device))
+        mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1], device=x.device, dtype=h.dtype)
+        n = self.norm1(h)
+        h = h + self.attention(n, n, n, attn_mask=mask, need_weights=False)[0]
+        h = h + self.mlp(self.norm2(h))
+        return self.head(h[:, -1])
+
+
+NETWORKS = {
+    "resnet18": lambda: resnet18(num_classes=2),
+    "mobilenet_v3": lambda: mobilenet_v3_small(num_classes=2),
+    "vit": lambda: VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=2),
+    "convnext": lambda: ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], num_classes=2),
+    "causal": Causal,
+}
+
+
+def images(n_tasks, n=12):
+    generator = torch.Generator().manual_seed(0)
+    splits = [(torch.rand((n, 3, 32, 32), generator=generator), torch.arange(n) % 2) for _ in range(n_tasks)]
+    return tensors_benchmark(train_tensors=splits, test_tensors=splits, task_labels=list(range(n_tasks)))
+
+
+def learns_without_forgetting(strategy, stream, x):
+    recorded = {}
+    for experience in stream.train_stream:
+        strategy.train(experience)
+        recorded[experience.current_experience] = outputs(strategy.model, x, experience.current_experience)
+        for key, before in recorded.items():
+            assert torch.equal(outputs(strategy.model, x, key), before)
+    assert not torch.equal(recorded[0], recorded[1])
+
+
+@pytest.mark.parametrize("method", [SupSup, ExSSNeT, ImpressLearn])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_networks(network, method):
+    options = {"n_basis": 2} if method is ImpressLearn else {}
+    strategy = method(
+        NETWORKS[network](), density=0.3, train_epochs=2, train_mb_size=6, evaluator=None, seed=0, **options
+    )
+    learns_without_forgetting(strategy, images(3), torch.rand(4, 3, 32, 32))
+
+
+@pytest.mark.parametrize("network", ["resnet18", "mobilenet_v3"])
+def test_clnp_on_residual_depthwise_and_squeeze_and_excitation_layers(network, monkeypatch):
+    def claim_some(units, claimed, activity, *, place, **_):
+        mine = (claimed == FREE) & (torch.rand(len(claimed), generator=torch.Generator().manual_seed(place)) < 0.4)
+        return PruningReport(0.0, 1.0, 1.0, {}), torch.where(mine, place, claimed)
+
+    monkeypatch.setattr("avalanche_supermask.strategies.clnp.prune", claim_some)  # random labels claim no unit
+    strategy = CLNP(NETWORKS[network](), train_mb_size=6, evaluator=None, seed=0)
+    x = torch.rand(4, 3, 32, 32)
+    learns_without_forgetting(strategy, images(2, n=24), x)
+    before = outputs(strategy.model, x, 0)
+    free = strategy.method._free(strategy.model)
+    with torch.no_grad():
+        for name, weight in strategy.model.subnetworks.frozen.items():
+            weight[free[name]] += 1.0
+    strategy.model.to("cpu")  # forgets what it has cached
+    assert torch.equal(outputs(strategy.model, x, 0), before)
+    small = strategy.export(0, slim=True)
+    with torch.no_grad():
+        assert torch.allclose(small(x), before, atol=1e-5)
+    assert sum(p.numel() for p in small.parameters()) < 0.3 * sum(p.numel() for p in strategy.model.net.parameters())
+
+
+@pytest.mark.parametrize("network", ["vit", "convnext"])
+def test_clnp_names_the_module_that_it_cannot_prune(network):
+    with pytest.raises(ValueError, match="module '"):
+        CLNP(NETWORKS[network](), train_mb_size=6, evaluator=None, seed=0).train(images(1, n=40).train_stream[0])
+
+
+class Lion(Optimizer):
+    """Sign of the momentum: an optimizer that torch does not have."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    p.sub_(group["lr"] * (0.9 * momentum + 0.1 * p.grad).sign())
+                    momentum.mul_(0.99).add_(p.grad, alpha=0.01)
+
+
+class Clip(SupervisedPlugin, supports_distributed=False):
+    def before_update(self, strategy, **kwargs):
+        nn.utils.clip_grad_norm_(strategy.model.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("method", [SupSup, ExSSNeT])
+@pytest.mark.parametrize("optimizer", [lambda p: RMSprop(p, lr=1e-3), lambda p: Lion(p, lr=1e-3)])
+def test_optimizers(method, optimizer):
+    net = mlp()
+    strategy = method(net, optimizer=optimizer(net.parameters()), train_epochs=2, train_mb_size=16, evaluator=None)
+    learns_without_forgetting(strategy, class_stream(3), inputs())
+
+
+@pytest.mark.parametrize("companion", ["scheduler", "clipping", "replay", "all"])
+def test_plugins(companion):
+    net = mlp()
+    optimizer = SGD(net.parameters(), lr=0.1, momentum=0.9)
+    made = {
+        "scheduler": [LRSchedulerPlugin(ExponentialLR(optimizer, 0.9))],
+        "clipping": [Clip()],
+        "replay": [ReplayPlugin(mem_size=20)],
+    }
+    made["all"] = [EWCPlugin(ewc_lambda=1.0), *(plugin for plugins in made.values() for plugin in plugins)]
+    plugins = made[companion]
+    strategy = ExSSNeT(net, optimizer=optimizer, plugins=plugins, train_epochs=2, train_mb_size=16, evaluator=None)
+    learns_without_forgetting(strategy, class_stream(3), inputs())
+
+
+@pytest.mark.parametrize("method", [SupSup, ExSSNeT, ImpressLearn])
+def test_double_precision(method):
+    options = {"n_basis": 2} if method is ImpressLearn else {}
+    strategy = method(mlp().double(), density=0.3, train_epochs=2, train_mb_size=16, evaluator=None, **options)
+    x, y = inputs(48).double(), torch.arange(48) % 2
+    stream = tensors_benchmark(
+        train_tensors=[(x, y), (x.flip(0), y), (x * 2, y)], test_tensors=[(x, y)] * 3, task_labels=[0, 1, 2]
+    )
+    learns_without_forgetting(strategy, stream, x)
+    assert outputs(strategy.model, x, 0).dtype == torch.float64
+
+
+def test_bfloat16_autocast():
+    strategy = ExSSNeT(mlp(), density=0.3, train_epochs=2, train_mb_size=16, evaluator=None, seed=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        learns_without_forgetting(strategy, class_stream(3), inputs())
+    weights = strategy.model.effective_weights(0)
+    assert all(w.dtype == torch.float32 for w in weights.values())
