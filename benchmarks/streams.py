@@ -206,11 +206,12 @@ STREAMS: dict[str, Stream] = {
         partial(_split_classes, load_mnist, shuffle=False), 784, 300, 100, 2, settings_from="split-mnist", **_SPLIT
     ),
     "split-mnist-class": _mlp_stream(
-        partial(_split_classes, load_mnist, labels=False), 784, 300, 100, 10, task_labels=False, **_SPLIT
+        partial(_split_classes, load_mnist, labels=False), 784, 300, 100, 10, task_labels=False,
+        settings_from="split-mnist", **_SPLIT,
     ),
     "split-mnist-class-ordered": _mlp_stream(
         partial(_split_classes, load_mnist, shuffle=False, labels=False), 784, 300, 100, 10, task_labels=False,
-        settings_from="split-mnist-class", **_SPLIT,
+        settings_from="split-mnist", **_SPLIT,
     ),
     "permuted-mnist": _mlp_stream(_PERMUTED, 784, 300, 100, 10, **_TEN),
     "rotated-mnist": _mlp_stream(

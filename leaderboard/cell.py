@@ -84,7 +84,7 @@ def settings_of(stream: str, row: str) -> dict[str, Any]:
     searched_as = "exssnet" if method == "ssnet" else method  # the control runs at the settings of what it controls
     pinned = f"{searched_as}@{row.partition('@')[2]}"  # a row with an option runs at the settings of the one without
     found = next((found_on[name] for name in (row, pinned, searched_as) if name in found_on), {}).get("settings", {})
-    return {**rows()[method].defaults, **protocol(stream, method), **found, **fixed}
+    return {**rows()[method].defaults, **found, **protocol(stream, method), **fixed}
 
 
 def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, device: str = "cpu") -> dict[str, Any]:

@@ -277,7 +277,7 @@ def parse_row(name: str) -> tuple[str, dict[str, Any]]:
     return method, fixed
 
 
-_MEMORY = {"split-mnist": 200, "permuted-mnist": 1000, "split-cifar100": 1000, "split-mnist-class": 200}
+_MEMORY = {"split-mnist": 200, "permuted-mnist": 1000, "split-cifar100": 1000}
 
 
 def protocol(stream: str, method: str) -> dict[str, Any]:
