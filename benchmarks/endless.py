@@ -30,6 +30,12 @@ def _rotated(split: Split, task: int) -> Split:
     return normalise(rotate(split[0], 10.0 * task)), split[1]
 
 
+def _rotated_anyhow(split: Split, task: int) -> Split:
+    """Turned by an angle that a generator seeded with the task's number draws, whole degrees from -180 to 180."""
+    angle = int(torch.randint(-180, 181, (), generator=torch.Generator().manual_seed(task)))
+    return normalise(rotate(split[0], angle)), split[1]
+
+
 @dataclass(frozen=True)
 class Kind:
     """A data set, how task t sees it, and the network that learns it."""
@@ -46,6 +52,7 @@ def _lenet() -> nn.Module:
 KINDS = {
     "permuted": Kind(load_mnist, _permuted, _lenet),
     "rotated": Kind(load_mnist, _rotated, _lenet),
+    "rotated-anyhow": Kind(load_mnist, _rotated_anyhow, _lenet),
     "split-cifar100": Kind(load_cifar100, five_classes, lambda: SlimResNet18(5)),
 }
 
