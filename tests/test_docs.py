@@ -12,6 +12,7 @@ import torch
 
 import avalanche_supermask
 import leaderboard
+from avalanche_supermask import save_checkpoint
 from tests.streams import class_stream
 
 ROOT = Path(__file__).parent.parent
@@ -36,8 +37,8 @@ def code_blocks(path):
     return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
 
 
-@pytest.mark.filterwarnings("ignore:No loggers", "ignore:task label")
-def test_the_readmes_script_runs(monkeypatch, capsys):
+@pytest.mark.filterwarnings("ignore:No loggers", "ignore:task label", "ignore:Cannot properly serialize the file")
+def test_the_readmes_script_runs(monkeypatch, capsys, tmp_path):
     classic = importlib.import_module("avalanche.benchmarks.classic")
 
     def stand_in(n_experiences, **arguments):
@@ -45,7 +46,7 @@ def test_the_readmes_script_runs(monkeypatch, capsys):
         return class_stream(n_experiences)
 
     monkeypatch.setattr(classic, "SplitMNIST", stand_in)
-    script, questions = code_blocks(ROOT / "README.md")
+    script, questions, resuming = code_blocks(ROOT / "README.md")
     namespace = {}
     exec(script.replace("784", "36"), namespace)  # the stand-in's images are 6x6
     strategy = namespace["strategy"]
@@ -53,6 +54,12 @@ def test_the_readmes_script_runs(monkeypatch, capsys):
     assert "{0: " in capsys.readouterr().out
     exec(questions, namespace)
     assert strategy.model.task_keys == [1, 2, 3, 4]
+    monkeypatch.chdir(tmp_path)
+    strategy.train(namespace["stream"].train_stream[0])
+    save_checkpoint(strategy, "run.pkl")
+    namespace["stream"] = class_stream(strategy.clock.train_exp_counter)
+    exec(resuming, namespace)
+    assert namespace["first"] == strategy.clock.train_exp_counter == 6
 
 
 def test_the_bytes_in_the_readme_are_right():
