@@ -9,7 +9,6 @@ there, so a crash leaves the old one.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,12 +16,17 @@ from typing import Any
 
 import dill
 import torch
+from avalanche.checkpointing import checkpoint_internals
 from avalanche.checkpointing import maybe_load_checkpoint as _load
 from avalanche.checkpointing import save_checkpoint as _save
 
 from avalanche_supermask.atomic import written_whole
 
 __all__ = ["by_reference", "maybe_load_checkpoint", "save_checkpoint"]
+
+
+def _silent(*_: Any, **__: Any) -> None:
+    """In the place of ``print``."""
 
 
 @contextlib.contextmanager
@@ -34,10 +38,12 @@ def by_reference() -> Iterator[None]:
     deleted = {name: module for name, module in found.items() if not hasattr(torch.optim, name)}
     for name, module in deleted.items():
         setattr(torch.optim, name, module)
+    # Avalanche prints a line for every device it meets. Only there: loggers must find the real sys.stdout.
+    checkpoint_internals.print = _silent
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # Avalanche prints a line for every device it meets
-            yield
+        yield
     finally:
+        del checkpoint_internals.print
         dill.settings["byref"] = before
         for name in deleted:
             delattr(torch.optim, name)

@@ -7,6 +7,9 @@ import sys
 import dill
 import pytest
 import torch
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.logging import InteractiveLogger
+from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import EWC, LwF, Naive, Replay
 from torch.nn import CrossEntropyLoss
 from torch.optim import SGD
@@ -104,3 +107,18 @@ def test_a_failed_save_keeps_the_old_file(tmp_path):
         save_checkpoint(strategy, path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pkl"]
+
+
+def test_a_logger_goes_on_printing_where_one_looks(tmp_path, capsys):
+    def strategy():
+        logger = InteractiveLogger()
+        evaluator = EvaluationPlugin(accuracy_metrics(epoch=True), loggers=[logger])
+        return build("supsup", mlp(), evaluator=evaluator)
+
+    first, path = strategy(), tmp_path / "checkpoint.pkl"
+    first.train(class_stream(1).train_stream[0])
+    save_checkpoint(first, path)  # capsys has replaced sys.stdout, as a notebook does
+    capsys.readouterr()
+    resumed, _ = maybe_load_checkpoint(strategy(), path)
+    resumed.train(class_stream(2).train_stream[1])
+    assert "Top1_Acc_Epoch" in capsys.readouterr().out
