@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.streams import STREAMS, SUITES
 from leaderboard.cell import SETTINGS, Cell, settings_of
 from leaderboard.methods import parse_row
+from leaderboard.page import write_page
 from leaderboard.pool import is_done, run_cells
 from leaderboard.report import load_results, table, write_readme, write_report
 from leaderboard.search import search
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     report = commands.add_parser("report", help="write LEADERBOARD.md from result files")
     report.add_argument("--results", type=Path, required=True, help="folder of <stream>/<method>/seed<k>.json")
     report.add_argument("--out", type=Path, required=True, help="folder for LEADERBOARD.md")
+    report.add_argument("--page", type=Path, help="the page to look at (default: index.html in the folder)")
     report.add_argument("--readme", type=Path, help="also put short tables between this file's leaderboard marks")
 
     searching = commands.add_parser("search", help="choose settings on held-out training data")
@@ -102,8 +104,9 @@ def _run(options: argparse.Namespace) -> int:
         print(f"\nFAILED {path}\n{error}", file=sys.stderr)
     if len(failed) < len(cells):
         page = write_report(options.out, options.out)
+        write_page(options.out, options.out / "index.html")
         _print_tables(options.out)
-        print(f"\nreport            {page}")
+        print(f"\nreport            {page}, and to look at {options.out / 'index.html'}")
         print(f"TensorBoard logs  {options.out / 'tb'}    (tensorboard --logdir {options.out / 'tb'})")
     return 1 if failed else 0
 
@@ -121,6 +124,9 @@ def _print_tables(folder: Path) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     print(write_report(options.results, options.out))
+    shown = options.page or options.out / "index.html"
+    write_page(options.results, shown)
+    print(shown)
     if options.readme:
         write_readme(options.results, options.readme)
     return 0

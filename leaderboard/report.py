@@ -12,7 +12,16 @@ from typing import Any
 from benchmarks.streams import STREAMS
 from leaderboard.methods import parse_row, rows
 
-__all__ = ["load_results", "markdown", "table", "write_readme", "write_report"]
+__all__ = [
+    "cpu_seconds",
+    "load_results",
+    "markdown",
+    "notes_of",
+    "protocol_of",
+    "table",
+    "write_readme",
+    "write_report",
+]
 
 Result = dict[str, Any]
 README_STREAMS = ("split-digits", "split-mnist", "permuted-mnist", "permuted-mnist-wide")  # the others: on the page
@@ -55,8 +64,8 @@ def _load(path: Path) -> Result:
 
 
 _NEEDED = ("method", "stream", "seed", "average_accuracy", "forgetting", "bwt", "bytes_per_task", "bytes_total",
-           "train_seconds", "output_drift", "config", "commit", "machine")  # fmt: skip
-_OPTIONAL = ("selection_bytes", "pruning", "train_cpu_seconds")
+           "train_seconds", "output_drift", "accuracy_matrix", "config", "commit", "machine")  # fmt: skip
+_OPTIONAL = ("selection_bytes", "pruning", "train_cpu_seconds", "task_id_accuracy")
 
 
 def markdown(results: Sequence[Result], *, notes: str = "", command: str = "python -m leaderboard report") -> str:
@@ -66,14 +75,15 @@ def markdown(results: Sequence[Result], *, notes: str = "", command: str = "pyth
         streams[result["stream"]].append(result)
     parts = [HEADER.format(command=command, n=len(results)), notes]
     for stream in [*(s for s in STREAMS if s in streams), *(s for s in streams if s not in STREAMS)]:
-        parts += [f"## {stream}\n", _protocol(streams[stream][0]["config"]), table(streams[stream]), ""]
+        parts += [f"## {stream}\n", protocol_of(streams[stream][0]["config"]), table(streams[stream]), ""]
     machines = sorted({f"{r['machine']['processor']}, {r['machine']['threads']} thread a cell" for r in results})
     commits = sorted({r["commit"][:12] for r in results})
     parts.append(f"Machines: {'; '.join(machines)}. Commits: {', '.join(commits)}.\n")
     return "\n".join(parts)
 
 
-def _protocol(config: Result) -> str:
+def protocol_of(config: Result) -> str:
+    """Tasks, network, epochs and batch size in a sentence."""
     shape = config["network"]
     network = shape if isinstance(shape, str) else "-".join(str(width) for width in shape)
     return f"{config['tasks']} tasks, {network}, {config['epochs']} epochs a task, batch {config['batch_size']}.\n"
@@ -84,7 +94,7 @@ def table(results: Sequence[Result], *, columns: Sequence[str] = ()) -> str:
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         groups[result["method"]].append(result)
-    naive = _cpu_seconds(groups.get("naive", []))
+    naive = cpu_seconds(groups.get("naive", []))
     order = sorted(groups, key=lambda name: -(_mean([r["average_accuracy"] for r in groups[name]]) or 0))
     lines = [_HEAD, ["---"] * len(_HEAD)] + [_row(name, groups[name], naive) for name in order]
     shown = [_HEAD.index(column) for column in columns or _HEAD]
@@ -107,7 +117,7 @@ _HEAD = [
 
 
 def _row(name: str, cells: Sequence[Result], naive: float | None) -> list[str]:
-    seconds = _cpu_seconds(cells)
+    seconds = cpu_seconds(cells)
     return [
         _escape(name),
         _spread([r["average_accuracy"] for r in cells]),
@@ -119,11 +129,11 @@ def _row(name: str, cells: Sequence[Result], naive: float | None) -> list[str]:
         f"{_mean([r['bytes_total'] for r in cells]):,.0f}",
         f"{seconds / naive:.2f}" if naive and seconds else "–",
         ", ".join(str(seed) for seed in sorted(r["seed"] for r in cells)),
-        _notes(name, cells),
+        _escape(notes_of(name, cells)),
     ]
 
 
-def _cpu_seconds(cells: Sequence[Result]) -> float | None:
+def cpu_seconds(cells: Sequence[Result]) -> float | None:
     """Mean processor time of training, of the cells that measured it."""
     return _mean([r.get("train_cpu_seconds") for r in cells])
 
@@ -134,13 +144,14 @@ def _last_mask(cells: Sequence[Result]) -> str:
     return "–" if last is None else f"{last:,.0f}"
 
 
-def _notes(name: str, cells: Sequence[Result]) -> str:
+def notes_of(name: str, cells: Sequence[Result]) -> str:
+    """Settings of a row, and what the table has to say about it."""
     shown = ", ".join(f"{key} {_value(value)}" for key, value in cells[0]["config"]["settings"].items())
     try:
         note = rows()[parse_row(name)[0]].note
     except ValueError:  # a row of somebody else's package that is not installed here
         note = ""
-    return _escape("; ".join(part for part in (shown, note, _graceful(cells)) if part))
+    return "; ".join(part for part in (shown, note, _graceful(cells)) if part)
 
 
 def _graceful(cells: Sequence[Result]) -> str:
@@ -202,7 +213,7 @@ def write_readme(results_dir: Path, readme: Path) -> None:
         streams[result["stream"]].append(result)
     columns = ("method", "accuracy", "forgetting", "bytes per task", "bytes in all")
     parts = [
-        f"\n**{stream}**: {_protocol(streams[stream][0]['config'])}\n{table(streams[stream], columns=columns)}\n"
+        f"\n**{stream}**: {protocol_of(streams[stream][0]['config'])}\n{table(streams[stream], columns=columns)}\n"
         for stream in README_STREAMS
         if stream in streams
     ]

@@ -1,0 +1,85 @@
+"""`index.html` from result files: one page without a network, to sort, filter and look at."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.streams import STREAMS
+from leaderboard.report import Result, cpu_seconds, load_results, notes_of, protocol_of
+
+__all__ = ["page", "write_page"]
+
+TEMPLATE = Path(__file__).with_name("page.html")
+
+
+def page(results: Sequence[Result]) -> str:
+    """The whole page. What a result says goes in as data, never as markup."""
+    streams: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        streams[result["stream"]].append(result)
+    order = [*(s for s in STREAMS if s in streams), *(s for s in streams if s not in STREAMS)]
+    data = [
+        {"name": name, "protocol": protocol_of(streams[name][0]["config"]).strip(), "rows": _rows(streams[name])}
+        for name in order
+    ]
+    text = json.dumps(data).replace("<", "\\u003c")  # or a method's name could end the script
+    return TEMPLATE.read_text().replace("/*DATA*/", text)
+
+
+def write_page(results_dir: Path, file: Path) -> None:
+    """Write the page of the results below a folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(page(load_results(results_dir)))
+
+
+def _rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    groups: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        groups[result["method"]].append(result)
+    naive = cpu_seconds(groups.get("naive", []))
+    return [_row(name, cells, naive) for name, cells in groups.items()]
+
+
+def _row(name: str, cells: Sequence[Result], naive: float | None) -> dict[str, Any]:
+    seconds = cpu_seconds(cells)
+    n_tasks = len(cells[0]["accuracy_matrix"][0])
+    # Cells of a row may have been run over fewer tasks; those of most tasks make its curves.
+    same = [r["accuracy_matrix"] for r in cells if len(r["accuracy_matrix"][0]) == n_tasks]
+    matrix = [[statistics.fmean(values) for values in zip(*lines, strict=True)] for lines in zip(*same, strict=True)]
+    learned = len(matrix) == n_tasks  # joint training has one line only
+    return {
+        "method": name,
+        "accuracy": _cell([r["average_accuracy"] for r in cells], _four),
+        "forgetting": _cell([r["forgetting"] for r in cells], _four),
+        "bwt": _cell([r["bwt"] for r in cells], _four),
+        "task_id": _cell([r.get("task_id_accuracy") for r in cells], _four),
+        "drift": _cell([max(r["output_drift"] for r in cells)], lambda v: f"{v:.2g}"),
+        "bytes_per_task": _cell([r["bytes_per_task"] for r in cells], _whole),
+        "bytes_total": _cell([r["bytes_total"] for r in cells], _whole),
+        "time": _cell([seconds / naive if naive and seconds else None], lambda v: f"{v:.2f}"),
+        "seeds": {"value": len(cells), "text": ", ".join(str(seed) for seed in sorted(r["seed"] for r in cells))},
+        "matrix": [[round(value, 4) for value in line] for line in matrix],
+        "curve": [statistics.fmean(line[: i + 1]) for i, line in enumerate(matrix)] if learned else [],
+        "note": notes_of(name, cells),
+    }
+
+
+def _cell(values: Sequence[float | None], form: Callable[[float], str]) -> dict[str, Any] | None:
+    found = [value for value in values if value is not None]
+    if not found:
+        return None
+    deviation = f" ± {form(statistics.stdev(found))}" if len(found) > 1 and form is _four else ""
+    return {"value": statistics.fmean(found), "text": form(statistics.fmean(found)) + deviation}
+
+
+def _four(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"

@@ -1,0 +1,133 @@
+"""The page: what is in it, that nothing in it is markup of somebody else's, and that it works in a browser."""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from leaderboard.page import page, write_page
+from leaderboard.report import load_results
+
+RESULTS = Path(__file__).parents[2] / "leaderboard" / "results"
+PORT = 9766
+
+
+def data_of(text):
+    return json.loads(text.partition('type="application/json">')[2].partition("</script>")[0])
+
+
+def test_every_row_of_every_stream_is_in_it():
+    results = load_results(RESULTS)
+    found = {(stream["name"], row["method"]) for stream in data_of(page(results)) for row in stream["rows"]}
+    assert found == {(result["stream"], result["method"]) for result in results}
+
+
+def test_numbers_are_those_of_the_files():
+    results = [r for r in load_results(RESULTS) if (r["stream"], r["method"]) == ("split-digits", "exssnet")]
+    (stream,) = data_of(page(results))
+    (row,) = stream["rows"]
+    assert row["accuracy"]["value"] == pytest.approx(sum(r["average_accuracy"] for r in results) / len(results))
+    assert row["curve"][-1] == pytest.approx(row["accuracy"]["value"])
+    assert row["matrix"][-1][0] == pytest.approx(
+        sum(r["accuracy_matrix"][-1][0] for r in results) / len(results), abs=1e-4
+    )
+
+
+def test_a_method_named_like_a_tag_is_text():
+    (result, *_) = load_results(RESULTS)
+    text = page([{**result, "method": "</script><script>alert(1)</script>"}])
+    assert "<script>alert" not in text
+    assert data_of(text)[0]["rows"][0]["method"] == "</script><script>alert(1)</script>"
+
+
+def test_it_needs_no_network(tmp_path):
+    write_page(RESULTS, tmp_path / "page" / "index.html")
+    text = (tmp_path / "page" / "index.html").read_text()
+    links = [word for word in text.split('"') if word.startswith(("http:", "https:", "//"))]
+    assert all(link.startswith("http://www.w3.org/") for link in links), "only the names of SVG and HTML"
+
+
+class Browser:
+    """Headless Chromium by its driver's own protocol."""
+
+    def __init__(self, folder, width):
+        self.driver = subprocess.Popen(["chromedriver", f"--port={PORT}"], stdout=subprocess.DEVNULL)
+        arguments = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={folder}",
+            f"--window-size={width},900",
+        ]
+        options = {"goog:chromeOptions": {"args": arguments}, "goog:loggingPrefs": {"browser": "ALL"}}
+        for _ in range(50):
+            with contextlib.suppress(OSError):  # until it listens
+                self.session = self._ask("POST", "", {"capabilities": {"alwaysMatch": options}})["sessionId"]
+                return
+            time.sleep(0.2)
+        raise RuntimeError("chromedriver did not start")
+
+    def _ask(self, method, path, body=None):
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{PORT}/session{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())["value"]
+
+    def open(self, file):
+        self._ask("POST", f"/{self.session}/url", {"url": file.as_uri()})
+
+    def run(self, script):
+        return self._ask("POST", f"/{self.session}/execute/sync", {"script": f"return {script}", "args": []})
+
+    def enter(self, name, value, event):
+        field = f"document.getElementById('{name}')"
+        self.run(f"(() => {{ {field}.value = '{value}'; {field}.dispatchEvent(new Event('{event}')); }})()")
+
+    def errors(self):
+        return self._ask("POST", f"/{self.session}/se/log", {"type": "browser"})
+
+    def close(self):
+        self._ask("DELETE", f"/{self.session}")
+        self.driver.kill()
+        self.driver.wait()
+
+
+@pytest.mark.skipif(shutil.which("chromedriver") is None, reason="there is no chromedriver")
+@pytest.mark.parametrize("width", [1300, 400])
+def test_it_is_clicked_through_in_a_browser(tmp_path, width):
+    write_page(RESULTS, tmp_path / "index.html")
+    browser = Browser(tmp_path / "profile", width)
+    names = "[...document.querySelectorAll('#body tr')].map(r => r.cells[0].textContent)"
+    try:
+        browser.open(tmp_path / "index.html")
+        best_first = browser.run(names)
+        expected = {r["method"] for r in load_results(RESULTS) if r["stream"] == "split-digits"}
+        assert set(best_first) == expected
+        browser.run("document.querySelectorAll('#head button')[1].click()")
+        assert browser.run(names) == best_first[::-1]
+        browser.run("document.querySelectorAll('#head button')[0].click()")
+        assert browser.run(names) == sorted(expected)
+        browser.enter("filter", "exss", "input")
+        assert browser.run(names) == sorted(name for name in expected if "exss" in name)
+        chosen = "document.querySelectorAll('tr.chosen').length"
+        browser.run("document.querySelectorAll('#body button')[1].click()")
+        assert browser.run(chosen) >= 1
+        assert browser.run("document.querySelectorAll('#curves polyline').length") >= 2
+        assert browser.run("document.querySelectorAll('#matrix rect').length") == 25
+        browser.enter("filter", "", "input")
+        browser.enter("stream", "permuted-mnist", "change")
+        assert "10 tasks" in browser.run("document.getElementById('protocol').textContent")
+        assert browser.run("document.querySelectorAll('#matrix rect').length") == 100
+        assert browser.run("document.documentElement.scrollWidth <= window.innerWidth"), "no sideways scrolling"
+        assert [e for e in browser.errors() if e["level"] == "SEVERE"] == []
+    finally:
+        browser.close()
