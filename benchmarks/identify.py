@@ -37,9 +37,14 @@ def learned(method: str, tasks: Endless, options: argparse.Namespace) -> Any:
         "plugins": [CachedTensors()],
         "seed": options.seed,
     }
-    make = SupSup if method == "supsup" else ImpressLearn
-    strategy = make(KINDS["rotated"].network(), **common, **({} if method == "supsup" else {"n_basis": BASIS}))
+    net = KINDS["rotated"].network()
+    if method == "supsup":
+        strategy: Any = SupSup(net, **common)
+    else:
+        strategy = ImpressLearn(net, n_basis=BASIS, coefficient_lr=options.coefficient_lr, **common)
     for task in range(TASKS):
+        is_mixture = method != "supsup" and task >= BASIS
+        strategy.train_epochs = options.mixture_epochs if is_mixture else options.epochs
         strategy.train(tasks.train(task))
     return strategy
 
@@ -64,7 +69,9 @@ def score(strategy: Any, tasks: Endless, how: str | Inference, *, batch: int, ba
 def main() -> None:
     """Learn, ask in every way, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=2, help="a task (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=2, help="of a mask (default %(default)s)")
+    parser.add_argument("--mixture-epochs", type=int, default=6, help="of a mixture's (default %(default)s)")
+    parser.add_argument("--coefficient-lr", type=float, default=0.05, help="Adam, cosine (default %(default)s)")
     parser.add_argument("--density", type=float, default=0.25, help="of a mask (default %(default)s)")
     parser.add_argument("--batch", type=int, default=128, help="samples that decide together (default %(default)s)")
     parser.add_argument("--batches", type=int, default=20, help="asked of each task (default %(default)s)")
@@ -97,7 +104,10 @@ def main() -> None:
                 print(
                     f"{seed} {method:13} {name:24} {found['accuracy']:.4f}  {found['task_id_accuracy']:.3f}", flush=True
                 )
-    shown = {key: getattr(options, key) for key in ("epochs", "density", "batch", "batches", "validation")}
+    shown = {
+        key: getattr(options, key)
+        for key in ("epochs", "mixture_epochs", "coefficient_lr", "density", "batch", "batches", "validation")
+    }
     write_result(options.out, "benchmarks.identify", sys.argv[1:], options=shown, rows=rows)
 
 

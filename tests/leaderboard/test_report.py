@@ -10,7 +10,7 @@ def result(method="exssnet", seed=0, accuracy=0.9, **changes):
     base = {
         "method": method, "stream": "split-digits", "seed": seed, "average_accuracy": accuracy, "forgetting": 0.0,
         "bwt": 0.0, "bytes_per_task": 100.0, "bytes_total": 1000, "train_seconds": 2.0, "train_cpu_seconds": 2.0,
-        "output_drift": 0.0,
+        "output_drift": 0.0, "accuracy_matrix": [[accuracy]],
         "config": {"settings": {"density": 0.1}, "network": [64, 100, 2], "epochs": 6, "tasks": 5, "batch_size": 32},
         "commit": "abc", "machine": {"processor": "x", "threads": 1},
     }  # fmt: skip
