@@ -18,6 +18,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche_supermask import CachedTensors, MaskedModel, supermask_metrics
 from benchmarks.provenance import provenance
 from benchmarks.streams import STREAMS, build_stream, with_validation
+from leaderboard.boards import write_summary
 from leaderboard.kept import kept_bytes
 from leaderboard.methods import Setup, build_strategy, parse_row, protocol, rows
 from leaderboard.scores import summarise
@@ -141,9 +142,6 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, devi
         matrix.append([_accuracy(metrics, task) for task in range(tasks)])
         train_seconds += trained - started
         eval_seconds += time.perf_counter() - trained
-    for logger in evaluator.loggers:
-        logger.writer.close()
-
     image = train[0].dataset[0][0]
     per_task, total = kept_bytes(
         strategy,
@@ -153,7 +151,7 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, devi
         sample_bytes=image.numel() * image.element_size() + 8,  # the label is an int64
     )
     _, drift = evaluator.get_all_metrics().get("OutputDrift/train_phase/train_stream", ([], [0.0]))
-    return {
+    result = {
         "method": cell.method,
         "stream": cell.stream,
         "seed": cell.seed,
@@ -171,6 +169,10 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, devi
         "config": cell.config(),
         **provenance("leaderboard", cell.arguments(device)),
     }
+    for logger in evaluator.loggers:
+        write_summary(logger.writer, result)
+        logger.writer.close()
+    return result
 
 
 def _accuracy(metrics: dict[str, Any], task: int) -> float:

@@ -74,6 +74,18 @@ def test_tensorboard_has_accuracy_and_forgetting_curves(out):
     assert any(tag.startswith("ExperienceForgetting/") for tag in tags)
 
 
+def test_tensorboard_can_sort_methods_and_shows_the_matrix(out):
+    events = EventAccumulator(str(out / "tb" / "split-digits" / "exssnet@0.2" / "seed0")).Reload()
+    result = json.loads((out / "split-digits" / "exssnet@0.2" / "seed0.json").read_text())
+    (final,) = events.Scalars("final/average_accuracy")
+    assert final.value == pytest.approx(result["average_accuracy"])
+    plugin = events.SummaryMetadata("_hparams_/session_start_info").plugin_data
+    assert plugin.plugin_name == "hparams"
+    assert b"exssnet@0.2" in plugin.content
+    (image,) = events.Images("accuracy matrix")
+    assert (image.width, image.height) == (48, 48)
+
+
 def test_a_second_run_skips_what_is_done_and_reruns_what_changed(out):
     path = out / "split-digits" / "naive" / "seed0.json"
     cell = Cell("split-digits", "naive", 0, settings_of("split-digits", "naive"), epochs=2, tasks=2)
