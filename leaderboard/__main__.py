@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import signal
 import sys
@@ -32,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--out", type=Path, default=Path("runs/leaderboard"), help="output folder")
     run.add_argument("--epochs", type=int, help="epochs a task (default: the stream's)")
     run.add_argument("--tasks", type=int, help="only the first so many tasks (default: all)")
+    run.add_argument(
+        "--import", dest="modules", default="", help="comma-separated modules that register methods of yours"
+    )
     run.add_argument("--dry-run", action="store_true", help="list the cells and stop")
 
     report = commands.add_parser("report", help="write LEADERBOARD.md from result files")
@@ -86,6 +90,8 @@ def _seeds(text: str) -> list[int]:
 
 
 def _run(options: argparse.Namespace) -> int:
+    modules = [name for name in options.modules.split(",") if name]
+    _import(modules)
     cells = [
         Cell(stream, row, seed, settings_of(stream, row), epochs=options.epochs, tasks=options.tasks)
         for seed in _seeds(options.seeds)
@@ -98,7 +104,12 @@ def _run(options: argparse.Namespace) -> int:
             print(f"{'done' if is_done(cell, options.out) else 'to run':7} {cell.path}")
         return 0
     failed = run_cells(
-        cells, out=options.out, workers=options.workers, dataset_root=options.dataset_root, device=options.device
+        cells,
+        out=options.out,
+        workers=options.workers,
+        dataset_root=options.dataset_root,
+        device=options.device,
+        modules=modules,
     )
     for path, error in failed.items():
         print(f"\nFAILED {path}\n{error}", file=sys.stderr)
@@ -109,6 +120,15 @@ def _run(options: argparse.Namespace) -> int:
         print(f"\nreport            {page}, and to look at {options.out / 'index.html'}")
         print(f"TensorBoard logs  {options.out / 'tb'}    (tensorboard --logdir {options.out / 'tb'})")
     return 1 if failed else 0
+
+
+def _import(modules: list[str]) -> None:
+    sys.path.insert(0, "")  # modules of the folder that one is in
+    try:
+        for name in modules:
+            importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"--import {name}: {error}") from None
 
 
 def _print_tables(folder: Path) -> None:

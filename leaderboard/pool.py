@@ -6,6 +6,7 @@ there, so a file that exists is whole, and the same command after a crash runs o
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing as mp
 import traceback
@@ -40,6 +41,7 @@ def run_cells(
     workers: int,
     dataset_root: Path | None = None,
     device: str = "cpu",
+    modules: Sequence[str] = (),
     quiet: bool = False,
 ) -> dict[str, str]:
     """Run cells that have no result yet.
@@ -50,6 +52,7 @@ def run_cells(
         workers: cells at a time.
         dataset_root: where torchvision keeps its data.
         device: where cells compute.
+        modules: imported in every cell's process: they register methods of somebody else's.
         quiet: no progress bar, no TensorBoard logs (else in ``out/tb``).
 
     Returns:
@@ -66,7 +69,7 @@ def run_cells(
         while waiting or running:
             while waiting and len(running) < workers:
                 cell = waiting.pop(0)
-                arguments = (cell, out, dataset_root, device, quiet)
+                arguments = (cell, out, dataset_root, device, tuple(modules), quiet)
                 process = context.Process(target=_write_result, args=arguments, daemon=True)
                 process.start()
                 running[process.sentinel] = (process, cell)
@@ -84,7 +87,9 @@ def run_cells(
     return failed
 
 
-def _write_result(cell: Cell, out: Path, dataset_root: Path | None, device: str, quiet: bool) -> None:
+def _write_result(
+    cell: Cell, out: Path, dataset_root: Path | None, device: str, modules: Sequence[str], quiet: bool
+) -> None:
     target = out / cell.path
     target.parent.mkdir(parents=True, exist_ok=True)
     error = target.with_suffix(".error")
@@ -92,6 +97,8 @@ def _write_result(cell: Cell, out: Path, dataset_root: Path | None, device: str,
     try:
         # Upstream repeats its warnings past every filter; each is kept once, in the result.
         with warnings.catch_warnings(record=True) as caught:
+            for name in modules:
+                importlib.import_module(name)
             result = run_cell(cell, dataset_root=dataset_root, tb_dir=_emptied(tb_dir), device=device)
         result["warnings"] = sorted({str(warning.message) for warning in caught})
     except BaseException:

@@ -151,3 +151,16 @@ def test_dry_run_lists_the_cells(out, capsys):
 def test_names_of_rows():
     assert parse_row("exssnet+kkt@0.05") == ("exssnet", {"kkt": "knn_best", "density": 0.05})
     assert parse_row("ewc") == ("ewc", {})
+
+
+def test_a_method_of_somebody_else_joins_by_its_module(tmp_path, capsys):
+    command = ["run", *SMALL, "--out", str(tmp_path), "--methods", "piggyback"]
+    assert main(command) == 2
+    assert "unknown method 'piggyback'" in capsys.readouterr().err
+    # In a process of its own: a registration stays.
+    script = [sys.executable, "-m", "leaderboard", *command, "--import", "examples.own_method"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "piggyback" in done.stdout
+    assert main([*command, "--import", "no.such.module"]) == 2
+    assert "--import no.such.module: No module named 'no'" in capsys.readouterr().err
