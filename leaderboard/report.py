@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.streams import STREAMS
 from leaderboard.methods import parse_row, rows
+from leaderboard.scores import paired_p
 
 __all__ = [
     "cpu_seconds",
@@ -76,10 +77,26 @@ def markdown(results: Sequence[Result], *, notes: str = "", command: str = "pyth
     parts = [HEADER.format(command=command, n=len(results)), notes]
     for stream in [*(s for s in STREAMS if s in streams), *(s for s in streams if s not in STREAMS)]:
         parts += [f"## {stream}\n", protocol_of(streams[stream][0]["config"]), table(streams[stream]), ""]
+        parts += [line for line in (_level_with_best(streams[stream]),) if line]
     machines = sorted({f"{r['machine']['processor']}, {r['machine']['threads']} thread a cell" for r in results})
     commits = sorted({r["commit"][:12] for r in results})
     parts.append(f"Machines: {'; '.join(machines)}. Commits: {', '.join(commits)}.\n")
     return "\n".join(parts)
+
+
+def _level_with_best(results: Sequence[Result]) -> str:
+    """Which rows the seeds do not tell from the best one of at least three seeds."""
+    accuracies: dict[str, dict[int, float]] = defaultdict(dict)
+    for result in results:
+        accuracies[result["method"]][result["seed"]] = result["average_accuracy"]
+    enough = [name for name, found in accuracies.items() if len(found) >= 3]
+    if len(enough) < 2:
+        return ""
+    best = max(enough, key=lambda name: statistics.fmean(accuracies[name].values()))
+    p = {name: paired_p(accuracies[best], accuracies[name]) for name in enough if name != best}
+    level = [f"{name} ({value:.2f})" for name, value in p.items() if value is not None and value >= 0.05]
+    told = f"not told apart from it: {', '.join(level)}" if level else "every other row is told apart from it"
+    return f"Paired t-test over common seeds (three at least) against {best}, p in brackets; {_escape(told)}.\n"
 
 
 def protocol_of(config: Result) -> str:

@@ -1,10 +1,12 @@
-"""Numbers from an accuracy matrix R: row t is measured after task t, column i is the test accuracy of task i."""
+"""Numbers from an accuracy matrix R (row t is measured after task t, column i on task i), and from several seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-__all__ = ["summarise"]
+from scipy.stats import ttest_rel
+
+__all__ = ["paired_p", "summarise"]
 
 
 def summarise(matrix: Sequence[Sequence[float]]) -> dict[str, float | None]:
@@ -31,3 +33,23 @@ def summarise(matrix: Sequence[Sequence[float]]) -> dict[str, float | None]:
         result["forgetting"] = sum(best[i] - last[i] for i in old) / len(old)
         result["bwt"] = sum(last[i] - matrix[i][i] for i in old) / len(old)
     return result
+
+
+def paired_p(first: Mapping[int, float], second: Mapping[int, float]) -> float | None:
+    """Two-sided p of a paired t-test over the seeds that both have; None with fewer than three, 1 if all are equal.
+
+    Args:
+        first: accuracy by seed.
+        second: the same of another method.
+
+    Example:
+        >>> round(paired_p({0: 0.91, 1: 0.92, 2: 0.93}, {0: 0.90, 1: 0.90, 2: 0.92}), 3)
+        0.057
+    """
+    common = sorted(first.keys() & second.keys())
+    if len(common) < 3:
+        return None
+    a, b = [first[seed] for seed in common], [second[seed] for seed in common]
+    if a == b:
+        return 1.0
+    return float(ttest_rel(a, b).pvalue)

@@ -72,3 +72,15 @@ def test_scores_against_a_matrix_done_by_hand():
     assert found["bwt"] == pytest.approx(((0.7 - 0.9) + (0.75 - 0.8)) / 2)
     assert summarise([[0.5, 0.7]]) == {"average_accuracy": 0.6, "forgetting": None, "bwt": None}
     assert summarise([[0.5]])["forgetting"] is None
+
+
+def test_a_paired_test_says_what_the_seeds_do_not_tell_apart():
+    rows = [result(seed=s, accuracy=a) for s, a in enumerate((0.90, 0.92, 0.94))]
+    rows += [result("supsup", s, a) for s, a in enumerate((0.91, 0.90, 0.94))]
+    rows += [result("naive", s, a) for s, a in enumerate((0.50, 0.52, 0.541))]
+    rows += [result("ewc", s, 0.6) for s in range(2)]
+    page = markdown(rows)
+    assert "Paired t-test over common seeds (three at least) against exssnet" in page
+    assert "not told apart from it: supsup (0." in page
+    assert "ewc (" not in page
+    assert "Paired" not in markdown(rows[:3])
