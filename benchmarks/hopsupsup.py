@@ -24,24 +24,22 @@ from avalanche_supermask import CachedTensors, HopSupSup
 from benchmarks.provenance import write_result
 from benchmarks.streams import build_stream
 
-WIDTH = 2048
 
-
-def network() -> nn.Module:
+def network(width: int = 2048) -> nn.Module:
     """The paper's: norm layers with batch statistics, Swish, no biases."""
     norm = partial(nn.BatchNorm1d, affine=False, track_running_stats=False)
     layers: list[nn.Module] = [nn.Flatten()]
-    for fan_in in (784, WIDTH):
-        layers += [nn.Linear(fan_in, WIDTH, bias=False), norm(WIDTH), nn.SiLU()]
-    return nn.Sequential(*layers, nn.Linear(WIDTH, 10, bias=False))
+    for fan_in in (784, width):
+        layers += [nn.Linear(fan_in, width, bias=False), norm(width), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Linear(width, 10, bias=False))
 
 
-def run(seed: int, root: Path, device: str) -> dict[str, Any]:
+def run(seed: int, root: Path, *, width: int, device: str) -> dict[str, Any]:
     """Learn the five tasks, then ask each without its id."""
     torch.manual_seed(seed)
     stream = build_stream("split-mnist-class-ordered", seed=seed, dataset_root=root)
     strategy = HopSupSup(
-        network(),
+        network(width),
         train_mb_size=128,
         eval_mb_size=64,
         train_epochs=1,
@@ -68,6 +66,7 @@ def main() -> None:
     """Run all seeds and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default %(default)s)")
+    parser.add_argument("--width", type=int, default=2048, help="of both hidden layers (default: the paper's 2048)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     parser.add_argument("--dataset-root", type=Path, required=True, help="where torchvision keeps MNIST, or puts it")
     parser.add_argument("--out", type=Path, required=True, help="result file")
@@ -75,7 +74,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for seed in map(int, options.seeds.split(",")):
-        rows.append(run(seed, options.dataset_root, options.device))
+        rows.append(run(seed, options.dataset_root, width=options.width, device=options.device))
         print(rows[-1], flush=True)
         write_result(options.out, "benchmarks.hopsupsup", sys.argv[1:], rows=rows)
 

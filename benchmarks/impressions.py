@@ -10,9 +10,7 @@ the unseen ones, for every size. The masks are learned once and shared by all si
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +22,8 @@ from torch import Tensor
 from avalanche_supermask import CachedTensors, ImpressLearn, MaskedModel, SupSup
 from avalanche_supermask.data import load_tensors
 from avalanche_supermask.selection import selection
+from benchmarks.command import run_or_draw
 from benchmarks.endless import KINDS, Endless
-from benchmarks.provenance import write_result
 
 BASES = ("heterogeneous", "homogeneous", "random")
 Mask = dict[str, Tensor]
@@ -144,22 +142,7 @@ def main() -> None:
     parser.add_argument("--validation", type=float, default=0.0, help="test on this share of the training data instead")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default %(default)s)")
-    parser.add_argument("--dataset-root", type=Path, help="where torchvision keeps the data, or puts them")
-    parser.add_argument("--out", type=Path, required=True, help="result file")
-    parser.add_argument("--plot", type=Path, help="draw the result file OUT into this picture; nothing is run")
-    options = parser.parse_args()
-    if options.plot:
-        plot(json.loads(options.out.read_text()), options.plot)
-        return
-    if options.dataset_root is None:
-        parser.error("--dataset-root DIR is needed to run (downloaded if not there)")
-    torch.set_num_threads(1)
-    torch.manual_seed(options.seed)
-    shown = {k: v for k, v in vars(options).items() if k not in ("dataset_root", "out", "plot")}
-    rows = []
-    for row in sweep(options):
-        rows.append(row)
-        write_result(options.out, "benchmarks.impressions", sys.argv[1:], options=shown, rows=rows)
+    run_or_draw(parser, "benchmarks.impressions", sweep, plot)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import argparse
 import json
 import resource
 import statistics
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from tqdm import tqdm
 from avalanche_supermask import CachedTensors, SupSup
 from avalanche_supermask.data import load_tensors
 from avalanche_supermask.inference import OneShot
+from benchmarks.command import run_or_draw
 from benchmarks.endless import Endless
 from benchmarks.networks import mlp
-from benchmarks.provenance import write_result
 
 BATCH = 128
 CLASSES = 10
@@ -61,7 +61,7 @@ def score(strategy: SupSup, tasks: Endless, asked: list[int], find: OneShot, que
     }
 
 
-def run(options: argparse.Namespace, write: Any) -> None:
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Learn task after task, and score at the checkpoints."""
     tasks = Endless("permuted", options.dataset_root, validation=options.validation)
     checkpoints = sorted({int(k) for k in options.checkpoints.split(",")} | {options.tasks})
@@ -78,7 +78,6 @@ def run(options: argparse.Namespace, write: Any) -> None:
         seed=options.seed,
     )
     find = OneShot(objective=options.objective, classes=CLASSES if options.objective == "G" else None)
-    rows: list[dict[str, float]] = []
     seconds: list[float] = []
     draw = torch.Generator().manual_seed(options.seed)
     for task in tqdm(range(options.tasks), unit="task"):
@@ -90,12 +89,12 @@ def run(options: argparse.Namespace, write: Any) -> None:
         seconds.append(time.perf_counter() - started)
         if task + 1 in checkpoints:
             asked = torch.randperm(task + 1, generator=draw)[: options.asked].sort().values.tolist()
-            rows.append(score(strategy, tasks, asked, find, options.queries))
-            rows[-1]["seconds_a_task"] = statistics.median(seconds[-50:])
-            rows[-1]["peak_ram_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            rows[-1]["mask_mb"] = strategy.model.subnetworks.masks.nbytes / 2**20
-            tqdm.write(json.dumps({k: round(v, 4) for k, v in rows[-1].items()}))
-            write(rows)
+            row = score(strategy, tasks, asked, find, options.queries)
+            row["seconds_a_task"] = statistics.median(seconds[-50:])
+            row["peak_ram_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            row["mask_mb"] = strategy.model.subnetworks.masks.nbytes / 2**20
+            tqdm.write(json.dumps({k: round(v, 4) for k, v in row.items()}))
+            yield row
 
 
 def plot(result: dict[str, Any], picture: Path) -> None:
@@ -145,19 +144,7 @@ def main() -> None:
     parser.add_argument("--validation", type=float, default=0.0, help="test on this share of the training data instead")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
-    parser.add_argument("--dataset-root", type=Path, help="where torchvision keeps MNIST, or puts it")
-    parser.add_argument("--out", type=Path, required=True, help="result file, written at each checkpoint")
-    parser.add_argument("--plot", type=Path, help="draw the result file OUT into this picture; nothing is run")
-    options = parser.parse_args()
-    if options.plot:
-        plot(json.loads(options.out.read_text()), options.plot)
-        return
-    if options.dataset_root is None:
-        parser.error("--dataset-root DIR is needed to run (downloaded if not there)")
-    torch.set_num_threads(1)
-    torch.manual_seed(options.seed)
-    shown = {k: v for k, v in vars(options).items() if k not in ("dataset_root", "out", "plot")}
-    run(options, lambda r: write_result(options.out, "benchmarks.unknown_ids", sys.argv[1:], options=shown, rows=r))
+    run_or_draw(parser, "benchmarks.unknown_ids", run, plot)
 
 
 if __name__ == "__main__":

@@ -126,8 +126,10 @@ def test_cifar_tasks_are_five_classes_each_in_their_order(monkeypatch):
     [
         ("unknown_ids", "--tasks 2 --batches 2 --asked 2 --checkpoints 1"),
         ("impressions", "--sizes 1,2 --epochs 1 --unseen 1"),
-        ("identify", "--epochs 1 --batches 1 --seeds 0"),
+        ("identify", "--epochs 1 --mixture-epochs 1 --batches 1 --seeds 0"),
         ("adaptation", "--steps 2 --every 1 --basis-epochs 1 --tb tb"),
+        ("no_ids", "--tasks 2 --batches 2 --check-every 2"),
+        ("hopsupsup", "--seeds 0 --width 32"),
     ],
 )
 def test_the_scripts_run_and_say_where_a_result_comes_from(script, arguments, mnist_root, tmp_path, monkeypatch):
@@ -138,7 +140,7 @@ def test_the_scripts_run_and_say_where_a_result_comes_from(script, arguments, mn
     runpy.run_module(f"benchmarks.{script}", run_name="__main__")
     torch.set_num_threads(threads)
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["rows"]
+    assert result["found" if script == "no_ids" else "rows"]
     assert result["command"].startswith(f"python -m benchmarks.{script} ")
     assert str(mnist_root) not in json.dumps(result)
     assert {"versions", "commit", "machine"} <= set(result)

@@ -1,0 +1,48 @@
+"""What scripts have in common that write rows as they come, and draw what was written."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.provenance import write_result
+
+__all__ = ["run_or_draw"]
+
+
+def run_or_draw(
+    parser: argparse.ArgumentParser,
+    module: str,
+    run: Callable[[argparse.Namespace], Iterator[dict[str, Any]]],
+    draw: Callable[[dict[str, Any], Path], None],
+) -> None:
+    """Run a script and write each row when it is there; or, with ``--plot``, draw the file that it wrote.
+
+    Args:
+        parser: with the script's own options, ``--seed`` among them.
+        module: of the script.
+        run: yields rows.
+        draw: takes a result and the picture's file.
+    """
+    parser.add_argument("--dataset-root", type=Path, help="where torchvision keeps the data, or puts them")
+    parser.add_argument("--out", type=Path, required=True, help="result file, written at each row")
+    parser.add_argument("--plot", type=Path, help="draw the result file OUT into this picture; nothing is run")
+    options = parser.parse_args()
+    if options.plot:
+        draw(json.loads(options.out.read_text()), options.plot)
+        return
+    if options.dataset_root is None:
+        parser.error("--dataset-root DIR is needed to run (downloaded if not there)")
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    shown = {k: v for k, v in vars(options).items() if k not in ("dataset_root", "out", "plot")}
+    rows = []
+    for row in run(options):
+        rows.append(row)
+        write_result(options.out, module, sys.argv[1:], options=shown, rows=rows)
