@@ -231,3 +231,17 @@ def test_a_task_that_comes_again_can_be_learned_anew(method):
 def test_an_unknown_way_to_revisit():
     with pytest.raises(ValueError, match="on_revisit must be 'error', 'skip' or 'new'; got 'again'"):
         build("supsup", mlp(), on_revisit="again")
+
+
+@pytest.mark.parametrize("method", ["supsup", "exssnet"])
+def test_the_number_of_workers_changes_nothing(method):
+    def learned(workers):
+        torch.manual_seed(5)
+        strategy = build(method, mlp())
+        for experience in class_stream(2).train_stream:
+            strategy.train(experience, num_workers=workers)
+        return strategy.model
+
+    alone, helped = learned(0), learned(2)
+    for key in (0, 1):
+        assert same_state(alone.effective_weights(key), helped.effective_weights(key))
