@@ -120,6 +120,9 @@ def plot(result: dict[str, Any], picture: Path) -> None:
         mine = [row for row in result["rows"] if row["basis"] == kind]
         axes.plot([row["n"] for row in mine], [row["accuracy"] for row in mine], marker="o", label=kind)
     axes.set(xlabel="masks in the basis", ylabel="accuracy on unseen tasks", ylim=(0, 1), xscale="log")
+    sizes = sorted({row["n"] for row in result["rows"]})
+    axes.set_xticks(sizes, [str(n) for n in sizes])
+    axes.minorticks_off()
     axes.set_title(result["options"]["kind"], fontsize=10)
     axes.legend()
     figure.savefig(picture, dpi=120)
