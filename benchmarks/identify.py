@@ -2,7 +2,7 @@
 
     python -m benchmarks.identify --dataset-root DIR --out benchmarks/results/identify.json
 
-Rotations by 0, 10, …, 90 degrees, LeNet-300-100: six tasks are the basis, four are mixtures of it. A test batch is of
+Rotations by 0, 10, …, 90 degrees (or by any angles), LeNet-300-100: six tasks are the basis, four are mixtures of it. A test batch is of
 one task. Compared are the id given, entropy selection over the stored combinations, SupSup's one-shot over them and
 over the basis alone, and entropy descent on free coefficients. SupSup itself, a mask a task, stands beside it.
 """
@@ -37,7 +37,7 @@ def learned(method: str, tasks: Endless, options: argparse.Namespace) -> Any:
         "plugins": [CachedTensors()],
         "seed": options.seed,
     }
-    net = KINDS["rotated"].network()
+    net = KINDS[options.kind].network()
     if method == "supsup":
         strategy: Any = SupSup(net, **common)
     else:
@@ -69,6 +69,12 @@ def score(strategy: Any, tasks: Endless, how: str | Inference, *, batch: int, ba
 def main() -> None:
     """Learn, ask in every way, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--kind",
+        choices=("rotated", "rotated-anyhow"),
+        default="rotated",
+        help="0° to 90°, or any angles (%(default)s)",
+    )
     parser.add_argument("--epochs", type=int, default=2, help="of a mask (default %(default)s)")
     parser.add_argument("--mixture-epochs", type=int, default=6, help="of a mixture's (default %(default)s)")
     parser.add_argument("--coefficient-lr", type=float, default=0.05, help="Adam, cosine (default %(default)s)")
@@ -82,7 +88,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="result file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    tasks = Endless("rotated", options.dataset_root, validation=options.validation)
+    tasks = Endless(options.kind, options.dataset_root, validation=options.validation)
     ways: dict[str, str | Inference] = {
         "id given": "given",
         "entropy": Entropy(per="batch"),
@@ -106,7 +112,7 @@ def main() -> None:
                 )
     shown = {
         key: getattr(options, key)
-        for key in ("epochs", "mixture_epochs", "coefficient_lr", "density", "batch", "batches", "validation")
+        for key in ("kind", "epochs", "mixture_epochs", "coefficient_lr", "density", "batch", "batches", "validation")
     }
     write_result(options.out, "benchmarks.identify", sys.argv[1:], options=shown, rows=rows)
 
