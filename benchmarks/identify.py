@@ -2,9 +2,10 @@
 
     python -m benchmarks.identify --dataset-root DIR --out benchmarks/results/identify.json
 
-Rotations by 0, 10, …, 90 degrees (or by any angles), LeNet-300-100: six tasks are the basis, four are mixtures of it. A test batch is of
-one task. Compared are the id given, entropy selection over the stored combinations, SupSup's one-shot over them and
-over the basis alone, and entropy descent on free coefficients. SupSup itself, a mask a task, stands beside it.
+Rotations by 0, 10, …, 90 degrees (or by any angles), LeNet-300-100: six tasks are the basis, four are mixtures of it. A
+test batch is of one task. Compared are the id given, entropy selection over the stored combinations, SupSup's one-shot
+over them and over the basis alone, and entropy descent on free coefficients. SupSup itself, a mask a task, stands
+beside it.
 """
 
 from __future__ import annotations
