@@ -123,7 +123,6 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _import(modules: list[str]) -> None:
-    sys.path.insert(0, "")  # modules of the folder that one is in
     try:
         for name in modules:
             importlib.import_module(name)

@@ -26,6 +26,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,32 +63,34 @@ class UnitMaskedModel(nn.Module):
         layers = [(name, m) for name, m in self.net.named_modules() if isinstance(m, WEIGHTED)]
         if len(layers) < 2:
             raise ValueError(f"there are no hidden units to mask: expected two weighted layers, got {len(layers)}")
-        generator = torch.Generator().manual_seed(torch.seed() if seed is None else seed)
+        drawn = int(torch.randint(2**62, ())) if seed is None else seed
+        generator = torch.Generator().manual_seed(drawn)
         with torch.no_grad():
             for _, layer in layers:
                 layer.weight.copy_(signed_constant(layer.weight.shape, generator=generator))
         self.net.requires_grad_(False)
         self.scores = nn.ParameterList()
         self.memory = nn.ModuleList()
-        for index, (_, layer) in enumerate(layers[1:]):
+        self._gated = [name for name, _ in layers[1:]]
+        for _, layer in layers[1:]:
             units = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
             self.scores.append(nn.Parameter(torch.zeros(units)))
             self.memory.append(Hopfield(units))
-            layer.register_forward_pre_hook(self._gate(index))
         self._masks: list[Tensor] = []  # in force; empty: those of the scores
-
-    def _gate(self, index: int) -> Any:
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            mask = self._masks[index] if self._masks else _binary(self.scores[index])
-            if not isinstance(layer, nn.Linear):
-                mask = mask.reshape(-1, *[1] * (inputs[0].dim() - 2))
-            return (inputs[0] * mask, *inputs[1:])
-
-        return hook
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits under the mask being learned, or the one that was found last."""
-        out: Tensor = self.net(x)
+        masks = self._masks or [_binary(scores) for scores in self.scores]
+        # For this call only: a hook that stayed would tie a copy of the model to the masks of the first.
+        hooks = [
+            self.net.get_submodule(name).register_forward_pre_hook(partial(_mask_inputs, mask))
+            for name, mask in zip(self._gated, masks, strict=True)
+        ]
+        try:
+            out: Tensor = self.net(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
         return out
 
     @torch.no_grad()
@@ -164,6 +167,12 @@ class UnitMaskedModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_masks": []}
+
+
+def _mask_inputs(mask: Tensor, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if not isinstance(layer, nn.Linear):
+        mask = mask.reshape(-1, *[1] * (inputs[0].dim() - 2))
+    return (inputs[0] * mask, *inputs[1:])
 
 
 def _binary(scores: Tensor) -> Tensor:

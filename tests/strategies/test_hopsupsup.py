@@ -76,3 +76,24 @@ def test_convolutions_are_masked_by_channel():
 def test_a_network_without_hidden_units_is_refused():
     with pytest.raises(ValueError, match="no hidden units to mask: expected two weighted layers, got 1"):
         UnitMaskedModel(nn.Linear(3, 2))
+
+
+def test_a_copy_has_masks_of_its_own():
+    model, x = UnitMaskedModel(network(64), seed=0).eval(), torch.randn(8, 1, 6, 6)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        before = model(x)
+        assert torch.equal(other(x), before)
+        other.use([torch.zeros(64), torch.zeros(64)])
+        assert torch.equal(model(x), before)
+        assert not torch.equal(other(x), before)
+
+
+def test_without_a_seed_the_weights_follow_torchs_and_its_state_is_not_reseeded():
+    def drawn():
+        torch.manual_seed(3)
+        return UnitMaskedModel(network(16)).net[1].weight, torch.rand(1)
+
+    (first, after), (second, again) = drawn(), drawn()
+    assert torch.equal(first, second)
+    assert torch.equal(after, again)
