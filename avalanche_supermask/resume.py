@@ -37,7 +37,7 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         every: epochs between two checkpoints inside an experience (default 1).
 
     Raises:
-        ValueError: ``every`` below 1.
+        ValueError: ``every`` below 1, or no folder to write into: it should not show after the first epoch.
 
     Example:
         >>> from avalanche_supermask import SupSup, maybe_load_checkpoint
@@ -51,6 +51,9 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         super().__init__()
         if every < 1:
             raise ValueError(f"every counts epochs: expected 1 or more, got {every}")
+        folder = os.path.dirname(os.path.abspath(path))
+        if not os.path.isdir(folder):
+            raise ValueError(f"no folder {folder} to write checkpoints into; make it first")
         self.path, self.every = os.fspath(path), every
         self._epochs_done = 0  # of the experience that a checkpoint interrupts
         self._random: dict[str, Any] = {}

@@ -130,3 +130,8 @@ def test_between_experiences_it_is_an_ordinary_checkpoint(tmp_path):
 def test_every_counts_epochs():
     with pytest.raises(ValueError, match="every counts epochs: expected 1 or more, got 0"):
         CheckpointPlugin("x", every=0)
+
+
+def test_a_folder_that_is_not_there_shows_at_once(tmp_path):
+    with pytest.raises(ValueError, match=r"no folder .*missing to write checkpoints into; make it first"):
+        CheckpointPlugin(tmp_path / "missing" / "run.pkl")
