@@ -18,6 +18,7 @@ __all__ = [
     "erdos_renyi_counts",
     "fan_in",
     "initial_scores",
+    "reordered",
     "jaccard",
     "kth_largest",
     "overlap",
@@ -61,6 +62,26 @@ def initial_scores(shape: Sequence[int], *, generator: torch.Generator | None = 
     """Fresh scores ``S ~ U(-1/sqrt(fan_in), +1/sqrt(fan_in))``: Kaiming-uniform with a = sqrt 5 (SupSup, A2)."""
     bound = 1.0 / math.sqrt(fan_in(shape))
     return torch.rand(tuple(shape), generator=generator).mul_(2 * bound).sub_(bound)
+
+
+def reordered(values: Tensor, order: Tensor) -> Tensor:
+    """The given values, permuted so that their magnitudes follow ``order``; equal entries keep ``values``' order.
+
+    Args:
+        values: any shape.
+        order: same shape; the largest entry receives the value of largest magnitude.
+
+    Example:
+        >>> reordered(torch.tensor([0.1, -0.3, 0.2]), torch.tensor([1.0, 0.0, 0.0]))
+        tensor([-0.3000,  0.2000,  0.1000])
+    """
+    flat = values.reshape(-1)
+    by_magnitude = flat.abs().argsort(descending=True)
+    # Ties in `order` are broken by where the fresh values were large, so they stay random.
+    places = torch.empty_like(flat)
+    rank = order.reshape(-1).to(flat)[by_magnitude].argsort(descending=True, stable=True)
+    places[by_magnitude[rank]] = flat[by_magnitude]
+    return places.reshape(values.shape)
 
 
 def uniform_counts(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, int]:

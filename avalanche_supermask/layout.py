@@ -18,11 +18,23 @@ from torch import Tensor, nn
 
 from avalanche_supermask.functional import signed_constant
 
-__all__ = ["Init", "Layout", "Maskable", "PerTask", "classify", "grow_heads", "head_tensors", "output_layer", "redraw"]
+__all__ = [
+    "Init",
+    "Layout",
+    "Maskable",
+    "PerTask",
+    "Scores",
+    "classify",
+    "grow_heads",
+    "head_tensors",
+    "output_layer",
+    "redraw",
+]
 
 Init = Literal["signed_constant", "keep"]
 PerTask = Literal["none", "norm", "all"]
 Maskable = Literal["weights", "all"]
+Scores = Literal["random", "magnitude"]
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,

@@ -24,9 +24,9 @@ from torch.func import functional_call
 
 from avalanche_supermask.accounting import Accounting
 from avalanche_supermask.frozen_channels import FrozenChannels, frozen_channels
-from avalanche_supermask.functional import initial_scores, signed_constant
+from avalanche_supermask.functional import initial_scores, reordered, signed_constant
 from avalanche_supermask.inference import Inference, by_name
-from avalanche_supermask.layout import Init, Maskable, PerTask, classify, grow_heads, head_tensors, redraw
+from avalanche_supermask.layout import Init, Maskable, PerTask, Scores, classify, grow_heads, head_tensors, redraw
 from avalanche_supermask.routing import Router, forward_mixed
 from avalanche_supermask.subnetworks import Subnetworks
 from avalanche_supermask.superposition import Superposition
@@ -64,13 +64,15 @@ class MaskedModel(Accounting, MultiTaskModule):
         own: regular expressions; parameters whose whole name matches one are each task's own, unmasked, and start
             anew for every task: an output layer named here becomes a head a task.
         mask: ``"weights"`` masks parameters of two or more dimensions; ``"all"`` biases and norms as well.
+        scores: where the scores of a task start: ``"random"`` (SupSup's), or in the order of ``"magnitude"``, so that
+            the first mask keeps the largest weights: for pretrained networks, with ``init="keep"``.
         seed: of the constants and of every task's fresh scores; drawn from torch's generator if None.
         task_inference: who names the task at evaluation: ``"given"`` (the labels), ``"oneshot"``, ``"binary"``,
             ``"entropy"``, ``"max_logit"``, ``"entropy_descent"``, or an object of `inference` with settings. Can be
             set later.
 
     Raises:
-        ValueError: nothing to mask in ``net``, or an unknown ``init`` or ``per_task``.
+        ValueError: nothing to mask in ``net``, or an unknown option.
 
     Example:
         >>> model = MaskedModel(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), seed=0)
@@ -87,15 +89,20 @@ class MaskedModel(Accounting, MultiTaskModule):
         exclude: Sequence[str] = (),
         own: Sequence[str] = (),
         mask: Maskable = "weights",
+        scores: Scores = "random",
         seed: int | None = None,
         task_inference: str | Inference = "given",
     ) -> None:
         super().__init__()
         if init not in ("signed_constant", "keep"):
             raise ValueError(f"init must be 'signed_constant' or 'keep'; got {init!r}")
+        if scores not in ("random", "magnitude"):
+            raise ValueError(f"scores must be 'random' or 'magnitude'; got {scores!r}")
         self.init: Init = init
         # How to wrap another copy of the network in the same way.
-        self.wrapping = {"init": init, "per_task": per_task, "exclude": [*exclude], "own": [*own], "mask": mask}
+        self.wrapping = {
+            "init": init, "per_task": per_task, "exclude": [*exclude], "own": [*own], "mask": mask, "scores": scores
+        }  # fmt: skip
         self.seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
         self.host = _Host(copy.deepcopy(net))
         layout = classify(self.net, per_task=per_task, exclude=exclude, own=own, mask=mask)
@@ -134,9 +141,16 @@ class MaskedModel(Accounting, MultiTaskModule):
     # ------------------------------------------------------------------ learning a task
 
     def fresh_scores(self, key: int) -> dict[str, Tensor]:
-        """Random scores for a task; they depend on the model's seed and the key, not on the order of tasks."""
+        """Scores that a task starts from; their values depend on the model's seed and the key, not on other tasks.
+
+        Args:
+            key: of the task; negative for masks that belong to none, which are always random.
+        """
         generator = _generator(self.seed, key, 0)
-        return {name: initial_scores(s, generator=generator) for name, s in self.masked_shapes.items()}
+        scores = {name: initial_scores(s, generator=generator) for name, s in self.masked_shapes.items()}
+        if self.wrapping["scores"] == "random" or key < 0:
+            return scores
+        return {name: reordered(s, self.subnetworks.frozen[name].abs().cpu()) for name, s in scores.items()}
 
     @torch.no_grad()
     def begin(self, key: int, label: int | None = None) -> None:

@@ -14,7 +14,7 @@ from torch.optim import Adam, Optimizer
 from typing_extensions import TypedDict
 
 from avalanche_supermask.inference import Inference
-from avalanche_supermask.layout import Init, Maskable, PerTask
+from avalanche_supermask.layout import Init, Maskable, PerTask, Scores
 from avalanche_supermask.model import MaskedModel
 from avalanche_supermask.plugin import OnRevisit, SubnetworkPlugin, adopt_parameters
 
@@ -45,6 +45,7 @@ class ModelArguments(TypedDict, total=False):
     exclude: Sequence[str]
     own: Sequence[str]
     mask: Maskable
+    scores: Scores
     seed: int | None
 
 
@@ -69,7 +70,7 @@ class SubnetworkStrategy(ModelFirst):
         method: the method's plugin.
         optimizer: used as it is, on its own groups; None for ``default_optimizer``.
         default_lr: learning rate of Adam, the papers' optimizer, where ``optimizer`` is None.
-        init, per_task, exclude, own, mask, seed, task_inference: see `MaskedModel`.
+        init, per_task, exclude, own, mask, scores, seed, task_inference: see `MaskedModel`.
         on_revisit: see `SubnetworkPlugin`.
         arguments: of any Avalanche strategy.
 
@@ -95,6 +96,7 @@ class SubnetworkStrategy(ModelFirst):
         exclude: Sequence[str] = (),
         own: Sequence[str] = (),
         mask: Maskable = "weights",
+        scores: Scores = "random",
         seed: int | None = None,
         task_inference: str | Inference = "given",
         on_revisit: OnRevisit = "error",
@@ -105,7 +107,9 @@ class SubnetworkStrategy(ModelFirst):
         method.on_revisit = on_revisit
         if not isinstance(model, MaskedModel):
             original = model
-            model = MaskedModel(model, init=init, per_task=per_task, exclude=exclude, own=own, mask=mask, seed=seed)
+            model = MaskedModel(
+                model, init=init, per_task=per_task, exclude=exclude, own=own, mask=mask, scores=scores, seed=seed
+            )
             if optimizer is not None:
                 adopt_parameters(optimizer, model, original)
         elif per_task != "none" or exclude or seed is not None:

@@ -107,6 +107,12 @@ def find_units(net: nn.Module, example: tuple[Any, ...], *, masked: frozenset[st
         if not any(f"{name}.weight" in masked for name in made_by) or not read_by:
             continue  # the network's outputs
         n = max(len(idxs) for dep, idxs in group if _writes(dep, names))
+        widths = {name: net.get_parameter(f"{name}.weight").shape[0] for name in made_by}
+        if any(width != n for width in widths.values()):
+            raise ValueError(
+                f"the channels of {', '.join(widths)} cannot be told apart: Torch-Pruning finds groups of {n} among "
+                f"{', '.join(map(str, widths.values()))} channels; concatenate before flattening"
+            )
         ids = range(first, first + n)
         first += n
         root = next(
@@ -125,38 +131,56 @@ def find_units(net: nn.Module, example: tuple[Any, ...], *, masked: frozenset[st
                 width = len(columns[name])
                 if width == 1:
                     continue  # depthwise: a channel reads only itself
-                columns[name] = _columns(net, example, root, module, ids, width)
+                place, block = _place(net, example, root, module, len(ids), width)
+                columns[name][place : place + len(ids) * block] = torch.arange(ids.start, ids.stop).repeat_interleave(
+                    block
+                )
     return Units(layers, rows, columns, producers)
 
 
-@torch.no_grad()
-def _columns(net: nn.Module, example: tuple[Any, ...], root: str, reader: str, ids: range, width: int) -> Tensor:
-    """Unit of each column of a layer that reads a layer's units, each as one block (behind a flatten).
+def _place(net: nn.Module, example: tuple[Any, ...], root: str, reader: str, units: int, width: int) -> tuple[int, int]:
+    """Where a layer's units stand among the inputs of a layer that reads them: the first place, and places a unit.
 
-    The block is checked by moving the last unit and looking which inputs of the reader follow: the dependency
-    graph does not see a permutation before the flatten.
+    A unit has several places behind a flatten, and layers stand one after the other behind a concatenation. The
+    dependency graph does not see a permutation on the way, so the first and the last unit are moved, and the inputs
+    that follow must be the ones expected.
     """
-    block = width // len(ids)
-    if block > 1:
-        module = net.get_submodule(root)
-        seen: list[Tensor] = []
-        hook = net.get_submodule(reader).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        moved = [p for p in module.parameters(recurse=False)]
-        kept = [p[-1].clone() for p in moved]
-        for offset in (0.0, 1.0):
-            for p, value in zip(moved, kept, strict=True):
-                p[-1] = value + offset
+    if width == units:
+        return 0, 1
+    first, last = (_moved_by(net, example, root, reader, unit) for unit in (0, units - 1))
+    block = len(first)
+    expected = [(units - 1) * block + place for place in first]
+    if not first or first != list(range(first[0], first[0] + block)) or last != expected:
+        raise ValueError(
+            f"module {reader!r} reads the channels of {root!r} in an order that is not channel by channel; "
+            "flatten (batch, channels, height, width) as it is, and concatenate along the channels"
+        )
+    return first[0], block
+
+
+@torch.no_grad()
+def _moved_by(net: nn.Module, example: tuple[Any, ...], root: str, reader: str, unit: int) -> list[int]:
+    """Inputs of a layer that change when a unit of another one does."""
+    seen: list[Tensor] = []
+
+    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen.append(inputs[0].movedim(_channels_of(module), 0).flatten(1))
+
+    def move(module: nn.Module, _: Any, out: Tensor) -> Tensor:
+        channels = out.movedim(_channels_of(module), 0).clone()
+        channels[unit] += 1e3  # far enough to pass any ReLU
+        return channels.movedim(0, _channels_of(module))
+
+    with net.get_submodule(reader).register_forward_pre_hook(look):
+        net(*example)
+        with net.get_submodule(root).register_forward_hook(move):
             net(*example)
-        for p, value in zip(moved, kept, strict=True):
-            p[-1] = value
-        hook.remove()
-        changed = (seen[0] != seen[1]).flatten(0, -2).any(dim=0)
-        if width % len(ids) or bool(changed[:-block].any()):
-            raise ValueError(
-                f"module {reader!r} reads the channels of {root!r} in an order that is not channel by channel; "
-                "flatten (batch, channels, height, width) as it is"
-            )
-    return torch.arange(ids.start, ids.stop).repeat_interleave(block)
+    changed: list[int] = (seen[0] != seen[-1]).any(dim=1).nonzero().flatten().tolist()
+    return changed
+
+
+def _channels_of(module: nn.Module) -> int:
+    return 1 if isinstance(module, nn.modules.conv._ConvNd) else -1
 
 
 def _writes(dep: Any, names: Mapping[nn.Module, str]) -> bool:

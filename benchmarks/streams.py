@@ -11,7 +11,7 @@ rotated image, ten minutes for ten rotations.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torchvision.datasets import CIFAR100, MNIST
 from torchvision.transforms.functional import rotate
 
+from benchmarks import text
 from benchmarks.networks import SlimResNet18, mlp
 
 __all__ = [
@@ -59,12 +60,13 @@ class Stream:
         task_labels: whether tasks are named; without, classes are numbered through.
         settings_from: stream on whose held-out data settings were chosen, for methods without any of its own.
         offline: whether its data come with scikit-learn; others need a folder, and are downloaded into it.
+        network_reads_data: whether ``network`` takes the folder of the data, for an encoder that lies there.
     """
 
     build: Callable[[int, Path | None], Any]
     tasks: int
     classes: int
-    network: Callable[[], nn.Module]
+    network: Callable[..., nn.Module]
     shape: tuple[int, ...] | str
     epochs: int
     batch_size: int
@@ -72,6 +74,11 @@ class Stream:
     task_labels: bool = True
     settings_from: str | None = None
     offline: bool = False
+    network_reads_data: bool = False
+
+    def at(self, dataset_root: Path | None) -> Stream:
+        """The same stream, its network made from what is in this folder."""
+        return replace(self, network=partial(self.network, dataset_root)) if self.network_reads_data else self
 
 
 def _digits(_: Path | None) -> tuple[Split, Split]:
@@ -195,6 +202,27 @@ _RESNET = "slim ResNet-18 (20 channels)"
 _TEN = {"tasks": 10, "epochs": 2, "batch_size": 128}
 _PERMUTED = partial(_permuted, load_mnist, 10)
 
+
+def _text_stream(build: Callable[[int, Path | None], Any], features: str, *, tasks: int, classes: int) -> Stream:
+    return Stream(
+        build,
+        tasks=tasks,
+        classes=classes,
+        network=partial(text.cnn, classes, features),
+        shape=f"CNN of 100 filters a width on {text.ENCODER}, frozen",
+        epochs=4,
+        batch_size=32,
+        distinct_classes=True,
+        settings_from="clinc150",
+        network_reads_data=True,
+    )
+
+
+def _webnlp(order: int) -> Stream:
+    names = [text.WEBNLP[place] for place in text.WEBNLP_ORDERS[order]]
+    return _text_stream(partial(text.datasets, names, "webnlp"), "webnlp", tasks=5, classes=14)
+
+
 STREAMS: dict[str, Stream] = {
     "split-digits": _mlp_stream(
         partial(_split_classes, _digits), 64, 100, 100, 2, distinct_classes=True, **_DIGITS
@@ -227,11 +255,17 @@ STREAMS: dict[str, Stream] = {
         partial(_split_cifar100, labels=False), classes=100, network=partial(SlimResNet18, 100), shape=_RESNET,
         task_labels=False, settings_from="split-cifar100", **_CIFAR,
     ),
+    # On a frozen encoder. webnlp has its data sets in the fourth of their standard orders, the published code's.
+    "webnlp": _webnlp(4),
+    **{f"webnlp-order{order}": _webnlp(order) for order in (1, 2, 3)},
+    "glue": _text_stream(partial(text.datasets, text.GLUE, "glue"), "glue", tasks=5, classes=3),
+    "clinc150": _text_stream(text.clinc150, "clinc150", tasks=10, classes=15),
 }  # fmt: skip
 
 SUITES: dict[str, tuple[str, ...]] = {
     "digits": ("split-digits", "permuted-digits"),
     "mnist": ("split-mnist", "permuted-mnist", "rotated-mnist"),
+    "text": ("webnlp", "clinc150"),
 }
 
 

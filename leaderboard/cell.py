@@ -101,7 +101,7 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, devi
         The result, as it is written to the file.
     """
     torch.set_num_threads(1)  # one cell, one core: times are comparable whatever runs beside it
-    spec = STREAMS[cell.stream]
+    spec = STREAMS[cell.stream].at(dataset_root)
     benchmark = build_stream(cell.stream, seed=cell.seed, dataset_root=dataset_root)
     if cell.validation:
         benchmark = with_validation(benchmark, share=cell.validation, seed=cell.seed)

@@ -22,6 +22,33 @@ class Depthwise(nn.Module):
         return self.fc(self.b(self.dw(self.a(x).relu()).relu()).relu().flatten(1))
 
 
+class Branches(nn.Module):
+    """Two convolutions side by side, read by a third behind a concatenation; two more, pooled, by the output layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 6, 3)
+        self.c, self.d = nn.Conv2d(10, 5, 3), nn.Conv2d(10, 3, 1)
+        self.fc = nn.Linear(8, 2)
+
+    def forward(self, x):
+        wide = torch.cat([self.a(x).relu(), self.b(x).relu()], dim=1)
+        return self.fc(torch.cat([branch(wide).relu().amax(dim=(2, 3)) for branch in (self.c, self.d)], dim=1))
+
+
+class FlatBranches(nn.Module):
+    """Flattened before they are concatenated, with blocks of different size: Torch-Pruning takes them for tied."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3)
+        self.fc = nn.Linear(16 * 4 + 4 * 6, 2)
+
+    def forward(self, x):
+        a = self.a(x).relu()
+        return self.fc(torch.cat([a.flatten(1), self.b(a).relu().flatten(1)], dim=1))
+
+
 def test_an_mlp():
     units = find_units(mlp(), X, masked=names(mlp()))
     assert sorted(map(len, units.layers.values())) == [24, 24]
@@ -35,6 +62,17 @@ def test_an_mlp():
 def test_behind_a_flatten_a_channel_is_a_block_of_columns():
     units = find_units(lenet(), X, masked=names(lenet()))
     assert torch.equal(units.columns["4.weight"], units.rows["0.weight"].repeat_interleave(9))
+
+
+def test_behind_a_concatenation_layers_stand_one_after_the_other():
+    net = Branches()
+    units = find_units(net, X, masked=names(net))
+    a, b, c, d = (units.rows[f"{name}.weight"] for name in "abcd")
+    assert units.count == 18
+    assert len(torch.cat([a, b, c, d]).unique()) == 18
+    for reader in ("c", "d"):
+        assert torch.equal(units.columns[f"{reader}.weight"], torch.cat([a, b]))
+    assert torch.equal(units.columns["fc.weight"], torch.cat([c, d]))
 
 
 def test_a_residual_sum_ties_channels():
@@ -78,9 +116,11 @@ class ChannelsLast(nn.Module):
 def test_an_unusual_flatten_is_refused_not_misread():
     with pytest.raises(ValueError, match="channel by channel"):
         find_units(ChannelsLast(), X, masked=names(ChannelsLast()))
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        find_units(FlatBranches(), X, masked=names(FlatBranches()))
 
 
-@pytest.mark.parametrize("make", [mlp, lenet, ResNet, Depthwise])
+@pytest.mark.parametrize("make", [mlp, lenet, ResNet, Depthwise, Branches])
 def test_slim_equals_a_network_whose_removed_units_are_silent(make):
     net = make().eval()
     units = find_units(net, X, masked=names(net))

@@ -25,35 +25,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
+from avalanche_supermask.functional import reordered
 from avalanche_supermask.model import MaskedModel
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.registry import register
 from avalanche_supermask.selection import LayerDensities, selection
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
 
-__all__ = ["SupSup", "SupSupPlugin", "Transfer", "reordered"]
+__all__ = ["SupSup", "SupSupPlugin", "Transfer"]
 
 Transfer = Literal["none", "scores", "masks"]
-
-
-def reordered(values: Tensor, order: Tensor) -> Tensor:
-    """The given values, permuted so that their magnitudes follow ``order``; equal entries keep ``values``' order.
-
-    Args:
-        values: any shape.
-        order: same shape; the largest entry receives the value of largest magnitude.
-
-    Example:
-        >>> reordered(torch.tensor([0.1, -0.3, 0.2]), torch.tensor([1.0, 0.0, 0.0]))
-        tensor([-0.3000,  0.2000,  0.1000])
-    """
-    flat = values.reshape(-1)
-    by_magnitude = flat.abs().argsort(descending=True)
-    # Ties in `order` are broken by where the fresh values were large, so they stay random.
-    places = torch.empty_like(flat)
-    rank = order.reshape(-1).to(flat)[by_magnitude].argsort(descending=True, stable=True)
-    places[by_magnitude[rank]] = flat[by_magnitude]
-    return places.reshape(values.shape)
 
 
 class SupSupPlugin(SubnetworkPlugin):

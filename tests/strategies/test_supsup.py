@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from avalanche_supermask import SupSup
+from avalanche_supermask.functional import reordered
 from avalanche_supermask.selection import selection
-from avalanche_supermask.strategies.supsup import reordered
 from tests.streams import class_stream, mlp, train_all
 from tests.test_contract import OPTIMIZERS
 

@@ -1,0 +1,134 @@
+"""Streams of labelled texts for Avalanche: tokenised once, one task a data set."""
+
+from __future__ import annotations
+
+import csv
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from avalanche.benchmarks import tensors_benchmark
+from torch import Tensor
+
+__all__ = ["text_stream", "tokenise"]
+
+
+def text_stream(
+    tasks: Mapping[str, tuple[Any, Any]],
+    *,
+    tokenizer: Any,
+    max_length: int = 128,
+    text_column: str = "text",
+    label_column: str = "label",
+    task_labels: bool = True,
+    max_per_class: tuple[int, int] | None = None,
+    seed: int = 0,
+) -> Any:
+    """An Avalanche benchmark of labelled texts, one experience a data set, in the order given.
+
+    Args:
+        tasks: by name, the training and the test data of a task: paths of csv files with a header, or anything
+            with columns, such as a Hugging Face ``datasets.Dataset`` or a dictionary of lists.
+        tokenizer: a Hugging Face tokenizer, or its name or folder.
+        max_length: in tokens; longer texts are cut (default 128).
+        text_column: name of the column of texts.
+        label_column: name of the column of labels, of any kind.
+        task_labels: whether tasks are named 0, 1, …, with classes from 0 in each (task-incremental); without,
+            every class has its own number (class-incremental).
+        max_per_class: most samples a class of training and of test data, drawn with ``seed`` and the task's
+            name; None: all.
+        seed: of that draw.
+
+    Returns:
+        A benchmark whose ``x`` are integers ``(2, length)``, token ids and attention mask; ``length`` is that of the
+        longest text of all tasks. ``task_names`` and ``class_names`` (by task, in the order of the class numbers)
+        are attributes of it.
+
+    Raises:
+        ValueError: no task, no text, a column that is not there, or a test label without a training text.
+        FileNotFoundError: a file is not there.
+
+    Example:
+        >>> words = lambda texts, **_: {"input_ids": [[len(w) for w in text.split()] for text in texts]}
+        >>> data = {"text": ["so good", "not good at all"], "label": ["+", "-"]}
+        >>> stream = text_stream({"reviews": (data, data)}, tokenizer=words)
+        >>> stream.train_stream[0].dataset[0][0].tolist(), stream.class_names
+        ([[2, 4, 0, 0], [1, 1, 0, 0]], [['+', '-']])
+    """
+    if not tasks:
+        raise ValueError("expected at least one task: {name: (train, test)}; got none")
+    tokenizer = _tokenizer(tokenizer)
+    sides: tuple[list[tuple[Tensor, Tensor]], ...] = ([], [])
+    names: list[list[Any]] = []
+    for name, pair in tasks.items():
+        columns = [_columns(name, source, text_column, label_column) for source in pair]
+        classes = sorted(set(columns[0][1]))
+        unknown = sorted(set(columns[1][1]) - set(classes))
+        if unknown:
+            raise ValueError(f"task {name!r}: test label {unknown[0]!r} has no training text; labels: {classes}")
+        first = 0 if task_labels else sum(len(earlier) for earlier in names)
+        names.append(classes)
+        numbers = {label: first + i for i, label in enumerate(classes)}
+        for side, (texts, labels) in enumerate(columns):
+            y = torch.tensor([numbers[label] for label in labels])
+            if max_per_class:
+                rows = _at_most(y, max_per_class[side], seed=seed + 2 * zlib.crc32(name.encode()) + side)
+                texts, y = [texts[i] for i in rows], y[rows]
+            sides[side].append((tokenise(texts, tokenizer, max_length=max_length), y))
+    length = max(x.shape[2] for side in sides for x, _ in side)
+    padded = [[(torch.nn.functional.pad(x, (0, length - x.shape[2])), y) for x, y in side] for side in sides]
+    labels = list(range(len(names))) if task_labels else [0] * len(names)
+    benchmark = tensors_benchmark(train_tensors=padded[0], test_tensors=padded[1], task_labels=labels)
+    benchmark.task_names, benchmark.class_names = list(tasks), names
+    return benchmark
+
+
+def tokenise(texts: Sequence[str], tokenizer: Any, *, max_length: int = 128) -> Tensor:
+    """Token ids and attention masks of texts, integers ``(texts, 2, longest)``, padded on the right.
+
+    Args:
+        texts: any number.
+        tokenizer: a Hugging Face tokenizer, or its name or folder.
+        max_length: in tokens; longer texts are cut.
+    """
+    found = _tokenizer(tokenizer)(list(texts), truncation=True, max_length=max_length)["input_ids"]
+    x = torch.zeros(len(found), 2, max([1, *map(len, found)]), dtype=torch.long)
+    for row, ids in zip(x, found, strict=True):
+        row[0, : len(ids)] = torch.as_tensor(ids)
+        row[1, : len(ids)] = 1
+    return x
+
+
+def _tokenizer(tokenizer: Any) -> Any:
+    if not isinstance(tokenizer, (str, Path)):
+        return tokenizer
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(tokenizer))
+
+
+def _columns(task: str, source: Any, text: str, label: str) -> tuple[list[str], list[Any]]:
+    """Texts and labels of a csv file or of an object with columns."""
+    if isinstance(source, (str, Path)):
+        with Path(source).open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        have: Sequence[str] = reader.fieldnames or []
+        source = {name: [row[name] for row in rows] for name in have}
+    else:
+        have = getattr(source, "column_names", None) or list(source)
+    for column in (text, label):
+        if column not in have:
+            raise ValueError(f"task {task!r}: no column {column!r}; there are {', '.join(have)}")
+    texts, labels = list(source[text]), list(source[label])
+    if not texts:
+        raise ValueError(f"task {task!r}: expected at least one text in training and test data; got none")
+    return texts, labels
+
+
+def _at_most(y: Tensor, most: int, *, seed: int) -> list[int]:
+    """Rows of at most so many samples of every class, drawn at random, in their order."""
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    return sorted(int(i) for c in y.unique() for i in order[y[order] == c][:most])
