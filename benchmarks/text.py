@@ -36,19 +36,19 @@ def encoder(root: Path | None) -> str:
 
 
 def datasets(names: Sequence[str], features: str, _seed: int, root: Path | None) -> Any:
-    """A task a data set; at most 200 training and 100 test texts a class."""
+    """A task a data set; at most 100 training and 50 test texts a class."""
     folder = _folder(root)
     tasks = {name: tuple(_existing(folder / name / f"{side}.csv") for side in ("train", "test")) for name in names}
-    return _encoded(tasks, features, root, max_per_class=(200, 100))
+    return _encoded(tasks, features, root, max_per_class=(100, 50))
 
 
 def clinc150(_seed: int, root: Path | None) -> Any:
-    """Ten domains of fifteen intents each, all texts."""
+    """Ten domains of fifteen intents each; 40 training and 20 test texts a class, of 100 and 30."""
     folder = _folder(root) / "clinc150"
     domains = json.loads(_existing(folder / "domains.json").read_text())
     sides = [_read(folder / f"{side}.csv") for side in ("train", "test")]
     tasks = {domain: tuple(_where(side, set(intents)) for side in sides) for domain, intents in domains.items()}
-    return _encoded(tasks, "clinc150", root)
+    return _encoded(tasks, "clinc150", root, max_per_class=(40, 20))
 
 
 def out_of_scope(root: Path | None) -> list[str]:
