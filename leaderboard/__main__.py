@@ -152,7 +152,13 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
-    streams = [stream for stream in _streams(options) if STREAMS[stream].settings_from is None]
+    streams = []
+    for stream in _streams(options):
+        other = STREAMS[stream].settings_from
+        if other is None:
+            streams.append(stream)
+        else:
+            print(f"{stream}: not searched, it takes its settings from {other}")
     pairs = [(stream, row) for stream in streams for row in options.methods.split(",") if parse_row(row)]
     chosen = json.loads(options.settings.read_text()) if options.settings.exists() else {}
 
