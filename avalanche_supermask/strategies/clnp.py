@@ -21,8 +21,8 @@ task t sees the columns of units claimed by t, and trains those of free units.
 BatchNorm. A claimed channel normalises with the statistics it had when it was claimed, in training as well.
 
 Deviations. θ is sought over 40 geometric steps, ascending, up to the first that costs too much, and then by
-bisection below that one; ``min_new`` lets a task claim more than θ does. Old tasks do not rest on the zeros alone:
-each keeps the bit mask of its weights, like every other method.
+bisection below that one. Old tasks do not rest on the zeros alone: each keeps the bit mask of its weights, like every
+other method.
 """
 
 from __future__ import annotations
@@ -69,9 +69,6 @@ class CLNPPlugin(SubnetworkPlugin):
             rate times α after each step, which gives exact zeros, but under Adam needs an α a hundred to ten
             thousand times larger, as Adam scales the gradient and not the step.
         margin: accuracy that pruning may cost, absolute (default 0.005, half a point).
-        min_new: share of each layer's units that a task claims at least, as far as free ones were active (default
-            0, the paper's). The margin looks at accuracy before fine-tuning, where old units can stand in for new
-            ones; but only new ones fine-tune. 1/(tasks + some) keeps late tasks as good as early ones.
         activity: ``"mean"`` activation after the ReLU (the paper's); ``"rate"``, how often it is positive; or the mean
             ``"relative"`` to its layer's, where one threshold would empty one layer and leave another full.
         validation_share: of the experience's training data, held out to choose the threshold (default 0.1).
@@ -94,7 +91,6 @@ class CLNPPlugin(SubnetworkPlugin):
         search_epochs: int = 1,
         l1_form: L1Form = "subgradient",
         margin: float = 0.005,
-        min_new: float = 0.0,
         activity: Activity = "mean",
         validation_share: float = 0.1,
         finetune_epochs: int = 0,
@@ -109,13 +105,12 @@ class CLNPPlugin(SubnetworkPlugin):
         _expect("activity", activity, ("mean", "rate", "relative"))
         _expect("head", head, ("own", "gated"))
         _expect("on_exhausted", on_exhausted, ("warn", "error"))
-        if l1 < 0 or not 0 <= margin <= 1 or not 0 < validation_share < 1 or not 0 <= min_new <= 1:
+        if l1 < 0 or not 0 <= margin <= 1 or not 0 < validation_share < 1:
             raise ValueError(
-                "expected l1 >= 0, 0 <= margin <= 1, 0 < validation_share < 1 and 0 <= min_new <= 1; got "
-                f"{l1}, {margin}, {validation_share} and {min_new}"
+                "expected l1 >= 0, 0 <= margin <= 1 and 0 < validation_share < 1; got "
+                f"{l1}, {margin} and {validation_share}"
             )
         self.l1, self.l1_form, self.margin, self.activity = l1, l1_form, margin, activity
-        self.min_new = min_new
         self.l1_search, self.search_epochs = tuple(l1_search), search_epochs
         self.validation_share, self.finetune_epochs = validation_share, finetune_epochs
         self.head, self.on_exhausted, self.weight_lr = head, on_exhausted, weight_lr
@@ -259,7 +254,6 @@ class CLNPPlugin(SubnetworkPlugin):
             before=accuracy(self._visible(model)),
             accuracy=lambda claimed: accuracy(self._kept(model, claimed)),
             margin=self.margin,
-            min_new=self.min_new,
         )
         model.train(was_training)
         return result
@@ -354,7 +348,6 @@ class CLNP(SubnetworkStrategy):
         search_epochs: see `CLNPPlugin`.
         l1_form: see `CLNPPlugin`.
         margin: see `CLNPPlugin`.
-        min_new: see `CLNPPlugin`.
         activity: see `CLNPPlugin`.
         validation_share: see `CLNPPlugin`.
         finetune_epochs: see `CLNPPlugin`.
@@ -385,7 +378,6 @@ class CLNP(SubnetworkStrategy):
         search_epochs: int = 1,
         l1_form: L1Form = "subgradient",
         margin: float = 0.005,
-        min_new: float = 0.0,
         activity: Activity = "mean",
         validation_share: float = 0.1,
         finetune_epochs: int = 0,
@@ -404,7 +396,6 @@ class CLNP(SubnetworkStrategy):
             search_epochs=search_epochs,
             l1_form=l1_form,
             margin=margin,
-            min_new=min_new,
             activity=activity,
             validation_share=validation_share,
             finetune_epochs=finetune_epochs,

@@ -12,8 +12,7 @@ from torch.optim import SGD
 from avalanche_supermask import CLNP, CLNPPlugin, supermask_metrics
 from avalanche_supermask.activity import unit_activity
 from avalanche_supermask.partition import FREE
-from avalanche_supermask.pruning import LayerUse, PruningReport, prune
-from avalanche_supermask.units import Units
+from avalanche_supermask.pruning import LayerUse, PruningReport
 from tests.streams import ResNet, class_stream, inputs, lenet, mlp, outputs, train_all
 
 QUICK = {"train_mb_size": 16, "evaluator": None, "seed": 0, "train_epochs": 4, "weight_lr": 0.01, "l1": 1e-3,
@@ -180,23 +179,6 @@ def test_a_larger_margin_claims_no_more_units():
         return sum(use.new for use in learned(n_tasks=1, width=48, margin=margin).method.reports[0].layers.values())
 
     assert claimed(0.0) >= claimed(0.1) >= claimed(0.5) >= claimed(1.0)
-
-
-def test_every_task_claims_its_least_share_while_active_units_last():
-    strategy = learned(n_tasks=3, width=40, margin=1.0, min_new=0.25)
-    for report in strategy.method.reports.values():
-        assert all(use.new == 10 for use in report.layers.values()), "any loss is allowed: only the share is kept"
-
-
-def test_the_least_share_goes_to_the_most_active_units_and_to_no_silent_one():
-    units = Units({"a": range(4), "b": range(4, 8)}, {}, {}, {})
-    activity = torch.tensor([0.1, 0.4, 0.3, 0.2, 0.0, 0.0, 0.5, 0.0])
-    claimed = torch.tensor([FREE, 0, FREE, FREE, FREE, FREE, FREE, FREE])
-    report, after = prune(
-        units, claimed, activity, place=1, before=1.0, accuracy=lambda _: 1.0, margin=1.0, min_new=0.5
-    )
-    assert (after == 1).nonzero().flatten().tolist() == [2, 3, 6]
-    assert [use.new for use in report.layers.values()] == [2, 1]
 
 
 def test_the_held_out_data_are_not_trained_on():
@@ -399,7 +381,6 @@ def test_the_plugin_pickles_without_data():
         ({"l1": -1}, "l1 >= 0"),
         ({"margin": 2}, "0 <= margin <= 1"),
         ({"validation_share": 1.0}, "0 < validation_share < 1"),
-        ({"min_new": 1.5}, "0 <= min_new <= 1"),
         ({"head": "shared"}, "head must be 'own' or 'gated'; got 'shared'"),
         ({"l1_form": "l2"}, "l1_form must be 'proximal' or 'subgradient'; got 'l2'"),
         ({"activity": "max"}, "activity must be 'mean' or 'rate' or 'relative'; got 'max'"),
