@@ -168,10 +168,15 @@ class MaskedModel(Accounting, MultiTaskModule):
         for name, live in self._live(list(self.fresh)).items():
             live.copy_(self.fresh[name])
 
-    def learn_scores(self, select: Any) -> None:
-        """Phase in which the scores learn: ``select`` turns them into the mask (see `selection`)."""
-        self.subnetworks.learn_scores(select)
-        self._set_learning(())
+    def learn_scores(self, select: Any, *, trainable: Mapping[str, Tensor] | None = None) -> None:
+        """Phase in which the scores learn, and with them the weights marked in ``trainable``, if any.
+
+        Args:
+            select: turns the scores into the mask (see `selection`).
+            trainable: bool by name; leave out what finished tasks own, or they change.
+        """
+        self.subnetworks.learn_scores(select, trainable=trainable)
+        self._learn_live_weights(self.masked_names if trainable else ())
 
     def learn_coefficients(self, *, own: Collection[str] = (), select: Any = None) -> None:
         """Phase in which the coefficients of a mixture learn, from 1/n (see `mixtures`).
@@ -194,10 +199,14 @@ class MaskedModel(Accounting, MultiTaskModule):
         """
         mask = self.subnetworks.current_mask() if mask is None else mask
         self.subnetworks.learn_weights(trainable, mask=mask)
-        parameters = dict(self.net.named_parameters())
-        for name, weight in self.subnetworks.frozen.items():
-            parameters[name].copy_(weight)
-        self._set_learning(self.masked_names)
+        self._learn_live_weights(self.masked_names)
+
+    @torch.no_grad()
+    def _learn_live_weights(self, names: Sequence[str]) -> None:
+        """Start these weights, of which some or all entries learn, from their committed values."""
+        for name, weight in self._live(names).items():
+            weight.copy_(self.subnetworks.frozen[name])
+        self._set_learning(names)
 
     @torch.no_grad()
     def commit(self) -> None:

@@ -94,10 +94,11 @@ class Subnetworks(nn.Module):
         self.abandon()
         self.active, self.active_label = key, label
 
-    def learn_scores(self, select: Selection) -> None:
-        """The scores choose the mask and learn; weights stand still."""
+    def learn_scores(self, select: Selection, *, trainable: Mapping[str, Tensor] | None = None) -> None:
+        """The scores choose the mask and learn; and with them the weights marked in ``trainable`` (bool), if any."""
         self._clear_weights()
         self.phase, self.select = "scores", select
+        self.trainable.update({name: t.clone() for name, t in (trainable or {}).items()})
 
     def learn_coefficients(self, *, own: frozenset[str] = frozenset(), select: Selection | None = None) -> None:
         """The coefficients of a mixture learn, and in the layers ``own`` the scores."""
@@ -140,13 +141,19 @@ class Subnetworks(nn.Module):
         """
         if self.phase == "scores" and self.select is not None:
             select = self.select
-            return {name: select.weight(name, s, self.frozen[name]) for name, s in self.scores.items()}
+            weights = self._learning_weights(live) if len(self.trainable) else self.frozen
+            return {name: select.weight(name, s, weights[name]) for name, s in self.scores.items()}
         if self.phase == "coefficients":
             return self._mixed_weights()
+        return self._learning_weights(live)
+
+    def _learning_weights(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``where(trainable, live, frozen)``, inside the mask while one stands still."""
         if not self._standing:
             for name, trainable in self.trainable.items():
                 frozen = self.frozen[name]
-                self._standing[name] = (frozen * (self.mask[name] & ~trainable), trainable.to(frozen.dtype))
+                stays = self.mask[name] & ~trainable if name in self.mask else ~trainable
+                self._standing[name] = (frozen * stays, trainable.to(frozen.dtype))
         return {name: torch.addcmul(fixed, learns, live[name]) for name, (fixed, learns) in self._standing.items()}
 
     def _mixed_weights(self) -> dict[str, Tensor]:

@@ -262,7 +262,9 @@ STREAMS: dict[str, Stream] = {
     # On a frozen encoder. webnlp has its data sets in the fourth of their standard orders, the published code's.
     "webnlp": _webnlp(4),
     **{f"webnlp-order{order}": _webnlp(order) for order in (1, 2, 3)},
-    "glue": _text_stream(partial(text.datasets, text.GLUE, "glue"), "glue", tasks=5, classes=3, settings_from="clinc150"),
+    "glue": _text_stream(
+        partial(text.datasets, text.GLUE, "glue"), "glue", tasks=5, classes=3, settings_from="clinc150"
+    ),
     "clinc150": _text_stream(text.clinc150, "clinc150", tasks=10, classes=15, settings_from=None),
 }  # fmt: skip
 

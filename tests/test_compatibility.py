@@ -165,3 +165,23 @@ def test_bfloat16_autocast():
         learns_without_forgetting(strategy, class_stream(3), inputs())
     weights = strategy.model.effective_weights(0)
     assert all(w.dtype == torch.float32 for w in weights.values())
+
+
+@pytest.mark.parametrize("compiled", ["network", "model"])
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_torch_compile_changes_no_bit_and_forgets_nothing(compiled):
+    def learned(compiled):
+        torch.manual_seed(0)
+        net = torch.compile(mlp(), backend="aot_eager") if compiled == "network" else mlp()
+        strategy = ExSSNeT(net, train_epochs=2, train_mb_size=16, evaluator=None, seed=0, density=0.3)
+        if compiled == "model":
+            strategy.model.compile(backend="aot_eager")
+        recorded = []
+        for experience in class_stream(2).train_stream:
+            strategy.train(experience)
+            recorded.append(outputs(strategy.model, inputs(), 0))
+        return recorded
+
+    plain, found = learned(None), learned(compiled)
+    assert torch.equal(found[0], found[1])
+    torch.testing.assert_close(found[0], plain[0])

@@ -1,5 +1,6 @@
 """Every example runs from its command line, and says what it promises."""
 
+import json
 import re
 import runpy
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from avalanche_supermask import registry
 
 # A whole stream is evaluated from the first task on; that some of it was never trained is said once, to users too.
 pytestmark = pytest.mark.filterwarnings("ignore:task label .* was never trained")
@@ -24,13 +27,16 @@ SAYS = {
 }
 
 
+METHODS = {"own_method": "piggyback", "wsn": "wsn", "packnet": "packnet-norm"}  # each in one file
+
+
 def run(name, *arguments, monkeypatch):
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     runpy.run_module(f"examples.{name}", run_name="__main__")
 
 
 def test_every_example_is_tested():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SAYS, "own_method", "digits", "__init__"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SAYS, *METHODS, "digits", "__init__"}
 
 
 @pytest.mark.parametrize("name", SAYS)
@@ -54,9 +60,41 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch, caps
     assert "tasks learned before: [0, 1]\ntasks learned now: [0, 1, 2, 3, 4]" in capsys.readouterr().out
 
 
-def test_a_method_of_ones_own_passes_the_contract_tests():
+@pytest.mark.parametrize("module", METHODS)
+def test_a_method_of_ones_own_runs(module, monkeypatch, capsys):
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))  # it registers itself
+    run(module, "--epochs", "2", monkeypatch=monkeypatch)
+    assert "accuracy of each task: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("module", "method"), METHODS.items())
+def test_a_method_of_ones_own_passes_the_contract_tests(module, method):
     """In a process of its own, as it registers itself for all tests there."""
-    contract = ["-m", "pytest", "-q", "-p", "examples.own_method", "-k", "piggyback and mlp", "tests/test_contract.py"]
+    chosen = ["-p", f"examples.{module}", "-k", f"{method} and (mlp or lenet)"]
+    contract = ["-m", "pytest", "-q", *chosen, "tests/test_contract.py"]
     done = subprocess.run([sys.executable, *contract], cwd=EXAMPLES.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
     assert re.search(r"(\d+) passed", done.stdout + done.stderr) or "." * 9 in done.stdout
+
+
+def test_methods_of_ones_own_get_rows_of_the_leaderboard(tmp_path):
+    imports = ["--import", ",".join(f"examples.{module}" for module in METHODS)]
+    command = [
+        "run",
+        "--streams",
+        "split-digits",
+        "--methods",
+        ",".join(METHODS.values()),
+        "--epochs",
+        "1",
+        "--seeds",
+        "0",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "leaderboard", *command, *imports, "--out", str(tmp_path)],
+        cwd=EXAMPLES.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("split-digits/*/seed0.json")}
+    assert found.keys() == set(METHODS.values())
+    assert all(result["output_drift"] == 0.0 for result in found.values())

@@ -2,6 +2,7 @@ import pytest
 import torch
 from avalanche.models import MTSimpleMLP
 from torch import nn
+from torch.optim import SGD
 
 from avalanche_supermask import MaskedModel, SupSup
 from avalanche_supermask.selection import selection
@@ -253,3 +254,41 @@ def test_a_state_of_a_multi_head_model_loads_into_a_fresh_one():
     fresh.load_state_dict(model.state_dict())
     for key in range(3):
         assert torch.equal(outputs(fresh, inputs(), key), outputs(model, inputs(), key))
+
+
+def test_scores_may_start_in_the_order_of_the_weights():
+    net = nn.Linear(8, 4)
+    model = MaskedModel(net, init="keep", scores="magnitude", seed=0)
+    random = MaskedModel(net, init="keep", seed=0)
+    scores, drawn = model.fresh_scores(3)["weight"], random.fresh_scores(3)["weight"]
+    assert torch.equal(scores.abs().flatten().argsort(), net.weight.abs().flatten().argsort())
+    assert torch.equal(scores.flatten().sort().values, drawn.flatten().sort().values)
+    assert torch.equal(model.fresh_scores(-1)["weight"], random.fresh_scores(-1)["weight"]), "no task's: random"
+    with pytest.raises(ValueError, match="scores must be 'random' or 'magnitude'; got 'large'"):
+        MaskedModel(net, scores="large")
+
+
+def test_scores_and_weights_learn_together_where_no_task_owns_them():
+    model = MaskedModel(mlp(), seed=0)
+    model.begin(0, 0)
+    model.subnetworks.set_scores(model.fresh_scores(0))
+    select = selection(model.masked_shapes, density=0.5)
+    model.learn_scores(select)
+    model.commit()
+    before = outputs(model, inputs(), 0)
+    owned = model.subnetworks.owned()
+    model.begin(1, 1)
+    model.learn_scores(select, trainable={name: ~m for name, m in owned.items()})
+    optimizer = SGD(model.parameters(), lr=0.5, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.train()(inputs(), 1).square().sum().backward()
+        optimizer.step()
+    frozen = {name: w.clone() for name, w in model.subnetworks.frozen.items()}
+    learned = outputs(model, inputs(), 1)
+    model.commit()
+    assert torch.equal(outputs(model, inputs(), 1), learned)
+    assert torch.equal(outputs(model, inputs(), 0), before)
+    for name, weight in model.subnetworks.frozen.items():
+        assert torch.equal(weight[owned[name]], frozen[name][owned[name]])
+        assert not torch.equal(weight[~owned[name]], frozen[name][~owned[name]])

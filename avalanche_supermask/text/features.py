@@ -152,6 +152,13 @@ def _key(ids: Tensor) -> bytes:
 def pretrained(name: str) -> nn.Module:
     """Hugging Face's model of a name or in a folder."""
     from transformers import AutoModel
+    from transformers.utils import logging
 
-    model: nn.Module = AutoModel.from_pretrained(name)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # a second of loading needs none, and a leaderboard has its own
+    try:
+        model: nn.Module = AutoModel.from_pretrained(name)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     return model

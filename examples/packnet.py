@@ -1,0 +1,105 @@
+"""A third method in one file: PackNet (Mallya & Lazebnik 2018), for networks with norm layers too.
+
+A task trains all weights that are free, keeps the largest of them, and fine-tunes those; it reads every weight of the
+tasks before. Upstream's PackNet refuses BatchNorm; here running statistics, and with ``per_task="norm"`` gain and
+shift, are each task's own, so nothing of an old task moves.
+
+    python -m leaderboard run --suite digits --methods packnet-norm --import examples.packnet --out runs/packnet
+    python -m pytest -p examples.packnet -k packnet tests/test_contract.py
+"""
+
+import argparse
+from typing import Any
+
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.training.plugins import EvaluationPlugin
+from torch import Tensor, nn
+
+from avalanche_supermask import CachedTensors, MaskedModel, SubnetworkPlugin, SubnetworkStrategy, methods, register
+from avalanche_supermask.functional import top_k_mask
+from avalanche_supermask.plugin import Phase
+from examples.digits import stream
+
+
+class PackNetPlugin(SubnetworkPlugin):
+    """Train, prune, fine-tune.
+
+    Args:
+        n_tasks: each gets the same share of every layer; further ones share what is free.
+        arguments: see `SubnetworkPlugin`.
+    """
+
+    def __init__(self, *, n_tasks: int = 5, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.n_tasks = n_tasks
+
+    def phases(self, epochs: int) -> list[Phase]:
+        """Half of the epochs each."""
+        return [Phase("train", epochs - epochs // 2), Phase("finetune", epochs // 2)]
+
+    def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
+        """All that is free trains; then the largest of it, beside the weights of earlier tasks."""
+        owned = model.subnetworks.owned()
+        if phase.name == "train":
+            model.learn_weights(
+                {n: ~m for n, m in owned.items()}, mask={n: torch.ones_like(m) for n, m in owned.items()}
+            )
+        else:
+            mine = self._largest(model, owned)
+            # On the subnetworks, not the model: the weights go on from where they are.
+            model.subnetworks.learn_weights(mine, mask={n: mine[n] | m for n, m in owned.items()})
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Prune where there was no fine-tuning."""
+        if self._iterations and not self.phases(strategy.train_epochs)[1].epochs:
+            self.enter_phase(Phase("finetune", 0), strategy.model)
+        super().after_training_exp(strategy, **kwargs)
+
+    def _largest(self, model: MaskedModel, owned: dict[str, Tensor]) -> dict[str, Tensor]:
+        left = max(1, self.n_tasks - len(model.task_keys))
+        weights = dict(model.net.named_parameters())
+        found = {}
+        for name, taken in owned.items():
+            free = int((~taken).sum())
+            size = weights[name].detach().abs().masked_fill(taken, -1.0)
+            found[name] = top_k_mask(size + 1, max(1, free // left)) & ~taken  # owned ones rank last, at zero
+        return found
+
+
+@register("packnet-norm")
+class PackNet(SubnetworkStrategy):
+    """PackNet for any module."""
+
+    def __init__(self, model: nn.Module, *, n_tasks: int = 5, optimizer: Any = None, **arguments: Any) -> None:
+        method = PackNetPlugin(n_tasks=n_tasks, schedule="cosine" if optimizer is None else "constant")
+        arguments.setdefault("init", "keep")
+        super().__init__(model=model, method=method, optimizer=optimizer, default_lr=1e-3, **arguments)
+
+
+def main() -> None:
+    """Learn five tasks in a network with BatchNorm."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=8, help="a task (default %(default)s)")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    tasks = stream()
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2),
+    )  # fmt: skip
+    strategy = methods()["packnet-norm"](
+        net, per_task="norm", train_epochs=options.epochs, train_mb_size=32, plugins=[CachedTensors()], seed=0,
+        evaluator=EvaluationPlugin(accuracy_metrics(experience=True), loggers=[]),
+    )  # fmt: skip
+    for experience in tasks.train_stream:
+        strategy.train(experience)
+    results = strategy.eval(tasks.test_stream)
+    accuracies = [value for name, value in results.items() if name.startswith("Top1_Acc_Exp/")]
+    print("accuracy of each task:", *map("{:.3f}".format, accuracies))
+    owned = sum(c.owned for c in strategy.model.capacity().values())
+    print(f"{owned} of {sum(c.total for c in strategy.model.capacity().values())} weights owned after five tasks")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Another method in one file: WSN, winning subnetworks (Kang et al. 2022), weights and mask learned together.
+
+Every step trains the scores, and with them the weights that no earlier task has; a task's mask may reuse the others.
+
+    W_eff = M ⊙ W     M = top_c(|S|)     dL/dS straight-through     dL/dW only where no earlier task's mask is
+
+    python -m leaderboard run --suite digits --methods wsn,exssnet --import examples.wsn --out runs/wsn
+    python -m pytest -p examples.wsn -k wsn tests/test_contract.py
+"""
+
+import argparse
+from typing import Any
+
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.training.plugins import EvaluationPlugin
+from torch import nn
+
+from avalanche_supermask import CachedTensors, MaskedModel, SubnetworkPlugin, SubnetworkStrategy, methods, register
+from avalanche_supermask.plugin import Phase
+from avalanche_supermask.selection import selection
+from examples.digits import network, stream
+
+
+class WSNPlugin(SubnetworkPlugin):
+    """Weights and scores learn at once.
+
+    Args:
+        density: c, the fraction of weights a task selects.
+        arguments: see `SubnetworkPlugin`.
+    """
+
+    def __init__(self, *, density: float = 0.3, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.density = density
+
+    def phases(self, epochs: int) -> list[Phase]:
+        """One."""
+        return [Phase("both", epochs)]
+
+    def prepare(self, model: MaskedModel) -> None:
+        """Allocate the scores before the optimizer collects what learns."""
+        if not len(model.subnetworks.scores):
+            model.subnetworks.set_scores(model.fresh_scores(0))
+
+    def begin_task(self, strategy: Any, model: MaskedModel) -> None:
+        """Scores go on from those of the task before, as in the paper."""
+
+    def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
+        """What no task has may learn."""
+        free = {name: ~owned for name, owned in model.subnetworks.owned().items()}
+        model.learn_scores(selection(model.masked_shapes, density=self.density), trainable=free)
+
+
+@register("wsn")
+class WSN(SubnetworkStrategy):
+    """Winning subnetworks."""
+
+    def __init__(self, model: nn.Module, *, density: float = 0.3, optimizer: Any = None, **arguments: Any) -> None:
+        method = WSNPlugin(density=density, schedule="cosine" if optimizer is None else "constant")
+        arguments.setdefault("init", "keep")
+        super().__init__(model=model, method=method, optimizer=optimizer, default_lr=5e-3, **arguments)
+
+
+def main() -> None:
+    """Learn five tasks with it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=6, help="a task (default %(default)s)")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    tasks = stream()
+    strategy = methods()["wsn"](
+        network(), train_epochs=options.epochs, train_mb_size=32, plugins=[CachedTensors()], seed=0,
+        evaluator=EvaluationPlugin(accuracy_metrics(experience=True), loggers=[]),
+    )  # fmt: skip
+    for experience in tasks.train_stream:
+        strategy.train(experience)
+    results = strategy.eval(tasks.test_stream)
+    accuracies = [value for name, value in results.items() if name.startswith("Top1_Acc_Exp/")]
+    print("accuracy of each task:", *map("{:.3f}".format, accuracies))
+    for layer, capacity in strategy.model.capacity().items():
+        print(f"{layer}: {capacity.owned} of {capacity.total} weights owned, {capacity.reused} by two tasks or more")
+
+
+if __name__ == "__main__":
+    main()
