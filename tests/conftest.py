@@ -1,4 +1,8 @@
+import json
+import platform
 import warnings
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +20,9 @@ def _seeded():
 
 
 def pytest_configure(config):
+    # With xdist the controller hears of every test; its workers must not write as well.
+    if config.getoption("--matrix") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Matrix(config.getoption("--matrix")))
     # Warnings are errors, Avalanche's own excepted by name.
     for line in (
         "error",
@@ -28,3 +35,24 @@ def pytest_configure(config):
         "ignore:.*SwigPy.*:DeprecationWarning",
     ):
         config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--matrix", help="write what passed, test by test, and on which versions, to this JSON file")
+
+
+class Matrix:
+    """Outcome of every test, for `python -m benchmarks.compatibility`."""
+
+    def __init__(self, path):
+        self.path, self.outcomes = Path(path), {}
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" or report.outcome != "passed":
+            self.outcomes[report.nodeid] = report.outcome
+
+    def pytest_sessionfinish(self):
+        packages = ("torch", "torchvision", "avalanche-lib", "numpy", "transformers")
+        versions = {name: metadata.version(name) for name in packages}
+        found = {"python": platform.python_version(), **versions, "tests": dict(sorted(self.outcomes.items()))}
+        self.path.write_text(json.dumps(found, indent=1) + "\n")
