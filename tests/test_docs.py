@@ -4,6 +4,8 @@ import doctest
 import importlib
 import pkgutil
 import re
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -88,3 +90,29 @@ def test_the_public_names_resolve():
         assert not isinstance(getattr(avalanche_supermask, name), types.ModuleType), name
     with pytest.raises(AttributeError, match="no attribute 'Supsup'"):
         _ = avalanche_supermask.Supsup
+
+
+def test_the_pages_build_without_a_warning(tmp_path):
+    build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "docs", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    reference = (tmp_path / "reference.html").read_text()
+    assert "bytes_per_task" in reference
+    methods = {path.stem: path.read_text() for path in (tmp_path / "methods").glob("*.html")}
+    assert all("Parameters" in page for name, page in methods.items() if name != "unknown_tasks"), methods.keys()
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_to_files_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", path.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_code_in_the_documents_is_python(path):
+    for block in code_blocks(path):
+        compile(block, str(path), "exec")
