@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from avalanche_supermask.layout import Init, Maskable, PerTask, Scores
 from avalanche_supermask.model import MaskedModel
 from avalanche_supermask.plugin import OnRevisit, SubnetworkPlugin, adopt_parameters
 
-__all__ = ["ModelArguments", "ModelFirst", "StrategyArguments", "SubnetworkStrategy"]
+__all__ = ["ModelArguments", "ModelFirst", "StrategyArguments", "SubnetworkStrategy", "fused_adam"]
 
 
 class StrategyArguments(TypedDict, total=False):
@@ -122,15 +122,16 @@ class SubnetworkStrategy(ModelFirst):
         plugins = [*(arguments.pop("plugins", None) or []), method]
         super().__init__(
             model=model,
-            optimizer=_adam(model, default_lr) if optimizer is None else optimizer,
+            optimizer=fused_adam(model.parameters(), default_lr) if optimizer is None else optimizer,
             plugins=plugins,
             **arguments,
         )
 
 
-def _adam(model: nn.Module, lr: float) -> Adam:
-    """Adam, the papers' optimizer; fused where PyTorch can, which halves its share of a step on a CPU."""
+def fused_adam(parameters: Iterable[Tensor], lr: float) -> Adam:
+    """Adam, the papers' optimizer; fused where this PyTorch can, which halves its share of a step on a CPU."""
+    parameters = list(parameters)
     try:
-        return Adam(model.parameters(), lr=lr, fused=True)
+        return Adam(parameters, lr=lr, fused=True)
     except (RuntimeError, ValueError):
-        return Adam(model.parameters(), lr=lr)
+        return Adam(parameters, lr=lr)

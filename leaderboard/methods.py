@@ -15,9 +15,10 @@ from avalanche.training.plugins import AGEMPlugin, EWCPlugin, GEMPlugin, LwFPlug
 from avalanche.training.supervised import DER, Cumulative, JointTraining, Naive
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Optimizer
 
 from avalanche_supermask import methods
+from avalanche_supermask.strategy import fused_adam
 from benchmarks.networks import MultiHead, Separate
 from benchmarks.streams import STREAMS, Stream
 from leaderboard.baselines import CorrectedSI
@@ -73,7 +74,7 @@ STRENGTHS = (100.0, 1.0, 10.0, 1e3, 1e4, 1e5)
 def _optimizer(setup: Setup, net: nn.Module) -> Optimizer:
     name, lr = setup.settings["optimizer"]
     if name == "adam":
-        return Adam(net.parameters(), lr=lr, fused=True)
+        return fused_adam(net.parameters(), lr)
     return SGD(net.parameters(), lr=lr, momentum=0.9)  # fused SGD fails once a head is new
 
 

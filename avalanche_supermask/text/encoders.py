@@ -111,10 +111,15 @@ class EncoderClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        if not torch.compiler.is_compiling():  # a traced network has one length
+        if not _is_compiling():  # a traced network has one length
             x = x[:, :, : max(1, int(x[:, 1].sum(dim=1).max()))]
         ids, mask = x[:, 0], x[:, 1]
         tokens = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state  # (batch, length, width)
         weight = mask.to(tokens.dtype)[:, :, None]
         out: Tensor = self.fc((tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1))
         return out
+
+
+def _is_compiling() -> bool:
+    known = getattr(torch.compiler, "is_compiling", None)  # from PyTorch 2.2 on
+    return bool(known and known())
