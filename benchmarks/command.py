@@ -20,7 +20,7 @@ def run_or_draw(
     parser: argparse.ArgumentParser,
     module: str,
     run: Callable[[argparse.Namespace], Iterator[dict[str, Any]]],
-    draw: Callable[[dict[str, Any], Path], None],
+    draw: Callable[[dict[str, Any], Path], None] | None,
 ) -> None:
     """Run a script and write each row when it is there; or, with ``--plot``, draw the file that it wrote.
 
@@ -28,13 +28,14 @@ def run_or_draw(
         parser: with the script's own options, ``--seed`` among them.
         module: of the script.
         run: yields rows.
-        draw: takes a result and the picture's file.
+        draw: takes a result and the picture's file; None: there is nothing to draw.
     """
     parser.add_argument("--dataset-root", type=Path, help="where torchvision keeps the data, or puts them")
     parser.add_argument("--out", type=Path, required=True, help="result file, written at each row")
-    parser.add_argument("--plot", type=Path, help="draw the result file OUT into this picture; nothing is run")
+    if draw:
+        parser.add_argument("--plot", type=Path, help="draw the result file OUT into this picture; nothing is run")
     options = parser.parse_args()
-    if options.plot:
+    if draw and options.plot:
         draw(json.loads(options.out.read_text()), options.plot)
         return
     if options.dataset_root is None:
