@@ -3,8 +3,8 @@
     python -m benchmarks.inside --dataset-root DIR --out benchmarks/results/inside.json
 
 The encoder (``DIR/encoder``, see `benchmarks.text`) with the mean of its tokens and an output layer of each task's own.
-Attention and feed-forward weights are masked, embeddings frozen; LayerNorm is frozen and shared, or with ``--norm`` each
-task's own. ``frozen`` trains the output layer alone. Bytes of a rank-8 LoRA on queries and values, an output layer
+Attention and feed-forward weights are masked, embeddings frozen; LayerNorm is frozen and shared, or with ``--norm``
+each task's own. ``frozen`` trains the output layer alone. Bytes of a rank-8 LoRA on queries and values, an output layer
 included, stand beside them: what a task's own adapter would cost.
 """
 
