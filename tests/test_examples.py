@@ -98,3 +98,20 @@ def test_methods_of_ones_own_get_rows_of_the_leaderboard(tmp_path):
     found = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("split-digits/*/seed0.json")}
     assert found.keys() == set(METHODS.values())
     assert all(result["output_drift"] == 0.0 for result in found.values())
+
+
+def test_the_notebook_runs_and_shows_four_pictures(tmp_path):
+    """In a process of its own: what Jupyter warns of is not ours."""
+    notebook = EXAMPLES / "tour.ipynb"
+    script = f"""
+import nbformat
+from nbclient import NotebookClient
+book = nbformat.read({str(notebook)!r}, 4)
+NotebookClient(book, timeout=300, kernel_name="python3", resources={{"metadata": {{"path": {str(EXAMPLES)!r}}}}}).execute()
+outputs = [out for cell in book.cells for out in cell.get("outputs", [])]
+print(sum("image/png" in out.get("data", {{}}) for out in outputs), "pictures")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "4 pictures" in done.stdout, done.stderr[-3000:]
+    shown = json.loads(notebook.read_text())["cells"]
+    assert sum("image/png" in out.get("data", {}) for cell in shown for out in cell.get("outputs", [])) == 4
