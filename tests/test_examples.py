@@ -107,7 +107,8 @@ def test_the_notebook_runs_and_shows_four_pictures(tmp_path):
 import nbformat
 from nbclient import NotebookClient
 book = nbformat.read({str(notebook)!r}, 4)
-NotebookClient(book, timeout=300, kernel_name="python3", resources={{"metadata": {{"path": {str(EXAMPLES)!r}}}}}).execute()
+opened_in = {{"metadata": {{"path": {str(EXAMPLES)!r}}}}}
+NotebookClient(book, timeout=300, kernel_name="python3", resources=opened_in).execute()
 outputs = [out for cell in book.cells for out in cell.get("outputs", [])]
 print(sum("image/png" in out.get("data", {{}}) for out in outputs), "pictures")
 """
