@@ -17,7 +17,18 @@ from torch import nn
 
 from avalanche_supermask.text import TokenFeatures, text_cnn, text_stream
 
-__all__ = ["ENCODER", "GLUE", "WEBNLP", "WEBNLP_ORDERS", "clinc150", "cnn", "datasets", "encoder", "out_of_scope"]
+__all__ = [
+    "ENCODER",
+    "GLUE",
+    "WEBNLP",
+    "WEBNLP_ORDERS",
+    "clinc150",
+    "cnn",
+    "datasets",
+    "encoder",
+    "features_file",
+    "out_of_scope",
+]
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -58,13 +69,13 @@ def out_of_scope(root: Path | None) -> list[str]:
 
 def cnn(classes: int, features: str, root: Path | None) -> nn.Module:
     """ExSSNeT's network for text with 100 filters a width, on features that the stream has left."""
-    return text_cnn(TokenFeatures(encoder(root), file=_file(features, root)), classes, filters=100)
+    return text_cnn(TokenFeatures(encoder(root), file=features_file(features, root)), classes, filters=100)
 
 
 def _encoded(tasks: dict[str, Any], features: str, root: Path | None, **options: Any) -> Any:
     """The stream of these tasks, once the features of all its texts are in their file."""
     stream = text_stream(tasks, tokenizer=encoder(root), max_length=MAX_LENGTH, **options)
-    file = _file(features, root)
+    file = features_file(features, root)
     known = TokenFeatures(encoder(root), file=file)
     rows = [x for side in (stream.train_stream, stream.test_stream) for task in side for x, *_ in task.dataset]
     unknown = [x for x in rows if not known.knows(x)]
@@ -83,7 +94,8 @@ def _folder(root: Path | None) -> Path:
     return Path(root) / "text"
 
 
-def _file(features: str, root: Path | None) -> Path:
+def features_file(features: str, root: Path | None) -> Path:
+    """Where the features of a stream's texts are kept."""
     return _folder(root) / f"features-{features}.safetensors"
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import inside
+from benchmarks import inside, novelty
 from benchmarks.streams import STREAMS
 from benchmarks.text import GLUE, WEBNLP, out_of_scope
 from leaderboard.cell import Cell, run_cell, settings_of
@@ -98,3 +98,13 @@ def test_masks_inside_an_encoder(root, tmp_path, monkeypatch):
     assert rows["supsup"]["selection_bytes"] == [weights // 8] * 3
     assert rows["impresslearn"]["selection_bytes"][2] == 2 * 6 * 4  # two coefficients for each of six matrices
     assert rows["supsup"]["lora_rank8_bytes"] == 4 * (2 * 8 * 32 + 17 * 15)
+
+
+def test_novelty(root, tmp_path, monkeypatch):
+    out = tmp_path / "novelty.json"
+    monkeypatch.setattr(sys, "argv", ["novelty", "--methods", "supsup", "--dataset-root", str(root), "--out", str(out)])
+    novelty.main()
+    (row,) = json.loads(out.read_text())["rows"]
+    assert (row["in_scope"], row["out_of_scope"]) == (300, 2)
+    assert 0 <= row["accuracy_inferred"] <= row["task_id_accuracy"] <= 1
+    assert 0 <= row["auroc"] <= 1
