@@ -148,7 +148,7 @@ class MaskedModel(Accounting, MultiTaskModule):
         """
         generator = _generator(self.seed, key, 0)
         scores = {name: initial_scores(s, generator=generator) for name, s in self.masked_shapes.items()}
-        if self.wrapping["scores"] == "random" or key < 0:
+        if self.wrapping.get("scores") != "magnitude" or key < 0:  # files of 0.1.0 say nothing of it
             return scores
         return {name: reordered(s, self.subnetworks.frozen[name].abs().cpu()) for name, s in scores.items()}
 

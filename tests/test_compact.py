@@ -4,6 +4,7 @@ import json
 import pickletools
 import random
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -188,3 +189,18 @@ def test_the_checksum_is_what_finds_a_changed_weight(tmp_path, monkeypatch):
     monkeypatch.setattr(compact, "_digest", lambda *arguments: header["__metadata__"]["sha256"])
     changed = load(path, mlp()).subnetworks.frozen["1.weight"]
     assert int((changed != model.subnetworks.frozen["1.weight"]).sum()) == 1
+
+
+def test_a_file_of_an_earlier_version_answers_and_learns_on(tmp_path):
+    """Written at commit 40fc73a, before the wrapping had ``scores``; what it answered then lies beside it."""
+    folder = Path(__file__).parent / "data"
+    model = load(folder / "format1.safetensors", mlp())
+    expected = load_file(folder / "format1_answers.safetensors")
+    assert model.task_keys == [0, 1]
+    for key in model.task_keys:
+        torch.testing.assert_close(outputs(model, inputs(), key), expected[str(key)])
+    strategy = ExSSNeT(model, density=0.3, train_epochs=2, train_mb_size=16, evaluator=None)
+    before = outputs(model, inputs(), 0)
+    strategy.train(class_stream(3).train_stream[2])
+    assert torch.equal(outputs(model, inputs(), 0), before)
+    save(model, tmp_path / "again.safetensors")
