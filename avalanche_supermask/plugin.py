@@ -106,6 +106,11 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         self.prepare(model)
         adopt_parameters(strategy.optimizer, model)
 
+    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Complain of an experience without samples, before Avalanche fails to make a loader of it."""
+        if len(strategy.experience.dataset) == 0:
+            raise ValueError(f"experience {strategy.experience.current_experience} is empty: no sample to learn from")
+
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Begin the task."""
         model = masked_model(strategy)
@@ -117,8 +122,6 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
             return
         if key in model.subnetworks.tasks and self.on_revisit == "new":
             key = max(model.subnetworks.tasks) + 1
-        if len(strategy.experience.dataset) == 0:
-            raise ValueError(f"experience {strategy.experience.current_experience} is empty: no sample to learn from")
         model.begin(key, label)
         self._iterations = 0
         self._phase = None

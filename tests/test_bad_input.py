@@ -24,6 +24,20 @@ def learned(method, net=mlp, **options):
     return strategy, outputs(strategy.model, inputs(), 0)
 
 
+@pytest.mark.parametrize("plugins", [list, lambda: [CachedTensors()]], ids=["avalanche's loader", "cached"])
+@pytest.mark.parametrize("method", KEPT)
+def test_an_empty_experience(method, plugins):
+    strategy, before = learned(method, plugins=plugins())
+    experience = class_stream(2).train_stream[1]
+    experience.dataset = experience.dataset.subset([])
+    with pytest.raises(ValueError, match="experience 1 is empty: no sample to learn from"):
+        strategy.train(experience)
+    assert strategy.model.task_keys == [0]
+    assert torch.equal(outputs(strategy.model, inputs(), 0), before)
+    strategy.train(class_stream(2).train_stream[1])
+    assert strategy.model.task_keys == [0, 1]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("method", KEPT)
 def test_a_loss_that_is_no_number_ends_the_experience(method, value):
