@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from leaderboard.page import write_page
 from leaderboard.report import load_results, markdown, table, write_report
 from leaderboard.scores import summarise
 
@@ -51,6 +52,18 @@ def test_names_are_text_not_markup():
     page = markdown([result("<script>alert(1)</script>")])
     assert "<script>" not in page
     assert "&lt;script>" in page
+
+
+def test_names_lead_to_no_file_outside_the_folder(tmp_path):
+    inside = tmp_path / "a" / "b"
+    path = inside / "results" / "split-digits" / "exssnet" / "seed0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(result("../../../escaped", stream="../../../escaped", seed="../../escaped")))
+    before = {p for p in tmp_path.rglob("*")}
+    write_report(inside / "results", inside / "out")
+    write_page(inside / "results", inside / "out" / "index.html")
+    written = {p for p in tmp_path.rglob("*")} - before
+    assert written == {inside / "out", inside / "out" / "LEADERBOARD.md", inside / "out" / "index.html"}
 
 
 def test_files_that_are_no_results(tmp_path):
