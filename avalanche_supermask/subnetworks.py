@@ -132,7 +132,8 @@ class Subnetworks(nn.Module):
             raise RuntimeError("no phase has begun, so there is no current mask; call learn_scores() first")
         return {name: self.select.mask(name, scores) for name, scores in self.scores.items()}
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # exact top-k is not for a compiler; what it would compile is the network
+    # Exact top-k is not for a compiler; what it would compile is the network.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def current_weights(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Effective weights of the task being learned, differentiable in what is learning.
 

@@ -16,26 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from avalanche_supermask import CachedTensors, ImpressLearn, MaskedModel, SupSup
-from avalanche_supermask.data import load_tensors
 from avalanche_supermask.selection import selection
+from benchmarks.accuracy import accuracy
 from benchmarks.command import run_or_draw
 from benchmarks.endless import KINDS, Endless
 
 BASES = ("heterogeneous", "homogeneous", "random")
 Mask = dict[str, Tensor]
-
-
-def accuracy(model: MaskedModel, experience: Any) -> float:
-    """Share of right answers under the experience's own task label."""
-    x, y, t = load_tensors(experience.dataset, next(model.parameters()).device)
-    model.eval()
-    with torch.no_grad():
-        answers = torch.cat([model(a, b).argmax(dim=1) for a, b in zip(x.split(1000), t.split(1000), strict=True)])
-    return float((answers == y).float().mean())
 
 
 def basis(kind: str, n: int, tasks: Endless, options: argparse.Namespace) -> list[Mask]:

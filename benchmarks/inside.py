@@ -24,8 +24,8 @@ from torch.optim import Adam
 from tqdm import tqdm
 
 from avalanche_supermask import CachedTensors, ImpressLearn, SupSup
-from avalanche_supermask.data import load_tensors
 from avalanche_supermask.text import EncoderClassifier
+from benchmarks.accuracy import accuracy
 from benchmarks.command import run_or_draw
 from benchmarks.networks import MultiHead
 from benchmarks.streams import with_validation
@@ -68,8 +68,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         started, after = time.process_time(), []
         for task in tqdm(range(options.tasks), desc=row, unit="task"):
             strategy.train(stream.train_stream[task])
-            after.append(accuracy(strategy, stream.test_stream[task]))
-        last = [accuracy(strategy, stream.test_stream[task]) for task in range(options.tasks)]
+            after.append(accuracy(strategy.model, stream.test_stream[task]))
+        last = [accuracy(strategy.model, stream.test_stream[task]) for task in range(options.tasks)]
         masked = row != "frozen"
         net = strategy.model.net if masked else strategy.model
         yield {
@@ -82,15 +82,6 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "lora_rank8_bytes": lora_bytes(net, rank=8),
             "cpu_seconds": time.process_time() - started,
         }
-
-
-@torch.no_grad()
-def accuracy(strategy: Any, experience: Any) -> float:
-    """Of one task, its id given."""
-    model = strategy.model.eval()
-    x, y, t = load_tensors(experience.dataset, strategy.device)
-    parts = zip(x.split(256), y.split(256), t.split(256), strict=True)
-    return sum(int((model(a, c).argmax(dim=1) == b).sum()) for a, b, c in parts) / len(y)
 
 
 def lora_bytes(net: nn.Module, *, rank: int) -> int:

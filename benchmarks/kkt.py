@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from avalanche_supermask import CachedTensors, ExSSNeT
-from avalanche_supermask.data import load_tensors
+from benchmarks.accuracy import accuracy
 from benchmarks.provenance import write_result
 from benchmarks.streams import STREAMS, build_stream
 
@@ -53,10 +53,7 @@ def run(variant: str, *, samples: int, seed: int, root: Path, device: str) -> di
         chosen = torch.randperm(len(train.dataset), generator=torch.Generator().manual_seed(seed))[:samples]
         train.dataset = train.dataset.subset(chosen.tolist())
         strategy.train(train)
-        x, y, t = load_tensors(test.dataset, strategy.device)
-        strategy.model.eval()
-        with torch.no_grad():
-            accuracies.append(float((strategy.model(x, t).argmax(dim=1) == y).float().mean()))
+        accuracies.append(accuracy(strategy.model, test))
     overlaps = list(strategy.model.overlap().values())
     return {"accuracy": statistics.fmean(accuracies[1:]), "overlap": statistics.fmean(overlaps[1:])}
 

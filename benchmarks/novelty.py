@@ -19,6 +19,7 @@ from torch import Tensor
 
 from avalanche_supermask import CachedTensors, methods
 from avalanche_supermask.data import load_tensors
+from avalanche_supermask.inference import entropy
 from avalanche_supermask.text import TokenFeatures, text_cnn, tokenise
 from benchmarks.command import run_or_draw
 from benchmarks.text import MAX_LENGTH, clinc150, encoder, features_file, out_of_scope
@@ -27,12 +28,8 @@ from benchmarks.text import MAX_LENGTH, clinc150, encoder, features_file, out_of
 @torch.no_grad()
 def entropies(model: Any, x: Tensor) -> Tensor:
     """Entropy of every task's answer to every text: ``(tasks, texts)``."""
-    found = []
-    for key in model.task_keys:
-        logits = torch.cat([model.forward_task(key, part) for part in x.split(256)])
-        p = logits.softmax(dim=1)
-        found.append(-(p * p.clamp(min=1e-12).log()).sum(dim=1))
-    return torch.stack(found)
+    by_task = [[entropy(model.forward_task(key, part)) for part in x.split(256)] for key in model.task_keys]
+    return torch.stack([torch.cat(parts) for parts in by_task])
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -60,7 +60,8 @@ class Stream:
         task_labels: whether tasks are named; without, classes are numbered through.
         settings_from: stream on whose held-out data settings were chosen, for methods without any of its own.
         offline: whether its data come with scikit-learn; others need a folder, and are downloaded into it.
-        network_reads_data: whether ``network`` takes the folder of the data, for an encoder that lies there.
+        network_reads_data: whether ``network`` takes the folder of the data, for an encoder that lies there, and
+            answers with what makes the networks: `at` calls it, once.
     """
 
     build: Callable[[int, Path | None], Any]
@@ -77,8 +78,8 @@ class Stream:
     network_reads_data: bool = False
 
     def at(self, dataset_root: Path | None) -> Stream:
-        """The same stream, its network made from what is in this folder."""
-        return replace(self, network=partial(self.network, dataset_root)) if self.network_reads_data else self
+        """The same stream, its networks made from what is in this folder."""
+        return replace(self, network=self.network(dataset_root)) if self.network_reads_data else self
 
 
 def _digits(_: Path | None) -> tuple[Split, Split]:

@@ -7,15 +7,16 @@ computed by the first run, which shows a progress bar, and kept in ``DIR/text/fe
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from avalanche_supermask.text import TokenFeatures, text_cnn, text_stream
+from avalanche_supermask.text.streams import read_csv
 
 __all__ = [
     "ENCODER",
@@ -57,19 +58,19 @@ def clinc150(_seed: int, root: Path | None) -> Any:
     """Ten domains of fifteen intents each; 40 training and 20 test texts a class, of 100 and 30."""
     folder = _folder(root) / "clinc150"
     domains = json.loads(_existing(folder / "domains.json").read_text())
-    sides = [_read(folder / f"{side}.csv") for side in ("train", "test")]
+    sides = [read_csv(_existing(folder / f"{side}.csv")) for side in ("train", "test")]
     tasks = {domain: tuple(_where(side, set(intents)) for side in sides) for domain, intents in domains.items()}
     return _encoded(tasks, "clinc150", root, max_per_class=(40, 20))
 
 
 def out_of_scope(root: Path | None) -> list[str]:
     """CLINC150's texts that belong to none of its intents."""
-    return _read(_folder(root) / "clinc150" / "oos_test.csv")["text"]
+    return read_csv(_existing(_folder(root) / "clinc150" / "oos_test.csv"))["text"]
 
 
-def cnn(classes: int, features: str, root: Path | None) -> nn.Module:
-    """ExSSNeT's network for text with 100 filters a width, on features that the stream has left."""
-    return text_cnn(TokenFeatures(encoder(root), file=features_file(features, root)), classes, filters=100)
+def cnn(classes: int, features: str, root: Path | None) -> Callable[[], nn.Module]:
+    """Makes ExSSNeT's network for text with 100 filters a width, all on the features that the stream has left."""
+    return partial(text_cnn, TokenFeatures(encoder(root), file=features_file(features, root)), classes, filters=100)
 
 
 def _encoded(tasks: dict[str, Any], features: str, root: Path | None, **options: Any) -> Any:
@@ -105,12 +106,6 @@ def _existing(path: Path) -> Path:
             f"{path} is not there; expected labelled texts as in the docstring of benchmarks/text.py"
         )
     return path
-
-
-def _read(path: Path) -> dict[str, list[str]]:
-    with _existing(path).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def _where(data: dict[str, list[str]], labels: set[str]) -> dict[str, list[str]]:

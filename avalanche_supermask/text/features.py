@@ -47,7 +47,7 @@ class TokenFeatures:
         self.encoder = module.eval().requires_grad_(False)
         self._known: dict[bytes, Tensor] = {}
         self._held, self._full = 0, False
-        self.width = self._encode(torch.zeros(1, dtype=torch.long)).shape[1]
+        self.width = self._encode(torch.zeros(1, dtype=torch.long), next(self.encoder.parameters()).device).shape[1]
         if file is not None and file.exists():
             self._read(file)
 
@@ -61,25 +61,23 @@ class TokenFeatures:
         Args:
             x: integers ``(batch, 2, length)``, token ids and attention mask.
         """
-        self.encoder.to(x.device)
-        host = x.cpu()
-        texts = [row[0][row[1].bool()] for row in host]
+        texts = [row[0][row[1].bool()] for row in x.cpu()]
         out = torch.zeros(len(texts), max([1, *map(len, texts)]), self.width)
         for row, ids in zip(out, texts, strict=True):
             if len(ids):
-                row[: len(ids)] = self.of(ids)
+                row[: len(ids)] = self._of(ids, x.device)
         return out.to(x.device)
 
     def knows(self, x: Tensor) -> bool:
         """Whether a text's features are known: integers ``(2, length)``, token ids and attention mask."""
         return _key(x[0][x[1].bool()]) in self._known
 
-    def of(self, ids: Tensor) -> Tensor:
-        """Features ``(tokens, width)`` of one text's token ids."""
+    def _of(self, ids: Tensor, device: torch.device) -> Tensor:
+        """Features ``(tokens, width)`` of one text's token ids; encoded on this device if they are not known."""
         key = _key(ids)
         found = self._known.get(key)
         if found is None:
-            found = self._encode(ids)
+            found = self._encode(ids, device)
             size = found.numel() * found.element_size()
             if self._held + size <= self.max_bytes:
                 self._known[key] = found
@@ -94,8 +92,8 @@ class TokenFeatures:
         return found
 
     @torch.no_grad()
-    def _encode(self, ids: Tensor) -> Tensor:
-        device = next(iter(self.encoder.parameters())).device
+    def _encode(self, ids: Tensor, device: torch.device) -> Tensor:
+        self.encoder.to(device)
         row = ids.long()[None].to(device)
         with torch.autocast(device.type, enabled=False):
             answer = self.encoder(input_ids=row, attention_mask=torch.ones_like(row))

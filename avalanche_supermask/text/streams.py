@@ -12,7 +12,7 @@ import torch
 from avalanche.benchmarks import tensors_benchmark
 from torch import Tensor
 
-__all__ = ["text_stream", "tokenise"]
+__all__ = ["read_csv", "text_stream", "tokenise"]
 
 
 def text_stream(
@@ -101,6 +101,14 @@ def tokenise(texts: Sequence[str], tokenizer: Any, *, max_length: int = 128) -> 
     return x
 
 
+def read_csv(path: str | Path) -> dict[str, list[str]]:
+    """Columns of a csv file with a header, UTF-8."""
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    return {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
+
+
 def _tokenizer(tokenizer: Any) -> Any:
     if not isinstance(tokenizer, (str, Path)):
         return tokenizer
@@ -112,13 +120,8 @@ def _tokenizer(tokenizer: Any) -> Any:
 def _columns(task: str, source: Any, text: str, label: str) -> tuple[list[str], list[Any]]:
     """Texts and labels of a csv file or of an object with columns."""
     if isinstance(source, (str, Path)):
-        with Path(source).open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-        have: Sequence[str] = reader.fieldnames or []
-        source = {name: [row[name] for row in rows] for name in have}
-    else:
-        have = getattr(source, "column_names", None) or list(source)
+        source = read_csv(source)
+    have = getattr(source, "column_names", None) or list(source)
     for column in (text, label):
         if column not in have:
             raise ValueError(f"task {task!r}: no column {column!r}; there are {', '.join(have)}")

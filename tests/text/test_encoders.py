@@ -19,6 +19,7 @@ from avalanche_supermask import (
     save_checkpoint,
 )
 from avalanche_supermask.text import EncoderClassifier, TokenFeatures, text_cnn, tokenise
+from tests.test_compatibility import learns_without_forgetting
 from tests.text.conftest import make_encoder
 
 COMMON = {"train_mb_size": 16, "eval_mb_size": 32, "evaluator": None}
@@ -69,14 +70,7 @@ def test_the_frozen_encoder_is_no_part_of_the_parameters(encoder):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_texts_and_forgets_nothing(method, encoder, stream):
     strategy = METHODS[method](cnn(encoder))
-    probe, before = batch(stream), None
-    for experience in stream.train_stream:
-        strategy.train(experience)
-        strategy.model.eval()
-        with torch.no_grad():
-            now = strategy.model(probe, 0)
-        assert before is None or torch.equal(now, before)
-        before = now
+    learns_without_forgetting(strategy, stream, batch(stream))
     found = [accuracy(strategy.model, e, e.task_label) for e in stream.test_stream]
     assert min(found[:2]) > 0.7, found
 
@@ -147,14 +141,7 @@ def test_masks_inside_the_encoder_keep_its_weights(method, per_task, stream):
         "impresslearn": lambda: ImpressLearn(net, n_basis=2, density=0.5, train_epochs=2, **options),
     }
     strategy = make[method]()
-    x, before = batch(stream), None
-    for experience in stream.train_stream:
-        strategy.train(experience)
-        strategy.model.eval()
-        with torch.no_grad():
-            now = strategy.model(x, 0)
-        assert before is None or torch.equal(now, before)
-        before = now
+    learns_without_forgetting(strategy, stream, batch(stream))
     model = strategy.model
     if method != "exssnet":
         assert all(torch.equal(w, pretrained[n]) for n, w in model.subnetworks.frozen.items())
