@@ -5,10 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from avalanche.models.packnet import PackNetModel, WeightAndBiasPackNetModule
 from avalanche.training.plugins import SynapticIntelligencePlugin
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["CorrectedSI"]
+__all__ = ["CorrectedPackNet", "CorrectedSI"]
+
+
+class CorrectedPackNet(PackNetModel):  # type: ignore[misc]
+    """PackNet that takes layers without biases.
+
+    Upstream asks whether the weight is a parameter where it means the bias, and then freezes a bias that is None.
+    """
+
+    def __init__(self, wrappee: nn.Module) -> None:
+        super().__init__(wrappee)
+        for module in self.modules():
+            if isinstance(module, WeightAndBiasPackNetModule):
+                module.has_bias = module.wrappee.bias is not None
 
 
 class CorrectedSI(SynapticIntelligencePlugin):  # type: ignore[misc]

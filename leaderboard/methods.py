@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from avalanche.models.packnet import PackNetModel, PackNetPlugin
+from avalanche.models.packnet import PackNetPlugin
 from avalanche.training.plugins import AGEMPlugin, EWCPlugin, GEMPlugin, LwFPlugin, MASPlugin, ReplayPlugin
 from avalanche.training.supervised import DER, Cumulative, JointTraining, Naive
 from avalanche.training.templates import SupervisedTemplate
@@ -21,7 +21,7 @@ from avalanche_supermask import methods
 from avalanche_supermask.strategy import fused_adam
 from benchmarks.networks import MultiHead, Separate
 from benchmarks.streams import STREAMS, Stream
-from leaderboard.baselines import CorrectedSI
+from leaderboard.baselines import CorrectedPackNet, CorrectedSI
 
 __all__ = ["Row", "Setup", "build_strategy", "parse_row", "protocol", "rows"]
 
@@ -102,7 +102,7 @@ def _der(setup: Setup) -> Any:
 
 def _packnet(setup: Setup) -> Any:
     """Every task gets the same share of the weights; upstream's strategy would ignore the other plugins."""
-    net = PackNetModel(setup.stream.network())
+    net = CorrectedPackNet(setup.stream.network())
     tasks = setup.stream.tasks
     share = [1 - 1 / (tasks - task) for task in range(tasks)]
     epochs = setup.common["train_epochs"]
@@ -127,7 +127,12 @@ _MASK_AXES: dict[str, tuple[Any, ...]] = {
     "density": (0.1, 0.2),
     "mask_lr": (2e-2, 1e-3, 5e-3, 5e-2, 1e-1),
 }
-_WEIGHT_AXES: dict[str, tuple[Any, ...]] = {**_MASK_AXES, "weight_lr": (1e-2, 2e-3, 5e-3, 2e-2)}
+# Half of the epochs, ExSSNeT's own, or the last one: with few epochs their masks need more of them.
+_WEIGHT_AXES: dict[str, tuple[Any, ...]] = {
+    **_MASK_AXES,
+    "weight_lr": (1e-2, 2e-3, 2e-2),
+    "weight_epochs": (None, 1),
+}
 _MASK = {"density": 0.1, "layer_densities": "uniform", "mask_lr": 2e-2}
 _NO_SEARCH: dict[str, tuple[Any, ...]] = {}
 
@@ -191,7 +196,7 @@ _ROWS: dict[str, Row] = {
         _packnet,
         {"optimizer": ("sgd", 0.05), "post_prune": 0.5},
         {"optimizer": OPTIMIZERS, "post_prune": (0.5, 0.33)},
-        "must be told the number of tasks",
+        "must be told the number of tasks; a subclass that also takes layers without biases (leaderboard/baselines.py)",
         task_labels=True,
     ),
     "joint": Row(
@@ -205,7 +210,7 @@ _ROWS: dict[str, Row] = {
         task_labels=True,
     ),
     "supsup": Row(_subnetwork("supsup"), _MASK, _MASK_AXES),
-    "exssnet": Row(_subnetwork("exssnet"), {**_MASK, "weight_lr": 1e-2}, _WEIGHT_AXES),
+    "exssnet": Row(_subnetwork("exssnet"), {**_MASK, "weight_lr": 1e-2, "weight_epochs": None}, _WEIGHT_AXES),
     "clnp": Row(
         _subnetwork("clnp", lambda s: {"finetune_epochs": s.common["train_epochs"] // 2}),
         {"l1": 1e-4, "margin": 0.02, "activity": "mean", "weight_lr": 3e-3},

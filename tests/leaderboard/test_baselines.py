@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from avalanche.models.packnet import PackNetModel
 from avalanche.training.plugins import SynapticIntelligencePlugin
 from avalanche.training.templates import SupervisedTemplate
+from torch import nn
 from torch.optim import SGD
 
-from leaderboard.baselines import CorrectedSI
+from leaderboard.baselines import CorrectedPackNet, CorrectedSI
 from leaderboard.cell import Cell, settings_of
 from leaderboard.pool import run_cells
 from tests.streams import class_stream, mlp, train_all
@@ -29,6 +31,18 @@ def importances(plugin):
 def test_the_corrected_si_has_importances_where_upstreams_has_none():
     assert (importances(SynapticIntelligencePlugin(si_lambda=1.0)) == 0).all(), "upstream mended SI: drop our subclass"
     assert (importances(CorrectedSI(si_lambda=1.0, eps=0.1)) != 0).any()
+
+
+def test_the_corrected_packnet_takes_layers_without_biases_where_upstreams_fails():
+    for make, expected in ((PackNetModel, AttributeError), (CorrectedPackNet, None)):
+        model = make(nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)))
+        model.prune(0.5)
+        if expected is None:
+            model.freeze_pruned()
+            assert not model.wrappee[2].wrappee.bias.requires_grad
+        else:
+            with pytest.raises(expected):
+                model.freeze_pruned()
 
 
 @pytest.fixture(scope="module")
