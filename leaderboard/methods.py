@@ -53,7 +53,8 @@ class Row:
         axes: settings that a search may try, one after the other, each with its values.
         note: what the table has to say about it.
         task_labels: whether the method needs a stream's task labels, at evaluation too.
-        whole_stream: search on all tasks of a stream, where a strength that suits a few tasks can diverge on many.
+        whole_stream: search on all tasks of a stream: a strength that suits a few tasks can diverge on many, and the
+            first tasks of impresslearn hold no mixture.
     """
 
     build: Callable[[Setup], SupervisedTemplate]
@@ -231,6 +232,7 @@ _ROWS: dict[str, Row] = {
             "coefficient_lr": (2e-2, 5e-3, 5e-2, 1e-1),
         },
         "the second half of the tasks are mixtures of the first half's masks",
+        whole_stream=True,
     ),
     "ssnet": Row(_subnetwork("ssnet"), {**_MASK, "weight_lr": 1e-2}, _NO_SEARCH, "control: trains what tasks share"),
 }
