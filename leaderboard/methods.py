@@ -247,6 +247,7 @@ _OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("exssnet", "kkt"): {"kkt": "knn_best"},
     ("exssnet", "kkt-soft"): {"kkt": "knn_best", "kkt_strength": 0.5},
     ("clnp", "gated"): {"head": "gated"},
+    ("impresslearn", "linear"): {"head": "linear"},
 }
 
 
