@@ -53,7 +53,9 @@ def _dependencies(net: nn.Module, example: tuple[Any, ...]) -> Any:
             warnings.simplefilter("ignore")
             import torch_pruning
     except ImportError as error:
-        raise ImportError("units need Torch-Pruning: pip install torch-pruning") from error
+        raise ImportError(
+            "which channels are one unit is found by Torch-Pruning: pip install 'avalanche-supermask[graph]'"
+        ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = torch_pruning.DependencyGraph()

@@ -7,7 +7,9 @@ import importlib
 import json
 import signal
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from benchmarks.streams import STREAMS, SUITES
@@ -36,6 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument(
         "--import", dest="modules", default="", help="comma-separated modules that register methods of yours"
     )
+    run.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="processes here (default), or a Ray cluster"
+    )
+    run.add_argument("--address", help="of a running Ray cluster: auto, host:port, ray://host:port (default: one here)")
+    run.add_argument("--gpus-per-cell", type=float, default=0.0, help="share of a GPU, on Ray: 0.25 puts four on one")
+    run.add_argument("--retries", type=int, default=2, help="on Ray, of a cell whose machine died (default 2)")
     run.add_argument("--dry-run", action="store_true", help="list the cells and stop")
 
     report = commands.add_parser("report", help="write LEADERBOARD.md from result files")
@@ -53,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: no cell is left running
     try:
         return {"run": _run, "report": _report, "search": _search}[options.command](options)
-    except ValueError as error:
+    except (ValueError, ConnectionError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -103,7 +111,7 @@ def _run(options: argparse.Namespace) -> int:
         for cell in cells:
             print(f"{'done' if is_done(cell, options.out) else 'to run':7} {cell.path}")
         return 0
-    failed = run_cells(
+    failed = _engine(options)(
         cells,
         out=options.out,
         workers=options.workers,
@@ -120,6 +128,21 @@ def _run(options: argparse.Namespace) -> int:
         print(f"\nreport            {page}, and to look at {options.out / 'index.html'}")
         print(f"TensorBoard logs  {options.out / 'tb'}    (tensorboard --logdir {options.out / 'tb'})")
     return 1 if failed else 0
+
+
+def _engine(options: argparse.Namespace) -> Callable[..., dict[str, str]]:
+    """What runs the cells."""
+    if options.engine == "local":
+        if options.address:
+            raise ValueError(f"--address {options.address} is of a Ray cluster: add --engine ray")
+        return run_cells
+    try:
+        from leaderboard.on_ray import run_cells_on_ray
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--engine ray: {error}; install it with pip install -e '.[ray]'") from None
+    return partial(
+        run_cells_on_ray, address=options.address, gpus_per_cell=options.gpus_per_cell, retries=options.retries
+    )
 
 
 def _import(modules: list[str]) -> None:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from benchmarks.provenance import write_json
 from leaderboard.cell import Cell, run_cell
 
-__all__ = ["is_done", "run_cells"]
+__all__ = ["attempt", "emptied", "is_done", "run_cells"]
 
 
 def is_done(cell: Cell, out: Path) -> bool:
@@ -87,32 +87,49 @@ def run_cells(
     return failed
 
 
+def attempt(
+    cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, device: str, modules: Sequence[str]
+) -> dict[str, Any] | str:
+    """The cell's result, or the traceback of what went wrong.
+
+    Args:
+        cell: what to run.
+        dataset_root: where torchvision keeps its data.
+        tb_dir: folder for TensorBoard logs; None for none.
+        device: where it computes.
+        modules: imported first: they register methods of somebody else's.
+    """
+    try:
+        # Upstream repeats its warnings past every filter; each is kept once, in the result.
+        with warnings.catch_warnings(record=True) as caught:
+            for name in modules:
+                importlib.import_module(name)
+            result = run_cell(cell, dataset_root=dataset_root, tb_dir=tb_dir, device=device)
+    except BaseException:
+        return traceback.format_exc()
+    return {**result, "warnings": sorted({str(warning.message) for warning in caught})}
+
+
+def emptied(folder: Path) -> Path:
+    """The folder, without the event files of an earlier attempt: their curves would be drawn on top."""
+    for old in folder.glob("events.*"):
+        old.unlink()
+    return folder
+
+
 def _write_result(
     cell: Cell, out: Path, dataset_root: Path | None, device: str, modules: Sequence[str], quiet: bool
 ) -> None:
     target = out / cell.path
     target.parent.mkdir(parents=True, exist_ok=True)
     error = target.with_suffix(".error")
-    tb_dir = out / "tb" / cell.path.with_suffix("") if not quiet else None
-    try:
-        # Upstream repeats its warnings past every filter; each is kept once, in the result.
-        with warnings.catch_warnings(record=True) as caught:
-            for name in modules:
-                importlib.import_module(name)
-            result = run_cell(cell, dataset_root=dataset_root, tb_dir=_emptied(tb_dir), device=device)
-        result["warnings"] = sorted({str(warning.message) for warning in caught})
-    except BaseException:
-        error.write_text(traceback.format_exc())
-        raise SystemExit(1) from None
+    tb_dir = None if quiet else emptied(out / "tb" / cell.path.with_suffix(""))
+    result = attempt(cell, dataset_root=dataset_root, tb_dir=tb_dir, device=device, modules=modules)
+    if isinstance(result, str):
+        error.write_text(result)
+        raise SystemExit(1)
     write_json(target, result)
     error.unlink(missing_ok=True)
-
-
-def _emptied(folder: Path | None) -> Path | None:
-    """The folder, without the event files of an earlier attempt: their curves would be drawn on top."""
-    for old in folder.glob("events.*") if folder else ():
-        old.unlink()
-    return folder
 
 
 def _read_error(cell: Cell, out: Path, exitcode: int | None) -> Any:

@@ -47,7 +47,7 @@ def test_the_wheel_holds_the_package_alone(built):
     assert {name.split("/")[0].split("-")[0] for name in names} == {"avalanche_supermask"}
     assert "avalanche_supermask/py.typed" in names
     assert "avalanche_supermask/text/streams.py" in names
-    for extra in ("text", "gpu", "docs", "dev"):
+    for extra in ("text", "graph", "gpu", "ray", "docs", "dev"):
         assert f"Provides-Extra: {extra}" in metadata
 
 

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -47,6 +49,12 @@ class FlatBranches(nn.Module):
     def forward(self, x):
         a = self.a(x).relu()
         return self.fc(torch.cat([a.flatten(1), self.b(a).relu().flatten(1)], dim=1))
+
+
+def test_without_torch_pruning_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(ImportError, match=r"pip install 'avalanche-supermask\[graph\]'"):
+        find_units(mlp(), X, masked=names(mlp()))
 
 
 def test_an_mlp():

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from avalanche_supermask.text.features import TokenFeatures, pretrained
+from avalanche_supermask.text.features import TokenFeatures, check_texts
+from avalanche_supermask.text.hub import pretrained
 
 __all__ = ["ConvPool", "EncoderClassifier", "FrozenEncoder", "text_cnn"]
 
@@ -111,6 +112,7 @@ class EncoderClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
+        check_texts(x)
         if not _is_compiling():  # a traced network has one length
             x = x[:, :, : max(1, int(x[:, 1].sum(dim=1).max()))]
         ids, mask = x[:, 0], x[:, 1]

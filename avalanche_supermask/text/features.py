@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from avalanche_supermask.atomic import written_whole
+from avalanche_supermask.text.hub import pretrained
 
-__all__ = ["TokenFeatures", "pretrained"]
+__all__ = ["TokenFeatures", "check_texts"]
 
 KEY_BYTES = 16
 
@@ -60,7 +61,11 @@ class TokenFeatures:
 
         Args:
             x: integers ``(batch, 2, length)``, token ids and attention mask.
+
+        Raises:
+            ValueError: something else.
         """
+        check_texts(x)
         texts = [row[0][row[1].bool()] for row in x.cpu()]
         out = torch.zeros(len(texts), max([1, *map(len, texts)]), self.width)
         for row, ids in zip(out, texts, strict=True):
@@ -139,24 +144,18 @@ class TokenFeatures:
         return _again, (self.source or self.encoder, self.file, self.max_bytes)
 
 
+def check_texts(x: Tensor) -> None:
+    """Raise ValueError for what is no batch of texts."""
+    if x.dim() != 3 or x.shape[1] != 2 or x.is_floating_point():
+        raise ValueError(
+            f"expected texts as integers (batch, 2, length), token ids and attention mask; got {x.dtype} "
+            f"{tuple(x.shape)}: make them with text_stream or tokenise"
+        )
+
+
 def _again(encoder: nn.Module | str, file: Path | None, max_bytes: int) -> TokenFeatures:
     return TokenFeatures(encoder, file=file, max_bytes=max_bytes)
 
 
 def _key(ids: Tensor) -> bytes:
     return hashlib.blake2b(ids.numpy().tobytes(), digest_size=KEY_BYTES).digest()
-
-
-def pretrained(name: str) -> nn.Module:
-    """Hugging Face's model of a name or in a folder."""
-    from transformers import AutoModel
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # a second of loading needs none, and a leaderboard has its own
-    try:
-        model: nn.Module = AutoModel.from_pretrained(name)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-    return model

@@ -12,6 +12,8 @@ import torch
 from avalanche.benchmarks import tensors_benchmark
 from torch import Tensor
 
+from avalanche_supermask.text.hub import pretrained_tokenizer
+
 __all__ = ["read_csv", "text_stream", "tokenise"]
 
 
@@ -110,11 +112,7 @@ def read_csv(path: str | Path) -> dict[str, list[str]]:
 
 
 def _tokenizer(tokenizer: Any) -> Any:
-    if not isinstance(tokenizer, (str, Path)):
-        return tokenizer
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(tokenizer))
+    return pretrained_tokenizer(str(tokenizer)) if isinstance(tokenizer, (str, Path)) else tokenizer
 
 
 def _columns(task: str, source: Any, text: str, label: str) -> tuple[list[str], list[Any]]:
