@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,8 @@ class Endless:
 
     def train(self, task: int, *, label: int | None = None, rows: Tensor | None = None) -> Any:
         """Training experience of a task; of these samples only, if rows are given: the others cost nothing."""
+        # Experiences and their streams refer to each other: the data of some 25 tasks would wait for the collector.
+        gc.collect()
         x, y = self._train
         chosen = (x, y) if rows is None else (x[rows], y[rows])
         return self._benchmark(chosen, task, label).train_stream[0]

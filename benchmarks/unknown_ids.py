@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim import RMSprop
 from tqdm import tqdm
 
 from avalanche_supermask import CachedTensors, SupSup
@@ -65,8 +66,10 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Learn task after task, and score at the checkpoints."""
     tasks = Endless("permuted", options.dataset_root, validation=options.validation)
     checkpoints = sorted({int(k) for k in options.checkpoints.split(",")} | {options.tasks})
+    net = mlp(784, (300, 100), options.outputs)
     strategy = SupSup(
-        mlp(784, (300, 100), options.outputs),
+        net,
+        optimizer=RMSprop(net.parameters(), lr=options.mask_lr) if options.optimizer == "rmsprop" else None,
         density=options.density or None,
         layer_densities=options.layer_densities,
         mask_lr=options.mask_lr,
@@ -135,7 +138,13 @@ def main() -> None:
     )
     parser.add_argument("--density", type=float, default=0.2, help="0: threshold-at-zero masks (default %(default)s)")
     parser.add_argument("--layer-densities", choices=("uniform", "erdos_renyi"), default="uniform", help="(uniform)")
-    parser.add_argument("--mask-lr", type=float, default=0.02, help="Adam, cosine (default %(default)s)")
+    parser.add_argument("--mask-lr", type=float, default=0.02, help="(default %(default)s)")
+    parser.add_argument(
+        "--optimizer",
+        choices=("adam", "rmsprop"),
+        default="adam",
+        help="with a cosine, or constant as in the paper (adam)",
+    )
     parser.add_argument("--checkpoints", default="10,50,100,150,200", help="numbers of tasks to score at")
     parser.add_argument("--asked", type=int, default=50, help="tasks asked at each checkpoint (default %(default)s)")
     parser.add_argument(
