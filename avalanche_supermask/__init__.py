@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from avalanche_supermask.augment import RandomCropFlip
     from avalanche_supermask.checkpoint import maybe_load_checkpoint, save_checkpoint
     from avalanche_supermask.compact import load, save
     from avalanche_supermask.data import CachedTensors
@@ -37,6 +38,7 @@ _HOME = {
     "ImpressLearn": "strategies.impresslearn",
     "ImpressLearnPlugin": "strategies.impresslearn",
     "MaskedModel": "model",
+    "RandomCropFlip": "augment",
     "SSNeT": "strategies.exssnet",
     "SubnetworkPlugin": "plugin",
     "SubnetworkStrategy": "strategy",
@@ -66,6 +68,7 @@ __all__ = [
     "ImpressLearn",
     "ImpressLearnPlugin",
     "MaskedModel",
+    "RandomCropFlip",
     "SSNeT",
     "SubnetworkPlugin",
     "SubnetworkStrategy",

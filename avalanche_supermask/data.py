@@ -2,70 +2,73 @@
 
 Avalanche fetches sample by sample through a chain of Python calls, 10 to 30 µs each; on small networks that
 costs several times the arithmetic. This plugin transforms an experience once and then slices batches from
-tensors. Transforms must be deterministic: a random crop would be frozen.
+tensors. Transforms must be deterministic: a random crop would be frozen. Random ones go into ``augment``, which sees
+whole batches on the device. Pixels that are stored as uint8 stay so, at a quarter of the memory, if the network is
+what standardises them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-__all__ = ["CachedTensors", "TensorBatches"]
+from avalanche_supermask.batches import JoinedBatches, TensorBatches
 
-
-class TensorBatches:
-    """Minibatches ``[x, y, task_label]`` sliced from tensors; reshuffled at each pass by torch's generator.
-
-    Args:
-        tensors: same first dimension.
-        batch_size: samples a batch; the last one may be smaller.
-        shuffle: draw a new order for each pass.
-    """
-
-    def __init__(self, tensors: list[Tensor], batch_size: int, *, shuffle: bool) -> None:
-        self.tensors, self.batch_size, self.shuffle = tensors, batch_size, shuffle
-
-    def __len__(self) -> int:
-        return -(-len(self.tensors[0]) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        n = len(self.tensors[0])
-        if not self.shuffle:
-            for start in range(0, n, self.batch_size):
-                yield [t[start : start + self.batch_size] for t in self.tensors]
-            return
-        order = torch.randperm(n).to(self.tensors[0].device)
-        for rows in order.split(self.batch_size):
-            yield [t[rows] for t in self.tensors]
+__all__ = ["CachedTensors", "load_tensors"]
 
 
 class CachedTensors(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
     """Replaces Avalanche's data loaders by in-memory tensors on the strategy's device.
 
-    Put it first among the plugins. Strategies that bring their own training loader (Replay) keep it and gain
-    at evaluation only. The training data of one experience are held at a time; evaluation data are all kept.
+    Put it first among the plugins. Loaders that a plugin brings itself, as Replay does, are replaced as well: the same
+    shares of the same data in every batch. The training data of one experience are held at a time; evaluation data
+    are all kept.
 
     Args:
-        max_bytes: evaluation data beyond this are not kept but read anew each time (default 4 GiB).
+        max_bytes: training data of an experience beyond this are left to Avalanche's loader, with one warning;
+            evaluation data beyond it are not kept but read anew each time (default 4 GiB).
+        augment: applied to the inputs of every training batch, such as `RandomCropFlip`.
+
+    Raises:
+        ValueError: when training starts, ``augment`` with more data than ``max_bytes``: they would go without.
 
     Example:
         >>> plugins = [CachedTensors()]
     """
 
-    def __init__(self, *, max_bytes: int = 4 * 2**30) -> None:
+    def __init__(self, *, max_bytes: int = 4 * 2**30, augment: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
-        self.max_bytes = max_bytes
+        self.max_bytes, self.augment = max_bytes, augment
         self._evaluation: dict[tuple[str, int], list[Tensor]] = {}
 
-    def before_training_exp(self, strategy: Any, shuffle: bool = True, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Any, shuffle: bool = True, drop_last: bool = False, **kwargs: Any) -> None:
         """Slice training batches from memory."""
-        tensors = load_tensors(strategy.adapted_dataset, strategy.device)
-        strategy.dataloader = TensorBatches(tensors, strategy.train_mb_size, shuffle=shuffle)
+        if self._fits([strategy.adapted_dataset]):
+            strategy.dataloader = self._batches(
+                strategy.adapted_dataset, strategy, strategy.train_mb_size, shuffle=shuffle, drop_last=drop_last
+            )
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """The same for a loader that another plugin has put there since."""
+        loader = strategy.dataloader
+        replaceable = isinstance(loader, MultiDatasetDataLoader) and not loader.never_ending
+        if replaceable and self._fits(loader.datasets):
+            options = {"shuffle": True, "drop_last": False, **loader.loader_kwargs}
+            chosen = {name: options[name] for name in ("shuffle", "drop_last")}
+            parts = [
+                self._batches(data, strategy, size, **chosen)
+                for data, size in zip(loader.datasets, loader.batch_sizes, strict=True)
+            ]
+            strategy.dataloader = JoinedBatches(
+                parts, main=loader.termination_dataset, cycle=loader.oversample_small_datasets
+            )
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Slice evaluation batches from memory."""
@@ -78,6 +81,21 @@ class CachedTensors(SupervisedPlugin, supports_distributed=False):  # type: igno
             if held + _nbytes(tensors) <= self.max_bytes:
                 self._evaluation[key] = tensors
         strategy.dataloader = TensorBatches(tensors, strategy.eval_mb_size, shuffle=False)
+
+    def _batches(self, dataset: Any, strategy: Any, size: int, **options: bool) -> TensorBatches:
+        return TensorBatches(load_tensors(dataset, strategy.device), size, augment=self.augment, **options)
+
+    def _fits(self, datasets: list[Any]) -> bool:
+        """Whether these data may be held; else a warning, or an error if they must be augmented."""
+        inputs = [torch.as_tensor(data[0][0]) for data in datasets]
+        size = sum(len(data) * _nbytes([x]) for data, x in zip(datasets, inputs, strict=True))
+        if size <= self.max_bytes:
+            return True
+        said = f"an experience has {size / 2**30:.2f} GiB of training data, more than max_bytes ({self.max_bytes})"
+        if self.augment is not None:
+            raise ValueError(f"{said}: without augment they would be read by Avalanche's loader; raise max_bytes")
+        warnings.warn(f"{said}: Avalanche's loader reads them; raise max_bytes to hold them", stacklevel=2)
+        return False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_evaluation": {}}  # data do not belong in a checkpoint

@@ -8,7 +8,8 @@ searched, one third is classified. Data of the current task's training set alone
 every old task, and nothing of the network changes.
 
 Deviations. Features are the output layer's input (after the last activation). The old scores themselves need
-32 bits a weight and task; by default they are rebuilt from the stored bit mask.
+32 bits a weight and task; by default they are rebuilt from the stored bit mask. Fewer neighbours vote where a
+class has fewer samples than the published 200: with all of them voting, every old task would look useless.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def knn_accuracy(features: Tensor, labels: Tensor, *, k: int = 200) -> float:
     Args:
         features: ``(n, d)``; the first 66 % are searched, the rest is classified.
         labels: ``(n,)``, integers from 0.
-        k: neighbours that vote (default 200, the published code's); at most as many as are searched.
+        k: neighbours that vote (default 200, the published code's), at most as many as a class has on average:
+            where more vote, the largest class wins whatever the features say.
 
     Returns:
         A number in [0, 1]; 0 where there are too few samples to split.
@@ -52,9 +54,10 @@ def knn_accuracy(features: Tensor, labels: Tensor, *, k: int = 200) -> float:
     if features.is_cuda and hasattr(faiss, "StandardGpuResources"):
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), features.device.index or 0, index)
     index.add(searched)
-    _, neighbours = index.search(queries, min(k, split))
+    classes = int(labels.max()) + 1
+    _, neighbours = index.search(queries, max(1, min(k, split // classes)))
     votes = labels[:split].cpu()[torch.from_numpy(neighbours)]  # (queries, k)
-    counts = torch.nn.functional.one_hot(votes, int(labels.max()) + 1).sum(dim=1)
+    counts = torch.nn.functional.one_hot(votes, classes).sum(dim=1)
     return float((counts.argmax(dim=1) == labels[split:].cpu()).float().mean())
 
 

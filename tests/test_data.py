@@ -1,23 +1,18 @@
 import pytest
 import torch
+from avalanche.benchmarks import tensors_benchmark
 from avalanche.benchmarks.utils import TransformGroups, make_avalanche_dataset
+from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader, ReplayDataLoader
+from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.supervised import Naive, Replay
+from torch import nn
 from torch.nn import CrossEntropyLoss
 from torch.optim import SGD
 
-from avalanche_supermask import CachedTensors
-from avalanche_supermask.data import TensorBatches, _gathered, load_tensors
+from avalanche_supermask import CachedTensors, SupSup
+from avalanche_supermask.batches import JoinedBatches
+from avalanche_supermask.data import _gathered, load_tensors
 from tests.streams import class_stream, inputs, mlp, train_all
-
-
-def test_every_sample_comes_once_a_pass():
-    batches = TensorBatches([torch.arange(10), torch.arange(10) * 2], 4, shuffle=True)
-    assert len(batches) == 3
-    first, second = ([torch.cat(column) for column in zip(*batches, strict=True)] for _ in range(2))
-    for x, y in (first, second):
-        assert torch.equal(x.sort().values, torch.arange(10))
-        assert torch.equal(y, 2 * x)
-    assert not torch.equal(first[0], second[0])
 
 
 def test_without_shuffling_it_is_the_dataset_in_order():
@@ -50,6 +45,86 @@ def test_it_serves_every_strategy_the_same_data(strategy_class):
         return net(inputs()).detach()
 
     assert torch.allclose(learned([CachedTensors()]), learned([]), atol=1e-5)
+
+
+class Watch(SupervisedPlugin):
+    """Notes where batches come from and what is in them."""
+
+    def __init__(self):
+        super().__init__()
+        self.loaders, self.seen = [], []
+
+    def before_forward(self, strategy, **kwargs):
+        self.loaders.append(type(strategy.dataloader))
+        self.seen.append(strategy.mb_x)
+
+    before_eval_forward = before_forward
+
+
+def naive(*plugins, **options):
+    net = mlp()
+    return Naive(
+        model=net, criterion=CrossEntropyLoss(), optimizer=SGD(net.parameters(), lr=0.1), plugins=list(plugins),
+        evaluator=None, train_mb_size=16, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_replay_reads_from_memory_as_well_and_learns_as_much():
+    def learned(plugins, seed):
+        torch.manual_seed(seed)
+        net, watch, expected = mlp(), Watch(), JoinedBatches if plugins else ReplayDataLoader
+        strategy = Replay(
+            model=net, criterion=CrossEntropyLoss(), optimizer=SGD(net.parameters(), lr=0.1), train_mb_size=8,
+            plugins=[*plugins, watch], evaluator=None, train_epochs=4, mem_size=20,
+        )  # fmt: skip
+        stream = class_stream(3)
+        train_all(strategy, stream)
+        assert watch.loaders[-1] is expected
+        net.eval()
+        tests = [load_tensors(e.dataset, torch.device("cpu")) for e in stream.test_stream]
+        return sum(float((net(x).argmax(1) == y).float().mean()) for x, y, _ in tests) / 3
+
+    ours, theirs = ([learned(make(), seed) for seed in range(4)] for make in (lambda: [CachedTensors()], list))
+    difference = abs(sum(ours) - sum(theirs)) / 4
+    assert difference <= max(max(theirs) - min(theirs), 0.05), (ours, theirs)
+
+
+def test_training_batches_are_augmented_and_evaluation_is_not():
+    watch, stream = Watch(), class_stream(1)
+    strategy = naive(CachedTensors(augment=torch.zeros_like), watch, eval_mb_size=1000)
+    train_all(strategy, stream)
+    assert all((x == 0).all() for x in watch.seen)
+    strategy.eval(stream.test_stream)
+    assert torch.equal(watch.seen[-1], load_tensors(stream.test_stream[0].dataset, torch.device("cpu"))[0])
+
+
+def test_pixels_stay_uint8():
+    pixels = [(torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8), torch.arange(32) % 2)]
+    stream = tensors_benchmark(train_tensors=pixels, test_tensors=pixels, task_labels=[0])
+    net = nn.Sequential(Scaled(), nn.Flatten(), nn.Linear(64, 2))
+    watch = Watch()
+    strategy = SupSup(net, density=0.5, plugins=[CachedTensors(), watch], evaluator=None, train_mb_size=16)
+    strategy.train(stream.train_stream[0])
+    strategy.eval(stream.test_stream)
+    assert {x.dtype for x in watch.seen} == {torch.uint8}
+    assert len(watch.seen) == 2 + 32, "training and evaluation are both looked at"
+
+
+class Scaled(nn.Module):
+    def forward(self, x):
+        return x.float() / 255
+
+
+def test_beyond_the_bound_training_is_left_to_avalanche_with_one_warning():
+    watch = Watch()
+    strategy = naive(CachedTensors(max_bytes=100), watch, train_epochs=3)
+    with pytest.warns(UserWarning, match=r"more than max_bytes \(100\): Avalanche's loader reads them") as said:
+        strategy.train(class_stream(1).train_stream[0])
+    assert all(issubclass(loader, MultiDatasetDataLoader) for loader in watch.loaders)
+    assert len({str(warning.message) for warning in said}) == 1
+    with pytest.raises(ValueError, match="without augment they would be read by Avalanche's loader; raise max_bytes"):
+        naive(CachedTensors(max_bytes=100, augment=torch.zeros_like)).train(class_stream(1).train_stream[0])
 
 
 def test_evaluation_data_are_kept_up_to_the_bound_and_never_in_a_checkpoint():

@@ -14,8 +14,15 @@ def test_knn_equals_scikit_learns(k):
     labels = torch.randint(0, 3, (200,), generator=generator)
     x = torch.randn(200, 7, generator=generator) + labels.unsqueeze(1)
     split = int(0.66 * 200)
-    oracle = KNeighborsClassifier(min(k, split), algorithm="brute").fit(x[:split], labels[:split])
+    oracle = KNeighborsClassifier(min(k, split // 3), algorithm="brute").fit(x[:split], labels[:split])
     assert knn_accuracy(x, labels, k=k) == pytest.approx(oracle.score(x[split:], labels[split:]))
+
+
+def test_few_samples_still_tell_useful_features_from_noise():
+    labels = torch.arange(60) % 3
+    useful = torch.randn(60, 7, generator=torch.Generator().manual_seed(0)) + 5 * labels.unsqueeze(1)
+    assert knn_accuracy(useful, labels) > 0.9, "the published 200 neighbours would all be of every class"
+    assert knn_accuracy(torch.zeros(60, 7), labels) < 0.5
 
 
 def test_too_few_samples_to_split():
