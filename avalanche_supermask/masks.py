@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,8 @@ from avalanche_supermask.tensors import NamedTensors
 
 __all__ = ["PackedMasks", "pack", "unpack"]
 
-CHUNK_BYTES = 64 * 2**20  # of unpacked masks that are alive at a time in a superposition
+CHUNK_BYTES = 64 * 2**20  # of effective weights, or of unpacked masks on a GPU, that are alive at a time
+IN_CACHE_BYTES = 4 * 2**20  # of unpacked masks on a CPU: what stays in its cache is ten times faster than fresh memory
 
 
 def pack(mask: Tensor) -> Tensor:
@@ -53,9 +55,15 @@ def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
         >>> unpack(torch.tensor([5], dtype=torch.uint8), (3,))
         tensor([ True, False,  True])
     """
-    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    flat = bits.unsqueeze(1).bitwise_right_shift(shifts).bitwise_and_(1).reshape(-1)
-    return flat[: math.prod(shape)].reshape(tuple(shape)).bool()
+    return _zeros_and_ones(bits)[: math.prod(shape)].reshape(tuple(shape)).bool()
+
+
+def _zeros_and_ones(rows: Tensor) -> Tensor:
+    """The bits of each row: uint8 of shape ``(…, 8 * bytes)`` for ``(…, bytes)``."""
+    if rows.device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(rows.numpy(), axis=-1, bitorder="little"))
+    shifts = torch.arange(8, dtype=torch.uint8, device=rows.device)
+    return rows.unsqueeze(-1).bitwise_right_shift(shifts).bitwise_and_(1).flatten(-2)
 
 
 class PackedMasks(NamedTensors):
@@ -197,14 +205,17 @@ class PackedMasks(NamedTensors):
         return torch.split(bits, [8 * size for size in self._sizes], dim=1)
 
     def _chunks(self, slots: Sequence[int]) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """A few tasks at a time: their slots, and their bits as float32 of shape ``(tasks, 8 * row_bytes)``."""
-        size = max(1, CHUNK_BYTES // (32 * self.row_bytes))
-        for start in range(0, len(slots), size):
+        """A few tasks at a time: their slots, and their bits as float32 of shape ``(tasks, 8 * row_bytes)``.
+
+        The bits are in the same memory each time: use them before the next ones are asked for.
+        """
+        device = self[str(slots[0])].device if slots else torch.device("cpu")
+        limit = IN_CACHE_BYTES if device.type == "cpu" else CHUNK_BYTES
+        size = min(max(1, limit // (32 * self.row_bytes)), len(slots))
+        held = torch.empty(size, 8 * self.row_bytes, device=device)
+        for start in range(0, len(slots), max(1, size)):
             chunk = slots[start : start + size]
-            rows = torch.stack([self[str(slot)] for slot in chunk])
-            shifts = torch.arange(8, dtype=torch.uint8, device=rows.device)
-            bits = rows.unsqueeze(2).bitwise_right_shift(shifts).bitwise_and_(1)
-            yield chunk, bits.reshape(len(chunk), -1).float()
+            yield chunk, held[: len(chunk)].copy_(_zeros_and_ones(torch.stack([self[str(slot)] for slot in chunk])))
 
     def _unpack(self, row: Tensor) -> dict[str, Tensor]:
         parts = torch.split(row, self._sizes)

@@ -27,6 +27,7 @@ from avalanche_supermask.frozen_channels import FrozenChannels, frozen_channels
 from avalanche_supermask.functional import initial_scores, reordered, signed_constant
 from avalanche_supermask.inference import Inference, by_name
 from avalanche_supermask.layout import Init, Maskable, PerTask, Scores, classify, grow_heads, head_tensors, redraw
+from avalanche_supermask.recent import Recent
 from avalanche_supermask.routing import Router, forward_mixed
 from avalanche_supermask.subnetworks import Subnetworks
 from avalanche_supermask.superposition import Superposition
@@ -119,7 +120,7 @@ class MaskedModel(Accounting, MultiTaskModule):
         self.inferred_task: Tensor | None = None  # task key of each sample, after a call that inferred
         # BatchNorm layers of the task being learned in which some channels are claimed by earlier ones.
         self.frozen_channels: dict[str, FrozenChannels] = {}
-        self._cache: dict[int, dict[str, Tensor]] = {}
+        self._recent = Recent()
         self._set_learning(())
 
     # ------------------------------------------------------------------ the network's tensors
@@ -257,7 +258,7 @@ class MaskedModel(Accounting, MultiTaskModule):
 
     def _end(self) -> None:
         self.frozen_channels = {}
-        self._cache.clear()
+        self._recent.clear()
         self._set_learning(())
 
     def _set_learning(self, weights: Sequence[str]) -> None:
@@ -352,11 +353,8 @@ class MaskedModel(Accounting, MultiTaskModule):
         return {**task.task_weights(key), **self.shared, **self.fresh, **task.task_private(key)}
 
     def _task_tensors(self, key: int) -> dict[str, Tensor]:
-        """The same, kept for the next call. In training mode, buffers are copies: statistics must not move."""
-        if key not in self._cache:
-            self._cache.clear()
-            self._cache[key] = self.tensors_of(key)
-        tensors = self._cache[key]
+        """The same, kept for the next calls. In training mode, buffers are copies: statistics must not move."""
+        tensors = self._recent.get(key, lambda: self.tensors_of(key))
         if not self.training:
             return tensors
         buffers = {name for name, _ in self.net.named_buffers()}
@@ -375,7 +373,7 @@ class MaskedModel(Accounting, MultiTaskModule):
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> MaskedModel:
-        self._cache.clear()
+        self._recent.clear()
         super()._apply(fn, recurse)
         return self
 
@@ -399,7 +397,7 @@ class MaskedModel(Accounting, MultiTaskModule):
         grow_heads(self.net, {label: n for label, n in outputs.items() if label not in learned})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}}
+        return {**self.__dict__, "_recent": Recent()}
 
     # ------------------------------------------------------------------ taking tasks out
 
@@ -425,7 +423,7 @@ class MaskedModel(Accounting, MultiTaskModule):
             KeyError: the task is not learned.
         """
         freed = self.subnetworks.forget(task)
-        self._cache.clear()
+        self._recent.clear()
         if self.init == "signed_constant":
             generator = _generator(self.seed, task, 1)
             for name, mask in freed.items():

@@ -37,7 +37,11 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
 }
 
 
-def _ratio(masked: Callable[[], None], dense: Callable[[], None], repeats: int, sync: Callable[[], None]) -> float:
+def ratio(
+    masked: Callable[[], None], dense: Callable[[], None], repeats: int, sync: Callable[[], None] = lambda: None
+) -> float:
+    """Median of the pairwise ratios of two calls that alternate, after a warm-up."""
+
     def seconds(call: Callable[[], None]) -> float:
         sync()
         started = time.perf_counter()
@@ -85,13 +89,13 @@ def measure(name: str, *, repeats: int, device: str) -> dict[str, float]:
     found: dict[str, float] = {}
     model.begin(0, 0)
     model.learn_scores(select)
-    found["mask step"] = _ratio(step(model, labels), step(dense), repeats, sync)
+    found["mask step"] = ratio(step(model, labels), step(dense), repeats, sync)
     model.learn_weights(model.subnetworks.current_mask())
-    found["weight step"] = _ratio(step(model, labels), step(dense), repeats, sync)
+    found["weight step"] = ratio(step(model, labels), step(dense), repeats, sync)
     model.commit()
     model.eval()
     dense.eval()
-    found["evaluation"] = _ratio(forward(model, labels), forward(dense), repeats, sync)
+    found["evaluation"] = ratio(forward(model, labels), forward(dense), repeats, sync)
     weights = sum(w.numel() for w in model.subnetworks.frozen.values())
     found["mask bytes over weights / 8"] = model.subnetworks.masks.nbytes / (weights / 8)
 
@@ -103,7 +107,7 @@ def measure(name: str, *, repeats: int, device: str) -> dict[str, float]:
     model.train().begin(1, 1)
     model.learn_coefficients()
     dense.train()
-    found[f"coefficient step, n = {BASIS}"] = _ratio(step(model, labels + 1), step(dense), repeats, sync)
+    found[f"coefficient step, n = {BASIS}"] = ratio(step(model, labels + 1), step(dense), repeats, sync)
 
     net = make().to(device)
     units = find_units(net, (x[:2],), masked=frozenset(name for name, _ in net.named_parameters()))
@@ -116,14 +120,14 @@ def measure(name: str, *, repeats: int, device: str) -> dict[str, float]:
         for entries in (partition.free(claimed, first_task=False), partition.visible(claimed), partition.kept(claimed))
     )
     pruned.learn_weights(free, mask=visible)
-    found["free-unit step"] = _ratio(step(pruned, labels), step(dense), repeats, sync)
+    found["free-unit step"] = ratio(step(pruned, labels), step(dense), repeats, sync)
     pruned.learn_weights(free, mask=kept)
     pruned.commit()
     pruned.eval()
     dense.eval()
     keep = {layer: claimed[ids.start : ids.stop] == 0 for layer, ids in units.layers.items()}
     small = slim(pruned.export(0).cpu(), (x[:2].cpu(),), keep).to(device)
-    found["slim export, a fifth of the units"] = _ratio(forward(small), forward(dense), repeats, sync)
+    found["slim export, a fifth of the units"] = ratio(forward(small), forward(dense), repeats, sync)
     return found
 
 
