@@ -163,7 +163,8 @@ def _last_mask(cells: Sequence[Result]) -> str:
 
 def notes_of(name: str, cells: Sequence[Result]) -> str:
     """Settings of a row, and what the table has to say about it."""
-    shown = ", ".join(f"{key} {_value(value)}" for key, value in cells[0]["config"]["settings"].items())
+    settings = cells[0]["config"]["settings"]
+    shown = ", ".join(f"{key} {_value(value)}" for key, value in settings.items() if value is not None)
     try:
         note = rows()[parse_row(name)[0]].note
     except ValueError:  # a row of somebody else's package that is not installed here
