@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.benchmarks import dataset_benchmark, tensors_benchmark
-from sklearn.datasets import load_digits
+from sklearn import datasets as sklearn_datasets
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torchvision.datasets import CIFAR100, MNIST
@@ -36,6 +36,7 @@ __all__ = [
     "build_stream",
     "five_classes",
     "load_cifar100",
+    "load_digits",
     "load_mnist",
     "normalise",
     "with_validation",
@@ -82,9 +83,9 @@ class Stream:
         return replace(self, network=self.network(dataset_root)) if self.network_reads_data else self
 
 
-def _digits(_: Path | None) -> tuple[Split, Split]:
+def load_digits(_: Path | None) -> tuple[Split, Split]:
     """scikit-learn's 8x8 digits, a fifth of them for testing; pixels from 0 to 1."""
-    x, y = load_digits(return_X_y=True)
+    x, y = sklearn_datasets.load_digits(return_X_y=True)
     parts = train_test_split(x.astype(np.float32) / 16, y, test_size=0.2, random_state=0, stratify=y)
     train_x, test_x, train_y, test_y = (torch.as_tensor(part) for part in parts)
     shape = (-1, 1, 8, 8)
@@ -230,9 +231,9 @@ def _webnlp(order: int) -> Stream:
 
 STREAMS: dict[str, Stream] = {
     "split-digits": _mlp_stream(
-        partial(_split_classes, _digits), 64, 100, 100, 2, distinct_classes=True, **_DIGITS
+        partial(_split_classes, load_digits), 64, 100, 100, 2, distinct_classes=True, **_DIGITS
     ),
-    "permuted-digits": _mlp_stream(partial(_permuted, _digits, 5), 64, 100, 100, 10, **_DIGITS),
+    "permuted-digits": _mlp_stream(partial(_permuted, load_digits, 5), 64, 100, 100, 10, **_DIGITS),
     "split-mnist": _mlp_stream(partial(_split_classes, load_mnist), 784, 300, 100, 2, **_SPLIT),
     # 0 or 1, 2 or 3, …: the order of the published runs. How hard a pair is differs more than methods do.
     "split-mnist-ordered": _mlp_stream(
