@@ -31,7 +31,7 @@ def provenance(module: str, arguments: Sequence[str]) -> dict[str, Any]:
     return {
         "command": " ".join(["python -m", module, *words]),
         "versions": {name: version(name) for name in PACKAGES},
-        "commit": _commit(),
+        "commit": COMMIT,
         "machine": {
             "platform": platform.platform(),
             "processor": _processor(),
@@ -72,3 +72,6 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+COMMIT = _commit()  # of the code that runs: the folder may have moved on by the time a result is written
