@@ -2,8 +2,9 @@
 
     python -m benchmarks.data_path --out benchmarks/results/data_path.json
 
-LeNet-300-100 on MNIST-shaped tensors, batch 128, SGD, five epochs, accuracy and loss metrics on. The loops alternate in one process;
-a ratio is the median over rounds. Replay's bare loop joins a batch of a memory of 1,000 samples to every batch.
+LeNet-300-100 on MNIST-shaped tensors, batch 128, SGD, five epochs, accuracy and loss metrics on. The loops alternate in
+one process; a ratio is the median over rounds. Replay's bare loop joins a batch of a memory of 1,000 samples to every
+batch.
 """
 
 from __future__ import annotations
