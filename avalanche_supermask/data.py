@@ -47,12 +47,15 @@ class CachedTensors(SupervisedPlugin, supports_distributed=False):  # type: igno
         super().__init__()
         self.max_bytes, self.augment = max_bytes, augment
         self._evaluation: dict[tuple[str, int], list[Tensor]] = {}
+        self._training: tuple[Any, list[Tensor]] | None = None  # the experience's data set, and its tensors
 
     def before_training_exp(self, strategy: Any, shuffle: bool = True, drop_last: bool = False, **kwargs: Any) -> None:
         """Slice training batches from memory."""
-        if self._fits([strategy.adapted_dataset]):
+        data = strategy.adapted_dataset
+        if self._fits([data]):
+            self._training = data, load_tensors(data, strategy.device)
             strategy.dataloader = self._batches(
-                strategy.adapted_dataset, strategy, strategy.train_mb_size, shuffle=shuffle, drop_last=drop_last
+                data, strategy, strategy.train_mb_size, shuffle=shuffle, drop_last=drop_last
             )
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
@@ -70,6 +73,10 @@ class CachedTensors(SupervisedPlugin, supports_distributed=False):  # type: igno
                 parts, main=loader.termination_dataset, cycle=loader.oversample_small_datasets
             )
 
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Let go of the training data."""
+        self._training = None
+
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Slice evaluation batches from memory."""
         stream = getattr(strategy.experience.origin_stream, "name", "")
@@ -83,7 +90,10 @@ class CachedTensors(SupervisedPlugin, supports_distributed=False):  # type: igno
         strategy.dataloader = TensorBatches(tensors, strategy.eval_mb_size, shuffle=False)
 
     def _batches(self, dataset: Any, strategy: Any, size: int, **options: bool) -> TensorBatches:
-        return TensorBatches(load_tensors(dataset, strategy.device), size, augment=self.augment, **options)
+        held, tensors = self._training or (None, [])
+        if held is not dataset:  # the experience's own data are loaded once, a replay memory beside them as well
+            tensors = load_tensors(dataset, strategy.device)
+        return TensorBatches(tensors, size, augment=self.augment, **options)
 
     def _fits(self, datasets: list[Any]) -> bool:
         """Whether these data may be held; else a warning, or an error if they must be augmented."""
@@ -98,7 +108,7 @@ class CachedTensors(SupervisedPlugin, supports_distributed=False):  # type: igno
         return False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_evaluation": {}}  # data do not belong in a checkpoint
+        return {**self.__dict__, "_evaluation": {}, "_training": None}  # data do not belong in a checkpoint
 
 
 def load_tensors(dataset: Any, device: torch.device) -> list[Tensor]:

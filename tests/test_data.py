@@ -3,7 +3,7 @@ import torch
 from avalanche.benchmarks import tensors_benchmark
 from avalanche.benchmarks.utils import TransformGroups, make_avalanche_dataset
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader, ReplayDataLoader
-from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.plugins import ReplayPlugin, SupervisedPlugin
 from avalanche.training.supervised import Naive, Replay
 from torch import nn
 from torch.nn import CrossEntropyLoss
@@ -88,6 +88,21 @@ def test_replay_reads_from_memory_as_well_and_learns_as_much():
     ours, theirs = ([learned(make(), seed) for seed in range(4)] for make in (lambda: [CachedTensors()], list))
     difference = abs(sum(ours) - sum(theirs)) / 4
     assert difference <= max(max(theirs) - min(theirs), 0.05), (ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_experience_is_loaded_once_beside_a_replay_memory(monkeypatch):
+    loaded = []
+
+    def counted(dataset, device):
+        loaded.append(len(dataset))
+        return load_tensors(dataset, device)
+
+    monkeypatch.setattr("avalanche_supermask.data.load_tensors", counted)
+    cache, stream = CachedTensors(), class_stream(2)
+    train_all(naive(cache, ReplayPlugin(mem_size=20), train_epochs=3), stream)
+    assert loaded == [*(len(experience.dataset) for experience in stream.train_stream), 20]
+    assert cache._training is None
 
 
 def test_training_batches_are_augmented_and_evaluation_is_not():
