@@ -30,9 +30,9 @@ class FrozenChannels:
     def __call__(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """As a forward hook: the layer's output, with claimed channels normalised by their own statistics."""
         x = inputs[0]
-        fixed = nn.functional.batch_norm(
-            x, self.mean.to(x), self.var.to(x), module.weight, module.bias, training=False, eps=module.eps
-        )
+        # Statistics keep their type: under autocast x is of half precision, and they are not.
+        mean, var = self.mean.to(x.device), self.var.to(x.device)
+        fixed = nn.functional.batch_norm(x, mean, var, module.weight, module.bias, training=False, eps=module.eps)
         shape = (1, -1, *[1] * (output.dim() - 2))
         return torch.where(self.claimed.to(x.device).reshape(shape), fixed, output)
 

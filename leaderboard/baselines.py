@@ -2,27 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, cast
 
 import torch
-from avalanche.models.packnet import PackNetModel, WeightAndBiasPackNetModule
+from avalanche.models.packnet import PackNetModel, PackNetModule, WeightAndBiasPackNetModule
 from avalanche.training.plugins import SynapticIntelligencePlugin
 from torch import Tensor, nn
 
 __all__ = ["CorrectedPackNet", "CorrectedSI"]
 
 
-class CorrectedPackNet(PackNetModel):  # type: ignore[misc]
-    """PackNet that takes layers without biases.
+class _NormPerTask(PackNetModule):  # type: ignore[misc]
+    """A BatchNorm layer for every task. Kept from the first task, as in the paper, training from scratch diverges."""
 
-    Upstream asks whether the weight is a parameter where it means the bias, and then freezes a bias that is None.
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        super().__init__()
+        self._fresh = [copy.deepcopy(norm)]  # in a list: no parameter of the model
+        self.norms = nn.ModuleList([norm])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise under the active task; a finished one by its running statistics, whatever the mode."""
+        norm = self.norms[self.active_task]
+        if self.active_task == self.task_count:
+            return cast(Tensor, norm(x))
+        return nn.functional.batch_norm(
+            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
+        )
+
+    def _prune(self, prune_proportion: float) -> None:
+        """Norms are not pruned."""
+
+    def _freeze_pruned(self) -> None:
+        self.norms[-1].requires_grad_(False)
+        self.norms.append(copy.deepcopy(self._fresh[0]).to(self.norms[-1].weight.device))
+
+    def _activate_task(self, task_id: int) -> None:
+        """Upstream remembers the task."""
+
+
+class CorrectedPackNet(PackNetModel):  # type: ignore[misc]
+    """PackNet that takes layers without biases, and BatchNorm.
+
+    Of a layer upstream asks whether the weight is a parameter where it means the bias, and then freezes a bias that is
+    None. BatchNorm it refuses; here each task has its own, as with our methods.
     """
 
     def __init__(self, wrappee: nn.Module) -> None:
-        super().__init__(wrappee)
+        super().__init__(_with_norms_per_task(wrappee))
         for module in self.modules():
             if isinstance(module, WeightAndBiasPackNetModule):
                 module.has_bias = module.wrappee.bias is not None
+
+
+def _with_norms_per_task(net: nn.Module) -> nn.Module:
+    """The network, its BatchNorm layers wrapped in place."""
+    for name, module in list(net.named_modules()):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            parent, _, own = name.rpartition(".")
+            setattr(net.get_submodule(parent), own, _NormPerTask(module))
+    return net
 
 
 class CorrectedSI(SynapticIntelligencePlugin):  # type: ignore[misc]

@@ -197,7 +197,7 @@ _ROWS: dict[str, Row] = {
         _packnet,
         {"optimizer": ("sgd", 0.05), "post_prune": 0.5},
         {"optimizer": OPTIMIZERS, "post_prune": (0.5, 0.33)},
-        "must be told the number of tasks; a subclass that also takes layers without biases (leaderboard/baselines.py)",
+        "must be told the number of tasks; a subclass that takes BatchNorm and no biases (leaderboard/baselines.py)",
         task_labels=True,
     ),
     "joint": Row(

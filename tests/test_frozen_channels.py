@@ -24,6 +24,17 @@ def test_claimed_channels_use_their_own_statistics_in_training_too():
     assert torch.allclose(out[:, [1, 3]], batch.relu()[:, [1, 3]], atol=1e-5)
 
 
+def test_autocast_changes_the_precision_only():
+    net, layer = build()
+    x = torch.randn(8, 1, 6, 6)
+    with frozen_channels(net, {"1": layer}):
+        exact = net(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = net(x)
+    assert half.dtype == torch.bfloat16
+    assert torch.allclose(half.float(), exact, atol=0.1)
+
+
 def test_nothing_is_left_behind():
     net, layer = build()
     with frozen_channels(net, {"1": layer}):

@@ -45,6 +45,40 @@ def test_the_corrected_packnet_takes_layers_without_biases_where_upstreams_fails
                 model.freeze_pruned()
 
 
+def test_the_corrected_packnet_has_norms_a_task_and_moves_no_old_logit():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 4, 2))
+    with pytest.raises(ValueError, match="norms BatchNorm2d"):
+        PackNetModel(nn.Sequential(nn.BatchNorm2d(4)))
+    model, x = CorrectedPackNet(net), torch.randn(8, 1, 4, 4)
+
+    def learn(task):
+        labels = torch.full((8,), task)
+        optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+        model.train()
+        for step in range(4):
+            if step == 2:
+                model.prune(0.5)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x + task, labels), torch.arange(8) % 2).backward()
+            optimizer.step()
+        model.freeze_pruned()
+
+    def logits(task):
+        model.eval()
+        with torch.no_grad():
+            return model(x, torch.full((8,), task))
+
+    learn(0)
+    first = logits(0)
+    learn(1)
+    assert torch.equal(logits(0), first)
+    assert not torch.equal(logits(1), first)
+    means = [norm.running_mean for norm in net[1].norms]
+    assert not torch.equal(means[0], means[1])
+    assert (means[2] == 0).all(), "the next task's is fresh"
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     out = tmp_path_factory.mktemp("sanity")
