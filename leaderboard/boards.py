@@ -1,19 +1,20 @@
-"""What a finished cell tells TensorBoard beside its curves: how to sort it, and its accuracy matrix as a picture."""
+"""What a finished cell tells TensorBoard beside its curves: how to sort it, and its figures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import torch
+from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 __all__ = ["write_summary"]
 
-PIXELS = 24  # of an entry of the matrix
-
 
 def write_summary(writer: SummaryWriter, result: dict[str, Any]) -> None:
-    """Add hyperparameters with the final numbers (the HParams tab), and the accuracy matrix (the Images tab).
+    """Add hyperparameters with the final numbers (the HParams tab), and figures (the Images tab).
+
+    The figures are the accuracy matrix and, of a method with masks, the overlap of its masks and the capacity left.
 
     Args:
         writer: of the cell's own folder.
@@ -25,5 +26,28 @@ def write_summary(writer: SummaryWriter, result: dict[str, Any]) -> None:
     wanted = ("average_accuracy", "forgetting", "bytes_per_task", "bytes_total", "train_cpu_seconds")
     numbers = {f"final/{key}": float(result[key]) for key in wanted if result[key] is not None}
     writer.add_hparams(named, numbers, run_name=".")
-    matrix = torch.tensor(result["accuracy_matrix"])
-    writer.add_image("accuracy matrix", torch.kron(matrix, torch.ones(PIXELS, PIXELS)), dataformats="HW")
+    writer.add_figure("accuracy matrix", _matrix(result["accuracy_matrix"], "tested on task", "after task"))
+    if result["mask_overlap"]:
+        shown = _matrix(result["mask_overlap"], "is also in the mask of task", "share of the mask of task")
+        writer.add_figure("mask overlap", shown)
+    if result["free_share"]:
+        writer.add_figure("capacity", _capacity(result["free_share"]))
+
+
+def _matrix(values: Sequence[Sequence[float]], across: str, down: str) -> Figure:
+    figure = Figure(layout="tight")
+    axes = figure.add_subplot(xlabel=across, ylabel=down)
+    figure.colorbar(axes.imshow(values, vmin=0, vmax=1, cmap="Blues"))
+    if len(values[0]) <= 10:
+        for row, line in enumerate(values):
+            for column, value in enumerate(line):
+                colour = "white" if value > 0.6 else "black"
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
+    return figure
+
+
+def _capacity(free: Sequence[float]) -> Figure:
+    figure = Figure(layout="tight")
+    axes = figure.add_subplot(xlabel="tasks learned", ylabel="weights that no task holds", ylim=(0, 1))
+    axes.plot(range(1, len(free) + 1), free, marker="o")
+    return figure

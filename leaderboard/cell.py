@@ -22,6 +22,7 @@ from leaderboard.boards import write_summary
 from leaderboard.kept import kept_bytes
 from leaderboard.methods import Setup, build_strategy, parse_row, protocol, rows
 from leaderboard.scores import summarise
+from leaderboard.usage import free_share, mask_overlap, peak_memory_bytes
 
 __all__ = ["Cell", "run_cell", "settings_of"]
 
@@ -131,17 +132,19 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, devi
     strategy = build_strategy(method, Setup(spec, cell.settings, common, cell.seed))
     train, test = benchmark.train_stream[:tasks], benchmark.test_stream[:tasks]
 
-    matrix, train_seconds, train_cpu_seconds, eval_seconds = [], 0.0, 0.0, 0.0
+    matrix, free, train_seconds, train_cpu_seconds, eval_seconds, eval_cpu_seconds = [], [], 0.0, 0.0, 0.0, 0.0
     metrics: dict[str, Any] = {}
     for experience in [train] if method == "joint" else train:
         started, computed = time.perf_counter(), time.process_time()
         strategy.train(experience)
-        trained = time.perf_counter()
-        train_cpu_seconds += time.process_time() - computed
+        trained, computed_until = time.perf_counter(), time.process_time()
         metrics = strategy.eval(test)
         matrix.append([_accuracy(metrics, task) for task in range(tasks)])
+        free.append(free_share(strategy.model))
         train_seconds += trained - started
+        train_cpu_seconds += computed_until - computed
         eval_seconds += time.perf_counter() - trained
+        eval_cpu_seconds += time.process_time() - computed_until
     image = train[0].dataset[0][0]
     per_task, total = kept_bytes(
         strategy,
@@ -163,9 +166,13 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, devi
         "bytes_per_task": per_task,
         **_selection_bytes(strategy.model),
         "bytes_total": total,
+        "free_share": [share for share in free if share is not None],  # of the weights, after each task
+        "mask_overlap": mask_overlap(strategy.model),
+        "peak_memory_bytes": peak_memory_bytes(device),
         "train_seconds": round(train_seconds, 3),
         "train_cpu_seconds": round(train_cpu_seconds, 3),  # of this process: what else runs does not count
         "eval_seconds": round(eval_seconds, 3),
+        "eval_cpu_seconds": round(eval_cpu_seconds, 3),
         "config": cell.config(),
         **provenance("leaderboard", cell.arguments(device)),
     }

@@ -10,7 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.streams import STREAMS
-from leaderboard.report import Result, cpu_seconds, load_results, notes_of, protocol_of
+from leaderboard.report import (
+    Result,
+    by_method,
+    free_of,
+    frontier,
+    load_results,
+    memory_of,
+    notes_of,
+    protocol_of,
+    relative_time,
+    transfer_of,
+)
+from leaderboard.scores import forgetting_curve
 
 __all__ = ["page", "write_page"]
 
@@ -24,7 +36,12 @@ def page(results: Sequence[Result]) -> str:
         streams[result["stream"]].append(result)
     order = [*(s for s in STREAMS if s in streams), *(s for s in streams if s not in STREAMS)]
     data = [
-        {"name": name, "protocol": protocol_of(streams[name][0]["config"]).strip(), "rows": _rows(streams[name])}
+        {
+            "name": name,
+            "protocol": protocol_of(streams[name][0]["config"]).strip(),
+            "rows": _rows(streams[name]),
+            "frontier": [method for _, _, method in frontier(streams[name])],
+        }
         for name in order
     ]
     text = json.dumps(data).replace("<", "\\u003c")  # or a method's name could end the script
@@ -38,35 +55,43 @@ def write_page(results_dir: Path, file: Path) -> None:
 
 
 def _rows(results: Sequence[Result]) -> list[dict[str, Any]]:
-    groups: dict[str, list[Result]] = defaultdict(list)
-    for result in results:
-        groups[result["method"]].append(result)
-    naive = cpu_seconds(groups.get("naive", []))
-    return [_row(name, cells, naive) for name, cells in groups.items()]
+    groups = by_method(results)
+    return [_row(name, cells, groups.get("naive", [])) for name, cells in groups.items()]
 
 
-def _row(name: str, cells: Sequence[Result], naive: float | None) -> dict[str, Any]:
-    seconds = cpu_seconds(cells)
+def _row(name: str, cells: Sequence[Result], naive: Sequence[Result]) -> dict[str, Any]:
     n_tasks = len(cells[0]["accuracy_matrix"][0])
     # Cells of a row may have been run over fewer tasks; those of most tasks make its curves.
     same = [r["accuracy_matrix"] for r in cells if len(r["accuracy_matrix"][0]) == n_tasks]
-    matrix = [[statistics.fmean(values) for values in zip(*lines, strict=True)] for lines in zip(*same, strict=True)]
+    matrix = [_means(lines) for lines in zip(*same, strict=True)]
     learned = len(matrix) == n_tasks  # joint training has one line only
+    free = [r["free_share"] for r in cells if len(r.get("free_share") or []) == n_tasks]
     return {
         "method": name,
         "accuracy": _cell([r["average_accuracy"] for r in cells], _four),
         "forgetting": _cell([r["forgetting"] for r in cells], _four),
         "bwt": _cell([r["bwt"] for r in cells], _four),
+        "fwt": _cell([transfer_of(r) for r in cells], _four),
         "task_id": _cell([r.get("task_id_accuracy") for r in cells], _four),
         "drift": _cell([max(r["output_drift"] for r in cells)], lambda v: f"{v:.2g}"),
         "bytes_per_task": _cell([r["bytes_per_task"] for r in cells], _whole),
         "bytes_total": _cell([r["bytes_total"] for r in cells], _whole),
-        "time": _cell([seconds / naive if naive and seconds else None], lambda v: f"{v:.2f}"),
+        "free": _cell([free_of(cells)], lambda v: f"{v:.3f}"),
+        "time": _cell([relative_time("train_cpu_seconds", cells, naive)], lambda v: f"{v:.2f}"),
+        "eval_time": _cell([relative_time("eval_cpu_seconds", cells, naive)], lambda v: f"{v:.2f}"),
+        "memory": _cell([r.get("peak_memory_bytes") for r in cells], lambda _: memory_of(cells)),
         "seeds": {"value": len(cells), "text": ", ".join(str(seed) for seed in sorted(r["seed"] for r in cells))},
         "matrix": [[round(value, 4) for value in line] for line in matrix],
         "curve": [statistics.fmean(line[: i + 1]) for i, line in enumerate(matrix)] if learned else [],
+        "forgetting_curve": _means([forgetting_curve(m) for m in same]) if learned else [],
+        "free_curve": _means(free) if free else [],
         "note": notes_of(name, cells),
     }
+
+
+def _means(lines: Sequence[Sequence[float]]) -> list[float]:
+    """Mean over lines, entry by entry."""
+    return [statistics.fmean(values) for values in zip(*lines, strict=True)]
 
 
 def _cell(values: Sequence[float | None], form: Callable[[float], str]) -> dict[str, Any] | None:

@@ -11,15 +11,20 @@ from typing import Any
 
 from benchmarks.streams import STREAMS
 from leaderboard.methods import parse_row, rows
-from leaderboard.scores import paired_p
+from leaderboard.scores import forward_transfer, paired_p
 
 __all__ = [
-    "cpu_seconds",
+    "by_method",
+    "free_of",
+    "frontier",
     "load_results",
     "markdown",
+    "memory_of",
     "notes_of",
     "protocol_of",
+    "relative_time",
     "table",
+    "transfer_of",
     "write_readme",
     "write_report",
 ]
@@ -34,11 +39,15 @@ gets the same network body, epochs, batch size and data path, and its last epoch
 held-out training data by one rule, at most ten trials a row (`leaderboard/search.py`; all trials are in
 `leaderboard/settings.json`). Task ids are given, but where the notes below say otherwise.
 
-*Forgetting* is Chaudhry's: best accuracy since a task was learned, before the last task, minus the last one.
-*Drift* is the largest change of any old task's logits on stored probes. *Bytes per task* is what a task adds
+*Forgetting* is Chaudhry's: best accuracy since a task was learned, before the last task, minus the last one; *BWT*
+compares with the accuracy right after learning, and its negative is Avalanche's forgetting. *FWT* is how much better
+than guessing a task is just before it is learned. *Task id* is how often the task was inferred rightly, where it is
+inferred. *Drift* is the largest change of any old task's logits on stored probes. *Bytes per task* is what a task adds
 on average to one plain network and must be kept, training state included; *last mask* is what of them tells the last
-task from the others: its mask, or its coefficients. *Time* is the processor time
-of training over naive's on the same stream and machine, where it was measured; wall time is in the result files.
+task from the others: its mask, or its coefficients. *Free* is the share of the weights that no task's mask holds in
+the end. *Time* and *eval time* are processor time of training and evaluation over naive's on the same stream and
+machine, *memory* the largest resident memory of the cell's process, libraries and data included; all three where they
+were measured. Wall time is in the result files.
 """
 
 
@@ -66,7 +75,8 @@ def _load(path: Path) -> Result:
 
 _NEEDED = ("method", "stream", "seed", "average_accuracy", "forgetting", "bwt", "bytes_per_task", "bytes_total",
            "train_seconds", "output_drift", "accuracy_matrix", "config", "commit", "machine")  # fmt: skip
-_OPTIONAL = ("selection_bytes", "pruning", "train_cpu_seconds", "task_id_accuracy")
+_OPTIONAL = ("selection_bytes", "pruning", "train_cpu_seconds", "eval_cpu_seconds", "task_id_accuracy", "free_share",
+             "peak_memory_bytes")  # fmt: skip
 
 
 def markdown(results: Sequence[Result], *, notes: str = "", command: str = "python -m leaderboard report") -> str:
@@ -77,7 +87,7 @@ def markdown(results: Sequence[Result], *, notes: str = "", command: str = "pyth
     parts = [HEADER.format(command=command, n=len(results)), notes]
     for stream in [*(s for s in STREAMS if s in streams), *(s for s in streams if s not in STREAMS)]:
         parts += [f"## {stream}\n", protocol_of(streams[stream][0]["config"]), table(streams[stream]), ""]
-        parts += [line for line in (_level_with_best(streams[stream]),) if line]
+        parts += [line for line in (_level_with_best(streams[stream]), _at_equal_bytes(streams[stream])) if line]
     machines = sorted({f"{r['machine']['processor']}, {r['machine']['threads']} thread a cell" for r in results})
     commits = sorted({r["commit"][:12] for r in results})
     parts.append(f"Machines: {'; '.join(machines)}. Commits: {', '.join(commits)}.\n")
@@ -86,9 +96,7 @@ def markdown(results: Sequence[Result], *, notes: str = "", command: str = "pyth
 
 def _level_with_best(results: Sequence[Result]) -> str:
     """Which rows the seeds do not tell from the best one of at least three seeds."""
-    accuracies: dict[str, dict[int, float]] = defaultdict(dict)
-    for result in results:
-        accuracies[result["method"]][result["seed"]] = result["average_accuracy"]
+    accuracies = {name: {r["seed"]: r["average_accuracy"] for r in cells} for name, cells in by_method(results).items()}
     enough = [name for name, found in accuracies.items() if len(found) >= 3]
     if len(enough) < 2:
         return ""
@@ -99,6 +107,25 @@ def _level_with_best(results: Sequence[Result]) -> str:
     return f"Paired t-test over common seeds (three at least) against {best}, p in brackets; {_escape(told)}.\n"
 
 
+def frontier(results: Sequence[Result]) -> list[tuple[float, float, str]]:
+    """Rows that no other one beats at as many bytes or fewer: bytes in all, accuracy, name; ascending."""
+    found = sorted(
+        (_mean([r["bytes_total"] for r in cells]) or 0, -(_mean([r["average_accuracy"] for r in cells]) or 0), name)
+        for name, cells in by_method(results).items()
+    )
+    best: list[tuple[float, float, str]] = []
+    for size, negative, name in found:
+        if not best or -negative > best[-1][1]:
+            best.append((size, -negative, name))
+    return best
+
+
+def _at_equal_bytes(results: Sequence[Result]) -> str:
+    """The best row for any number of bytes kept in all."""
+    steps = [f"from {size:,.0f}: {_escape(name)} ({accuracy:.4f})" for size, accuracy, name in frontier(results)]
+    return f"Best accuracy at equal bytes in all: {'; '.join(steps)}.\n" if len(steps) > 1 else ""
+
+
 def protocol_of(config: Result) -> str:
     """Tasks, network, epochs and batch size in a sentence."""
     shape = config["network"]
@@ -107,58 +134,79 @@ def protocol_of(config: Result) -> str:
 
 
 def table(results: Sequence[Result], *, columns: Sequence[str] = ()) -> str:
-    """One stream's table, best first; all columns if none are named."""
+    """One stream's table, best first; if no columns are named, all in which a row has something to say."""
+    groups = by_method(results)
+    naive = groups.get("naive", [])
+    order = sorted(groups, key=lambda name: -(_mean([r["average_accuracy"] for r in groups[name]]) or 0))
+    lines = [_row(name, groups[name], naive) for name in order]
+    shown = columns or [name for name in lines[0] if any(line[name] != _NOTHING for line in lines)]
+    rows_ = [list(shown), ["---"] * len(shown), *([line[name] for name in shown] for line in lines)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows_)
+
+
+def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results of each row."""
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         groups[result["method"]].append(result)
-    naive = cpu_seconds(groups.get("naive", []))
-    order = sorted(groups, key=lambda name: -(_mean([r["average_accuracy"] for r in groups[name]]) or 0))
-    lines = [_HEAD, ["---"] * len(_HEAD)] + [_row(name, groups[name], naive) for name in order]
-    shown = [_HEAD.index(column) for column in columns or _HEAD]
-    return "\n".join("| " + " | ".join(line[i] for i in shown) + " |" for line in lines)
+    return groups
 
 
-_HEAD = [
-    "method",
-    "accuracy",
-    "forgetting",
-    "BWT",
-    "drift",
-    "bytes per task",
-    "last mask",
-    "bytes in all",
-    "time",
-    "seeds",
-    "settings",
-]
+_NOTHING = "–"
 
 
-def _row(name: str, cells: Sequence[Result], naive: float | None) -> list[str]:
-    seconds = cpu_seconds(cells)
-    return [
-        _escape(name),
-        _spread([r["average_accuracy"] for r in cells]),
-        _spread([r["forgetting"] for r in cells]),
-        _spread([r["bwt"] for r in cells]),
-        f"{max(r['output_drift'] for r in cells):.2g}",
-        f"{_mean([r['bytes_per_task'] for r in cells]):,.0f}",
-        _last_mask(cells),
-        f"{_mean([r['bytes_total'] for r in cells]):,.0f}",
-        f"{seconds / naive:.2f}" if naive and seconds else "–",
-        ", ".join(str(seed) for seed in sorted(r["seed"] for r in cells)),
-        _escape(notes_of(name, cells)),
-    ]
+def _row(name: str, cells: Sequence[Result], naive: Sequence[Result]) -> dict[str, str]:
+    return {
+        "method": _escape(name),
+        "accuracy": _spread([r["average_accuracy"] for r in cells]),
+        "forgetting": _spread([r["forgetting"] for r in cells]),
+        "BWT": _spread([r["bwt"] for r in cells]),
+        "FWT": _spread([transfer_of(r) for r in cells]),
+        "task id": _spread([r.get("task_id_accuracy") for r in cells]),
+        "drift": f"{max(r['output_drift'] for r in cells):.2g}",
+        "bytes per task": _shown(_mean([r["bytes_per_task"] for r in cells]), ",.0f"),
+        "last mask": _last_mask(cells),
+        "bytes in all": _shown(_mean([r["bytes_total"] for r in cells]), ",.0f"),
+        "free": _shown(free_of(cells), ".3f"),
+        "time": _shown(relative_time("train_cpu_seconds", cells, naive), ".2f"),
+        "eval time": _shown(relative_time("eval_cpu_seconds", cells, naive), ".2f"),
+        "memory": memory_of(cells),
+        "seeds": ", ".join(str(seed) for seed in sorted(r["seed"] for r in cells)),
+        "settings": _escape(notes_of(name, cells)),
+    }
 
 
-def cpu_seconds(cells: Sequence[Result]) -> float | None:
-    """Mean processor time of training, of the cells that measured it."""
-    return _mean([r.get("train_cpu_seconds") for r in cells])
+def transfer_of(result: Result) -> float | None:
+    """FWT of a result; None of a stream that is not known here."""
+    stream = STREAMS.get(result["stream"])
+    return forward_transfer(result["accuracy_matrix"], 1 / stream.classes) if stream else None
+
+
+def free_of(cells: Sequence[Result]) -> float | None:
+    """Share of the weights that no mask holds in the end, of the cells that have masks."""
+    return _mean([r["free_share"][-1] for r in cells if r.get("free_share")])
+
+
+def memory_of(cells: Sequence[Result]) -> str:
+    """Peak memory in MB, of the cells that measured it."""
+    peak = _mean([r.get("peak_memory_bytes") for r in cells])
+    return _NOTHING if peak is None else f"{peak / 1e6:,.0f} MB"
+
+
+def relative_time(key: str, cells: Sequence[Result], naive: Sequence[Result]) -> float | None:
+    """Mean processor time over naive's, of the cells that measured it."""
+    mine, reference = (_mean([r.get(key) for r in found]) for found in (cells, naive))
+    return mine / reference if mine and reference else None
 
 
 def _last_mask(cells: Sequence[Result]) -> str:
     """Bytes of the last task's mask, or of its coefficients: what tells it from the others, norm statistics apart."""
     last = _mean([list(r["selection_bytes"].values())[-1] for r in cells if r.get("selection_bytes")])
-    return "–" if last is None else f"{last:,.0f}"
+    return _shown(last, ",.0f")
+
+
+def _shown(value: float | None, form: str) -> str:
+    return _NOTHING if value is None else format(value, form)
 
 
 def notes_of(name: str, cells: Sequence[Result]) -> str:
@@ -201,7 +249,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _spread(values: Sequence[float | None]) -> str:
     found = [value for value in values if value is not None]
     if not found:
-        return "–"
+        return _NOTHING
     deviation = f" ± {statistics.stdev(found):.4f}" if len(found) > 1 else ""
     return f"{statistics.fmean(found):.4f}{deviation}"
 

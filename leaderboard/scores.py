@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from scipy.stats import ttest_rel
 
-__all__ = ["paired_p", "summarise"]
+__all__ = ["forgetting_curve", "forward_transfer", "paired_p", "summarise"]
 
 
 def summarise(matrix: Sequence[Sequence[float]]) -> dict[str, float | None]:
@@ -33,6 +33,41 @@ def summarise(matrix: Sequence[Sequence[float]]) -> dict[str, float | None]:
         result["forgetting"] = sum(best[i] - last[i] for i in old) / len(old)
         result["bwt"] = sum(last[i] - matrix[i][i] for i in old) / len(old)
     return result
+
+
+def forward_transfer(matrix: Sequence[Sequence[float]], chance: float) -> float | None:
+    """How much better than chance a task is just before it is learned, on average (Lopez-Paz & Ranzato 2017).
+
+    Their reference is an untrained network's accuracy; here it is what guessing would have.
+
+    Args:
+        matrix: R, in [0, 1].
+        chance: one over the number of classes.
+
+    Returns:
+        Mean over all tasks but the first; None where a single row or task leaves nothing to transfer.
+
+    Example:
+        >>> forward_transfer([[0.9, 0.75], [0.8, 0.9]], chance=0.5)
+        0.25
+    """
+    if len(matrix) != len(matrix[-1]) or len(matrix) < 2:
+        return None
+    return sum(matrix[i - 1][i] - chance for i in range(1, len(matrix))) / (len(matrix) - 1)
+
+
+def forgetting_curve(matrix: Sequence[Sequence[float]]) -> list[float]:
+    """Forgetting (Chaudhry et al. 2018) of the tasks learned so far, after each task; 0 after the first.
+
+    Example:
+        >>> forgetting_curve([[0.9, 0.5], [0.5, 0.9]])
+        [0.0, 0.4]
+    """
+    found = [0.0]
+    for t in range(1, len(matrix)):
+        lost = [max(row[i] for row in matrix[i:t]) - matrix[t][i] for i in range(t)]
+        found.append(sum(lost) / t)
+    return found
 
 
 def paired_p(first: Mapping[int, float], second: Mapping[int, float]) -> float | None:

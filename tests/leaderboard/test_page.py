@@ -101,6 +101,12 @@ class Browser:
         self.driver.wait()
 
 
+def within(size):
+    """Rows of split-digits that keep so many bytes at most."""
+    (stream,) = data_of(page([r for r in load_results(RESULTS) if r["stream"] == "split-digits"]))
+    return {row["method"] for row in stream["rows"] if row["bytes_total"]["value"] <= size}
+
+
 @pytest.mark.skipif(shutil.which("chromedriver") is None, reason="there is no chromedriver")
 @pytest.mark.parametrize("width", [1300, 400])
 def test_it_is_clicked_through_in_a_browser(tmp_path, width):
@@ -125,6 +131,13 @@ def test_it_is_clicked_through_in_a_browser(tmp_path, width):
         assert browser.run(chosen) >= 1
         assert browser.run("document.querySelectorAll('#curves polyline').length") >= 2
         assert browser.run("document.querySelectorAll('#matrix rect').length") == 25
+        assert browser.run("document.querySelectorAll('#forgetting polyline').length") >= 2
+        assert browser.run("document.querySelectorAll('#tasks polyline').length") == 5
+        browser.enter("filter", "", "input")
+        browser.enter("budget", "80k", "input")
+        assert set(browser.run(names)) == within(80e3) != expected
+        browser.enter("budget", "", "input")
+        assert set(browser.run(names)) == expected
         browser.enter("filter", "", "input")
         browser.enter("stream", "permuted-mnist", "change")
         assert "10 tasks" in browser.run("document.getElementById('protocol').textContent")

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from leaderboard.page import write_page
-from leaderboard.report import load_results, markdown, table, write_report
-from leaderboard.scores import summarise
+from leaderboard.report import frontier, load_results, markdown, table, write_report
+from leaderboard.scores import forgetting_curve, forward_transfer, summarise
 
 
 def result(method="exssnet", seed=0, accuracy=0.9, **changes):
@@ -45,7 +45,8 @@ def test_notes_beside_the_results_qualify_them(tmp_path):
 
 
 def test_what_cannot_be_compared_is_a_dash():
-    assert "| – | – |" in table([result("joint", forgetting=None, bwt=None)])
+    rows = table([result(), result("joint", 0, 0.8, forgetting=None, bwt=None)]).splitlines()
+    assert rows[3].startswith("| joint | 0.8000 | – | – | 0 |")
 
 
 def test_names_are_text_not_markup():
@@ -85,6 +86,32 @@ def test_scores_against_a_matrix_done_by_hand():
     assert found["bwt"] == pytest.approx(((0.7 - 0.9) + (0.75 - 0.8)) / 2)
     assert summarise([[0.5, 0.7]]) == {"average_accuracy": 0.6, "forgetting": None, "bwt": None}
     assert summarise([[0.5]])["forgetting"] is None
+
+
+def test_forward_transfer_and_the_forgetting_curve_done_by_hand():
+    matrix = [[0.9, 0.6, 0.4], [0.95, 0.8, 0.7], [0.7, 0.75, 0.6]]
+    assert forward_transfer(matrix, chance=0.5) == pytest.approx(((0.6 - 0.5) + (0.7 - 0.5)) / 2)
+    assert forward_transfer([[0.9, 0.8]], chance=0.5) is None
+    assert forgetting_curve(matrix) == pytest.approx([0.0, 0.9 - 0.95, ((0.95 - 0.7) + (0.8 - 0.75)) / 2])
+    assert forgetting_curve(matrix)[-1] == pytest.approx(summarise(matrix)["forgetting"])
+
+
+def test_what_was_measured_has_a_column_and_what_was_not_has_none():
+    old = result("naive", accuracy_matrix=[[0.9, 0.5], [0.5, 0.9]])
+    assert "memory" not in table([old]).splitlines()[0]
+    new = result(
+        accuracy_matrix=[[0.9, 0.75], [0.9, 0.9]], peak_memory_bytes=2_000_000, free_share=[0.9, 0.8],
+        eval_cpu_seconds=3.0, task_id_accuracy=0.75,
+    )  # fmt: skip
+    lines = table([{**old, "eval_cpu_seconds": 1.5}, new], columns=("FWT", "task id", "free", "eval time", "memory"))
+    assert lines.splitlines()[2:] == ["| 0.0000 | – | – | 1.00 | – |", "| 0.2500 | 0.7500 | 0.800 | 2.00 | 2 MB |"]
+
+
+def test_the_best_for_so_many_bytes():
+    sizes = {"naive": (100, 0.5), "supsup": (200, 0.9), "ewc": (300, 0.8), "separate": (400, 0.95)}
+    rows = [result(name, accuracy=a, bytes_total=size) for name, (size, a) in sizes.items()]
+    assert frontier(rows) == [(100, 0.5, "naive"), (200, 0.9, "supsup"), (400, 0.95, "separate")]
+    assert "from 100: naive (0.5000); from 200: supsup (0.9000); from 400: separate (0.9500)" in markdown(rows)
 
 
 def test_a_paired_test_says_what_the_seeds_do_not_tell_apart():

@@ -54,6 +54,12 @@ def test_result_files_say_everything(out):
     assert 0 < result["bytes_per_task"] < result["bytes_total"]
     assert result["train_seconds"] > 0
     assert result["eval_seconds"] > 0
+    assert result["eval_cpu_seconds"] > 0
+    assert result["peak_memory_bytes"] > 50e6
+    assert 1 > result["free_share"][0] >= result["free_share"][1] > 0.5
+    (one, share), (_, other) = result["mask_overlap"]
+    assert one == other == 1.0
+    assert 0 < share < 1
     assert result["config"]["settings"]["density"] == 0.2
     assert result["config"]["epochs"] == 2
     assert {"torch", "avalanche-lib"} <= result["versions"].keys()
@@ -74,6 +80,10 @@ def test_tensorboard_has_accuracy_and_forgetting_curves(out):
     assert any(tag.startswith("ExperienceForgetting/") for tag in tags)
 
 
+def naive_images(out):
+    return EventAccumulator(str(out / "tb" / "split-digits" / "naive" / "seed0")).Reload().Tags()["images"]
+
+
 def test_tensorboard_can_sort_methods_and_shows_the_matrix(out):
     events = EventAccumulator(str(out / "tb" / "split-digits" / "exssnet@0.2" / "seed0")).Reload()
     result = json.loads((out / "split-digits" / "exssnet@0.2" / "seed0.json").read_text())
@@ -82,8 +92,10 @@ def test_tensorboard_can_sort_methods_and_shows_the_matrix(out):
     plugin = events.SummaryMetadata("_hparams_/session_start_info").plugin_data
     assert plugin.plugin_name == "hparams"
     assert b"exssnet@0.2" in plugin.content
-    (image,) = events.Images("accuracy matrix")
-    assert (image.width, image.height) == (48, 48)
+    for name in ("accuracy matrix", "mask overlap", "capacity"):
+        (image,) = events.Images(name)
+        assert image.width > 100
+    assert "mask overlap" not in naive_images(out), "a method without masks has no overlap"
 
 
 def test_a_second_run_skips_what_is_done_and_reruns_what_changed(out):
