@@ -14,8 +14,8 @@ from avalanche.benchmarks import tensors_benchmark
 from torch import Tensor, nn
 from torchvision.transforms.functional import rotate
 
+from benchmarks.image_data import Split, five_classes, load_cifar100, load_digits, load_mnist, normalise
 from benchmarks.networks import SlimResNet18, mlp
-from benchmarks.streams import Split, five_classes, load_cifar100, load_digits, load_mnist, normalise
 
 __all__ = ["KINDS", "Endless", "Kind"]
 

@@ -10,6 +10,8 @@ import torch
 from avalanche.models import MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
 
+from benchmarks.image_data import DEVIATION, MEAN
+
 __all__ = ["MultiHead", "Separate", "SlimResNet18", "mlp"]
 
 
@@ -103,6 +105,10 @@ class SlimResNet18(nn.Module):
     def __init__(self, outputs: int, width: int = 20, *, bfloat16: bool = False) -> None:
         super().__init__()
         self.bfloat16 = bfloat16
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
+        self.register_buffer("deviation", torch.tensor(DEVIATION)[:, None, None], persistent=False)
         self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(width)
         widths = [width, width, 2 * width, 4 * width, 8 * width]
@@ -113,7 +119,9 @@ class SlimResNet18(nn.Module):
         self.fc = nn.Linear(8 * width, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of images ``(batch, 3, 32, 32)``, float32."""
+        """Logits of images ``(batch, 3, 32, 32)``, float32; uint8 ones are standardised first."""
+        if x.dtype == torch.uint8:
+            x = (x.float() / 255 - self.mean) / self.deviation
         if self.bfloat16:
             with torch.autocast(x.device.type, torch.bfloat16):
                 return self._logits(x.contiguous(memory_format=torch.channels_last)).float()

@@ -10,6 +10,7 @@ rotated image, ten minutes for ten rotations.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,30 +20,33 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.benchmarks import dataset_benchmark, tensors_benchmark
-from sklearn import datasets as sklearn_datasets
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
-from torchvision.datasets import CIFAR100, MNIST
 from torchvision.transforms.functional import rotate
 
 from benchmarks import text
+from benchmarks.image_data import (
+    Split,
+    load_cifar10,
+    load_cifar100,
+    load_core50,
+    load_digits,
+    load_fashion,
+    load_mnist,
+    load_tiny_imagenet,
+    normalise,
+    standardised,
+    uint8_pixels,
+)
 from benchmarks.networks import SlimResNet18, mlp
 
 __all__ = [
     "STREAMS",
     "SUITES",
-    "Split",
     "Stream",
     "build_stream",
-    "five_classes",
-    "load_cifar100",
-    "load_digits",
-    "load_mnist",
-    "normalise",
+    "stream_of",
     "with_validation",
 ]
-
-Split = tuple[Tensor, Tensor]  # inputs, integer labels
 
 
 @dataclass(frozen=True)
@@ -83,53 +87,6 @@ class Stream:
         return replace(self, network=self.network(dataset_root)) if self.network_reads_data else self
 
 
-def load_digits(_: Path | None) -> tuple[Split, Split]:
-    """scikit-learn's 8x8 digits, a fifth of them for testing; pixels from 0 to 1."""
-    x, y = sklearn_datasets.load_digits(return_X_y=True)
-    parts = train_test_split(x.astype(np.float32) / 16, y, test_size=0.2, random_state=0, stratify=y)
-    train_x, test_x, train_y, test_y = (torch.as_tensor(part) for part in parts)
-    shape = (-1, 1, 8, 8)
-    return (train_x.reshape(shape), train_y.long()), (test_x.reshape(shape), test_y.long())
-
-
-def load_mnist(root: Path | None) -> tuple[Split, Split]:
-    """MNIST, pixels from 0 to 1; downloaded into ``root`` if it is not there."""
-    if root is None:
-        raise ValueError("the mnist suite needs a folder for its data: pass --dataset-root DIR")
-
-    def split(train: bool) -> Split:
-        data = MNIST(str(root), train=train, download=True)
-        return data.data.float().div(255).unsqueeze(1), data.targets
-
-    return split(True), split(False)
-
-
-def load_cifar100(root: Path | None) -> tuple[Split, Split]:
-    """CIFAR-100 as it is stored, uint8 ``(n, 32, 32, 3)``; downloaded into ``root`` if it is not there."""
-    if root is None:
-        raise ValueError("CIFAR-100 needs a folder for its data: pass --dataset-root DIR")
-
-    def split(train: bool) -> Split:
-        data = CIFAR100(str(root), train=train, download=True)
-        return torch.from_numpy(data.data), torch.tensor(data.targets)
-
-    return split(True), split(False)
-
-
-def five_classes(split: Split, task: int) -> Split:
-    """Five of CIFAR-100's classes in their natural order, labelled from 0; pixels standardised."""
-    x, y = split
-    rows = (y // 5 == task).nonzero().flatten()
-    pixels = x[rows].permute(0, 3, 1, 2).float().div(255)
-    mean, deviation = torch.tensor([0.491, 0.482, 0.447]), torch.tensor([0.247, 0.243, 0.262])
-    return (pixels - mean[:, None, None]) / deviation[:, None, None], y[rows] % 5
-
-
-def normalise(x: Tensor) -> Tensor:
-    """Pixels from 0 to 1, standardised."""
-    return (x - 0.1307) / 0.3081  # Avalanche's constants for MNIST
-
-
 def _benchmark(train: Sequence[Split], test: Sequence[Split], *, labels: bool = True) -> Any:
     """Of tasks whose classes count from 0; without labels they are numbered through."""
     if labels:
@@ -144,20 +101,24 @@ def _split_classes(
     seed: int,
     root: Path | None,
     *,
+    tasks: int = 5,
+    classes: int = 2,
+    prepare: Callable[[Tensor], Tensor] = normalise,
     shuffle: bool = True,
     labels: bool = True,
 ) -> Any:
-    """Five tasks of two classes, in the class order that ``nc_benchmark(seed=seed, shuffle=shuffle)`` draws."""
+    """Tasks of so many classes, in the order that ``nc_benchmark(seed=seed, shuffle=shuffle)`` draws."""
+    n = tasks * classes
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)) if shuffle else torch.arange(n)
+    place = order.argsort()  # of a class in the order
+
+    def split(data: Split) -> list[Split]:
+        x, places = data[0], place[data[1]]
+        chosen = [places // classes == task for task in range(tasks)]
+        return [(prepare(x[rows]), places[rows] % classes) for rows in chosen]
+
     train, test = load(root)
-    order = torch.randperm(10, generator=torch.Generator().manual_seed(seed)) if shuffle else torch.arange(10)
-
-    def tasks(split: Split) -> list[Split]:
-        x, y = split
-        pairs = order.reshape(5, 2)
-        chosen = [(y == a) | (y == b) for a, b in pairs]
-        return [(normalise(x[rows]), (y[rows] == b).long()) for rows, (_, b) in zip(chosen, pairs, strict=True)]
-
-    return _benchmark(tasks(train), tasks(test), labels=labels)
+    return _benchmark(split(train), split(test), labels=labels)
 
 
 def _permuted(load: Callable[..., tuple[Split, Split]], n_tasks: int, seed: int, root: Path | None) -> Any:
@@ -190,22 +151,41 @@ def _mlp_stream(build: Callable[[int, Path | None], Any], *widths: int, **protoc
     return Stream(build, classes=classes, network=partial(mlp, inputs, hidden, classes), shape=widths, **protocol)
 
 
-def _split_cifar100(_: int, root: Path | None, *, labels: bool = True) -> Any:
-    """Twenty tasks of five classes in their natural order; pixels standardised, no augmentation."""
-    splits = load_cifar100(root)
-    train, test = ([five_classes(split, task) for task in range(20)] for split in splits)
-    return _benchmark(train, test, labels=labels)
-
-
 _DIGITS = {"tasks": 5, "epochs": 6, "batch_size": 32, "offline": True}
+_HUNDRED = {**_DIGITS, "tasks": 100}
 _SPLIT = {"tasks": 5, "epochs": 6, "batch_size": 128, "distinct_classes": True}
-_CIFAR = {
-    "tasks": 20, "epochs": 4, "batch_size": 64, "distinct_classes": True,
-    "shape": "slim ResNet-18 (20 channels), bfloat16",
+_RESNET = {
+    "epochs": 4, "batch_size": 64, "distinct_classes": True, "shape": "slim ResNet-18 (20 channels), bfloat16",
 }  # fmt: skip
-_resnet = partial(SlimResNet18, bfloat16=True)
 _TEN = {"tasks": 10, "epochs": 2, "batch_size": 128}
 _PERMUTED = partial(_permuted, load_mnist, 10)
+
+
+def _resnet_streams(
+    name: str,
+    load: Callable[..., tuple[Split, Split]],
+    tasks: int,
+    classes: int,
+    *,
+    prepare: Callable[[Tensor], Tensor] = standardised,
+    settings_from: str | None = None,
+) -> dict[str, Stream]:
+    """A data set's classes in their natural order, as in the published runs: with task labels, and without."""
+    build = partial(_split_classes, load, tasks=tasks, classes=classes, prepare=prepare, shuffle=False)
+    network = partial(SlimResNet18, bfloat16=True)
+    with_labels = Stream(
+        build, tasks, classes, network=partial(network, classes), settings_from=settings_from, **_RESNET
+    )
+    outputs = tasks * classes
+    without = replace(
+        with_labels,
+        build=partial(build, labels=False),
+        classes=outputs,
+        network=partial(network, outputs),
+        task_labels=False,
+        settings_from=settings_from or name,
+    )
+    return {name: with_labels, f"{name}-class": without}
 
 
 def _text_stream(
@@ -236,6 +216,10 @@ STREAMS: dict[str, Stream] = {
     "split-digits": _mlp_stream(
         partial(_split_classes, load_digits), 64, 100, 100, 2, distinct_classes=True, **_DIGITS
     ),
+    "split-digits-class": _mlp_stream(
+        partial(_split_classes, load_digits, labels=False), 64, 100, 100, 10, task_labels=False,
+        distinct_classes=True, settings_from="split-digits", **_DIGITS,
+    ),
     "permuted-digits": _mlp_stream(partial(_permuted, load_digits, 5), 64, 100, 100, 10, **_DIGITS),
     "split-mnist": _mlp_stream(partial(_split_classes, load_mnist), 784, 300, 100, 2, **_SPLIT),
     # 0 or 1, 2 or 3, …: the order of the published runs. How hard a pair is differs more than methods do.
@@ -258,12 +242,22 @@ STREAMS: dict[str, Stream] = {
     "permuted-mnist-wide": _mlp_stream(
         _PERMUTED, 784, 2000, 2000, 10, tasks=10, epochs=4, batch_size=256, settings_from="permuted-mnist"
     ),
-    # Classes in their natural order, as in the published runs.
-    "split-cifar100": Stream(_split_cifar100, classes=5, network=partial(_resnet, 5), **_CIFAR),
-    "split-cifar100-class": Stream(
-        partial(_split_cifar100, labels=False), classes=100, network=partial(_resnet, 100), task_labels=False,
-        settings_from="split-cifar100", **_CIFAR,
+    "split-fmnist": _mlp_stream(
+        partial(_split_classes, load_fashion), 784, 300, 100, 2, settings_from="split-mnist", **_SPLIT
     ),
+    "split-fmnist-class": _mlp_stream(
+        partial(_split_classes, load_fashion, labels=False), 784, 300, 100, 10, task_labels=False,
+        settings_from="split-mnist", **_SPLIT,
+    ),
+    "permuted-digits-100": _mlp_stream(
+        partial(_permuted, load_digits, 100), 64, 100, 100, 10, settings_from="permuted-digits", **_HUNDRED
+    ),
+    **_resnet_streams("split-cifar100", load_cifar100, 20, 5),
+    **_resnet_streams("split-cifar10", load_cifar10, 5, 2, settings_from="split-cifar100"),
+    **_resnet_streams(
+        "split-tinyimagenet", load_tiny_imagenet, 10, 20, prepare=uint8_pixels, settings_from="split-cifar100"
+    ),
+    **_resnet_streams("core50", load_core50, 10, 5, prepare=uint8_pixels, settings_from="split-cifar100"),
     # On a frozen encoder. webnlp has its data sets in the fourth of their standard orders, the published code's.
     "webnlp": _webnlp(4),
     **{f"webnlp-order{order}": _webnlp(order) for order in (1, 2, 3)},
@@ -280,20 +274,38 @@ SUITES: dict[str, tuple[str, ...]] = {
 }
 
 
+def stream_of(name: str) -> Stream:
+    """The protocol of a stream, by its name here or, of a stream of yours, by its import path ``module:attribute``.
+
+    Raises:
+        ValueError: neither.
+    """
+    if name in STREAMS:
+        return STREAMS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(f"unknown stream {name!r}; expected module:attribute or one of {', '.join(STREAMS)}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"stream {name!r}: {error}") from None
+    if not isinstance(found, Stream):
+        raise ValueError(f"stream {name!r}: expected a benchmarks.streams.Stream, got {type(found).__name__}")
+    return found
+
+
 def build_stream(name: str, *, seed: int, dataset_root: Path | None = None) -> Any:
     """The Avalanche benchmark of a name.
 
     Args:
-        name: a key of `STREAMS`.
+        name: see `stream_of`.
         seed: of class orders, permutations and angles.
-        dataset_root: where torchvision keeps MNIST; the digits need none.
+        dataset_root: where torchvision keeps its data; the digits need none.
 
     Raises:
         ValueError: an unknown name.
     """
-    if name not in STREAMS:
-        raise ValueError(f"unknown stream {name!r}; expected one of {', '.join(STREAMS)}")
-    return STREAMS[name].build(seed, dataset_root)
+    return stream_of(name).build(seed, dataset_root)
 
 
 def with_validation(benchmark: Any, *, share: float, seed: int) -> Any:

@@ -1,9 +1,8 @@
-"""Command line: ``python -m leaderboard run | report | search``."""
+"""Command line: ``python -m leaderboard run | add | report | search``."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import signal
 import sys
@@ -12,11 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from benchmarks.streams import STREAMS, SUITES
+from benchmarks.streams import STREAMS, SUITES, stream_of
 from leaderboard.cell import SETTINGS, Cell, settings_of
+from leaderboard.forecast import forecast
+from leaderboard.guests import join
 from leaderboard.methods import parse_row
 from leaderboard.page import write_page
-from leaderboard.pool import is_done, run_cells
+from leaderboard.pool import run_cells
 from leaderboard.report import load_results, table, write_readme, write_report
 from leaderboard.search import search
 
@@ -30,21 +31,17 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="run each (stream, method, seed) that has no result yet")
-    _grid_arguments(run)
-    run.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
-    run.add_argument("--out", type=Path, default=Path("runs/leaderboard"), help="output folder")
-    run.add_argument("--epochs", type=int, help="epochs a task (default: the stream's)")
-    run.add_argument("--tasks", type=int, help="only the first so many tasks (default: all)")
+    _methods_argument(run)
     run.add_argument(
-        "--import", dest="modules", default="", help="comma-separated modules that register methods of yours"
+        "--import", dest="modules", default="", help="comma-separated: modules that register methods, or module:Class"
     )
-    run.add_argument(
-        "--engine", choices=("local", "ray"), default="local", help="processes here (default), or a Ray cluster"
+    _run_arguments(run)
+
+    add = commands.add_parser("add", help="run one strategy class of yours, and put it on the board in --out")
+    add.add_argument(
+        "modules", metavar="module:Class", help="import path of a strategy class, ours or Avalanche's kind"
     )
-    run.add_argument("--address", help="of a running Ray cluster: auto, host:port, ray://host:port (default: one here)")
-    run.add_argument("--gpus-per-cell", type=float, default=0.0, help="share of a GPU, on Ray: 0.25 puts four on one")
-    run.add_argument("--retries", type=int, default=2, help="on Ray, of a cell whose machine died (default 2)")
-    run.add_argument("--dry-run", action="store_true", help="list the cells and stop")
+    _run_arguments(add)
 
     report = commands.add_parser("report", help="write LEADERBOARD.md from result files")
     report.add_argument("--results", type=Path, required=True, help="folder of <stream>/<method>/seed<k>.json")
@@ -53,14 +50,15 @@ def main(arguments: list[str] | None = None) -> int:
     report.add_argument("--readme", type=Path, help="also put short tables between this file's leaderboard marks")
 
     searching = commands.add_parser("search", help="choose settings on held-out training data")
-    _grid_arguments(searching)
+    _methods_argument(searching)
+    _stream_arguments(searching)
     searching.add_argument("--out", type=Path, default=Path("runs/search"), help="folder for the trials")
     searching.add_argument("--settings", type=Path, default=SETTINGS, help="file that the choice is written to")
 
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: no cell is left running
     try:
-        return {"run": _run, "report": _report, "search": _search}[options.command](options)
+        return {"run": _run, "add": _run, "report": _report, "search": _search}[options.command](options)
     except (ValueError, ConnectionError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
@@ -69,23 +67,46 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _grid_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--suite", choices=SUITES, default="digits", help="a set of streams (default digits)")
-    parser.add_argument("--streams", help=f"comma-separated, instead of the suite's: {', '.join(STREAMS)}")
+def _methods_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods", default=METHODS, help="comma-separated rows: method[+option][@density] (default %(default)s)"
+    )
+
+
+def _stream_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--suite", choices=SUITES, default="digits", help="a set of streams (default digits)")
+    known = ", ".join(STREAMS)
+    parser.add_argument(
+        "--streams", help=f"comma-separated, instead of the suite's: {known}, or module:attribute of a Stream of yours"
     )
     parser.add_argument("--dataset-root", type=Path, help="where torchvision keeps MNIST, or puts it")
     parser.add_argument("--device", default="cpu", help="where cells compute: cpu, cuda, cuda:1 … (default cpu)")
     parser.add_argument("--workers", type=int, default=2, help="cells at a time (default 2)")
 
 
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    _stream_arguments(parser)
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
+    parser.add_argument("--out", type=Path, default=Path("runs/leaderboard"), help="output folder")
+    parser.add_argument("--epochs", type=int, help="epochs a task (default: the stream's)")
+    parser.add_argument("--tasks", type=int, help="only the first so many tasks (default: all)")
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="processes here (default), or a Ray cluster"
+    )
+    parser.add_argument(
+        "--address", help="of a running Ray cluster: auto, host:port, ray://host:port (default: one here)"
+    )
+    parser.add_argument(
+        "--gpus-per-cell", type=float, default=0.0, help="share of a GPU, on Ray: 0.25 puts four on one"
+    )
+    parser.add_argument("--retries", type=int, default=2, help="on Ray, of a cell whose machine died (default 2)")
+    parser.add_argument("--dry-run", action="store_true", help="list the cells and how long they may take, and stop")
+
+
 def _streams(options: argparse.Namespace) -> list[str]:
     names = options.streams.split(",") if options.streams else list(SUITES[options.suite])
     for name in names:
-        if name not in STREAMS:
-            raise ValueError(f"unknown stream {name!r}; expected one of {', '.join(STREAMS)}")
-        if not STREAMS[name].offline and options.dataset_root is None:
+        if not stream_of(name).offline and options.dataset_root is None:
             raise ValueError(f"stream {name!r} needs its data: pass --dataset-root DIR (downloaded if not there)")
     return names
 
@@ -99,17 +120,19 @@ def _seeds(text: str) -> list[int]:
 
 def _run(options: argparse.Namespace) -> int:
     modules = [name for name in options.modules.split(",") if name]
-    _import(modules)
+    joined = [join(name) for name in modules]
+    names = options.methods.split(",") if options.command == "run" else [row for row in joined if row]
+    if not names:
+        raise ValueError(f"add takes module:Class; {options.modules!r} names no class")
     cells = [
         Cell(stream, row, seed, settings_of(stream, row), epochs=options.epochs, tasks=options.tasks)
         for seed in _seeds(options.seeds)
         for stream in _streams(options)
-        for row in options.methods.split(",")
+        for row in names
         if parse_row(row)
     ]
     if options.dry_run:
-        for cell in cells:
-            print(f"{'done' if is_done(cell, options.out) else 'to run':7} {cell.path}")
+        print(forecast(cells, out=options.out, workers=options.workers))
         return 0
     failed = _engine(options)(
         cells,
@@ -145,14 +168,6 @@ def _engine(options: argparse.Namespace) -> Callable[..., dict[str, str]]:
     )
 
 
-def _import(modules: list[str]) -> None:
-    try:
-        for name in modules:
-            importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(f"--import {name}: {error}") from None
-
-
 def _print_tables(folder: Path) -> None:
     results = load_results(folder)
     for stream in dict.fromkeys(result["stream"] for result in results):
@@ -177,7 +192,7 @@ def _report(options: argparse.Namespace) -> int:
 def _search(options: argparse.Namespace) -> int:
     streams = []
     for stream in _streams(options):
-        other = STREAMS[stream].settings_from
+        other = stream_of(stream).settings_from
         if other is None:
             streams.append(stream)
         else:

@@ -17,7 +17,7 @@ from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_supermask import CachedTensors, MaskedModel, supermask_metrics
 from benchmarks.provenance import provenance
-from benchmarks.streams import STREAMS, build_stream, with_validation
+from benchmarks.streams import build_stream, stream_of, with_validation
 from leaderboard.boards import write_summary
 from leaderboard.kept import kept_bytes
 from leaderboard.methods import Setup, build_strategy, parse_row, protocol, rows
@@ -54,7 +54,7 @@ class Cell:
     @property
     def path(self) -> Path:
         """Result file, below the output folder."""
-        return Path(self.stream) / self.method / f"seed{self.seed}.json"
+        return Path(self.stream.replace(":", ".")) / self.method / f"seed{self.seed}.json"
 
     def arguments(self, device: str) -> list[str]:
         """Arguments of the command that runs this cell alone."""
@@ -62,11 +62,11 @@ class Cell:
         words += ["--epochs", str(self.epochs)] if self.epochs else []
         words += ["--tasks", str(self.tasks)] if self.tasks else []
         words += ["--device", device] if device != "cpu" else []
-        return words + ([] if STREAMS[self.stream].offline else ["--dataset-root", "DIR"])
+        return words + ([] if stream_of(self.stream).offline else ["--dataset-root", "DIR"])
 
     def config(self) -> dict[str, Any]:
         """Everything that decides the result; as it reads after a round trip through JSON."""
-        spec = STREAMS[self.stream]
+        spec = stream_of(self.stream)
         config = {
             **asdict(self),
             "epochs": self.epochs or spec.epochs,
@@ -82,7 +82,7 @@ def settings_of(stream: str, row: str) -> dict[str, Any]:
     """Settings of a row: defaults, what the search chose for the row (or else its method), what its name fixes."""
     method, fixed = parse_row(row)
     chosen = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
-    found_on = {**chosen.get(STREAMS[stream].settings_from, {}), **chosen.get(stream, {})}
+    found_on = {**chosen.get(stream_of(stream).settings_from, {}), **chosen.get(stream, {})}
     searched_as = "exssnet" if method == "ssnet" else method  # the control runs at the settings of what it controls
     pinned = f"{searched_as}@{row.partition('@')[2]}"  # a row with an option runs at the settings of the one without
     found = next((found_on[name] for name in (row, pinned, searched_as) if name in found_on), {}).get("settings", {})
@@ -102,7 +102,7 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, devi
         The result, as it is written to the file.
     """
     torch.set_num_threads(1)  # one cell, one core: times are comparable whatever runs beside it
-    spec = STREAMS[cell.stream].at(dataset_root)
+    spec = stream_of(cell.stream).at(dataset_root)
     benchmark = build_stream(cell.stream, seed=cell.seed, dataset_root=dataset_root)
     if cell.validation:
         benchmark = with_validation(benchmark, share=cell.validation, seed=cell.seed)

@@ -20,10 +20,10 @@ from torch.optim import SGD, Optimizer
 from avalanche_supermask import methods
 from avalanche_supermask.strategy import fused_adam
 from benchmarks.networks import MultiHead, Separate
-from benchmarks.streams import STREAMS, Stream
+from benchmarks.streams import Stream, stream_of
 from leaderboard.baselines import CorrectedPackNet, CorrectedSI
 
-__all__ = ["Row", "Setup", "build_strategy", "parse_row", "protocol", "rows"]
+__all__ = ["Row", "Setup", "build_strategy", "parse_row", "protocol", "rows", "seat"]
 
 
 @dataclass(frozen=True)
@@ -251,10 +251,24 @@ _OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
+_GUESTS: dict[str, Row] = {}
+
+
+def seat(name: str, strategy: Callable[..., SupervisedTemplate]) -> None:
+    """Give a strategy of Avalanche's kind a row; it gets a baseline's network, optimizer and criterion.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in rows():
+        raise ValueError(f"the row {name!r} is taken; give the class another name")
+    _GUESTS[name] = Row(lambda setup: _plain(setup, [], strategy), BASE, BASE_AXES)
+
+
 def rows() -> dict[str, Row]:
-    """All rows: the ones above, and every other registered method with its own defaults."""
+    """All rows: the ones above, guests, and every other registered method with its own defaults."""
     others = {name: Row(_subnetwork(name), {}) for name in methods() if name not in _ROWS}
-    return {**_ROWS, **others}
+    return {**_ROWS, **_GUESTS, **others}
 
 
 def parse_row(name: str) -> tuple[str, dict[str, Any]]:
@@ -291,7 +305,7 @@ _MEMORY = {"split-mnist": 200, "permuted-mnist": 1000, "split-cifar100": 1000}
 
 def protocol(stream: str, method: str) -> dict[str, Any]:
     """Settings that belong to a stream's protocol and are not searched: for a memory, more is always better."""
-    row, spec = rows()[method], STREAMS[stream]
+    row, spec = rows()[method], stream_of(stream)
     found: dict[str, Any] = {}
     if "memory" in row.defaults:
         found["memory"] = _MEMORY.get(spec.settings_from or stream, 100)

@@ -6,7 +6,6 @@ there, so a file that exists is whole, and the same command after a crash runs o
 
 from __future__ import annotations
 
-import importlib
 import json
 import multiprocessing as mp
 import traceback
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from benchmarks.provenance import write_json
 from leaderboard.cell import Cell, run_cell
+from leaderboard.guests import join
 
 __all__ = ["attempt", "emptied", "is_done", "run_cells"]
 
@@ -52,7 +52,7 @@ def run_cells(
         workers: cells at a time.
         dataset_root: where torchvision keeps its data.
         device: where cells compute.
-        modules: imported in every cell's process: they register methods of somebody else's.
+        modules: joined in every cell's process: methods of somebody else's, see `leaderboard.guests.join`.
         quiet: no progress bar, no TensorBoard logs (else in ``out/tb``).
 
     Returns:
@@ -97,13 +97,13 @@ def attempt(
         dataset_root: where torchvision keeps its data.
         tb_dir: folder for TensorBoard logs; None for none.
         device: where it computes.
-        modules: imported first: they register methods of somebody else's.
+        modules: joined first: methods of somebody else's, see `leaderboard.guests.join`.
     """
     try:
         # Upstream repeats its warnings past every filter; each is kept once, in the result.
         with warnings.catch_warnings(record=True) as caught:
             for name in modules:
-                importlib.import_module(name)
+                join(name)
             result = run_cell(cell, dataset_root=dataset_root, tb_dir=tb_dir, device=device)
     except BaseException:
         return traceback.format_exc()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.streams import STREAMS
+from benchmarks.streams import STREAMS, stream_of
 from leaderboard.methods import parse_row, rows
 from leaderboard.scores import forward_transfer, paired_p
 
@@ -75,8 +75,8 @@ def _load(path: Path) -> Result:
 
 _NEEDED = ("method", "stream", "seed", "average_accuracy", "forgetting", "bwt", "bytes_per_task", "bytes_total",
            "train_seconds", "output_drift", "accuracy_matrix", "config", "commit", "machine")  # fmt: skip
-_OPTIONAL = ("selection_bytes", "pruning", "train_cpu_seconds", "eval_cpu_seconds", "task_id_accuracy", "free_share",
-             "peak_memory_bytes")  # fmt: skip
+_OPTIONAL = ("selection_bytes", "pruning", "train_cpu_seconds", "eval_seconds", "eval_cpu_seconds", "task_id_accuracy",
+             "free_share", "peak_memory_bytes")  # fmt: skip
 
 
 def markdown(results: Sequence[Result], *, notes: str = "", command: str = "python -m leaderboard report") -> str:
@@ -178,8 +178,11 @@ def _row(name: str, cells: Sequence[Result], naive: Sequence[Result]) -> dict[st
 
 def transfer_of(result: Result) -> float | None:
     """FWT of a result; None of a stream that is not known here."""
-    stream = STREAMS.get(result["stream"])
-    return forward_transfer(result["accuracy_matrix"], 1 / stream.classes) if stream else None
+    try:
+        classes = stream_of(result["stream"]).classes
+    except ValueError:  # a stream of somebody else's that is not installed here
+        return None
+    return forward_transfer(result["accuracy_matrix"], 1 / classes)
 
 
 def free_of(cells: Sequence[Result]) -> float | None:

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.streams import STREAMS
+from benchmarks.streams import stream_of
 from leaderboard.cell import Cell
 from leaderboard.methods import parse_row, protocol, rows
 from leaderboard.pool import run_cells
@@ -26,7 +26,7 @@ HELD_OUT = 0.1
 
 
 def _trial(stream: str, row: str, settings: dict[str, Any]) -> Cell:
-    all_tasks = STREAMS[stream].tasks
+    all_tasks = stream_of(stream).tasks
     tasks = all_tasks if rows()[parse_row(row)[0]].whole_stream else min(TASKS, all_tasks)
     return Cell(stream, row, SEED, settings, tasks=tasks, validation=HELD_OUT)
 
@@ -51,7 +51,7 @@ def search(stream: str, row: str, *, out: Path, dataset_root: Path | None, devic
     for axis, values in rows()[method].axes.items():
         if axis in fixed:
             continue
-        if axis == "head" and (STREAMS[stream].distinct_classes or not STREAMS[stream].task_labels):
+        if axis == "head" and (stream_of(stream).distinct_classes or not stream_of(stream).task_labels):
             continue  # a shared head would have to answer two ways at once; without labels there is no other one
         candidates = [{**best, axis: value} for value in values]
         scores = []

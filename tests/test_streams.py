@@ -5,14 +5,20 @@ import json
 import runpy
 import struct
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from avalanche.benchmarks.classic import PermutedMNIST, RotatedMNIST, SplitMNIST
+from PIL import Image
+from torchvision.datasets import MNIST
 
 from avalanche_supermask.data import load_tensors
+from benchmarks.image_data import load_cifar100, standardised, uint8_pixels
+from benchmarks.networks import SlimResNet18
 from benchmarks.streams import STREAMS, SUITES, build_stream, with_validation
+from leaderboard.cell import Cell, run_cell, settings_of
 
 
 @pytest.fixture(scope="module")
@@ -96,29 +102,113 @@ def test_validation_data_come_out_of_the_training_data():
 
 
 def test_unknown_stream():
-    with pytest.raises(ValueError, match=r"unknown stream 'mnist'; expected one of split-digits"):
+    with pytest.raises(ValueError, match=r"unknown stream 'mnist'; expected module:attribute or one of split-digits"):
         build_stream("mnist", seed=0)
     with pytest.raises(ValueError, match="pass --dataset-root"):
         build_stream("split-mnist", seed=0)
 
 
-def test_cifar_tasks_are_five_classes_each_in_their_order(monkeypatch):
-    class Fake:
-        def __init__(self, root, train, download):
-            self.targets = [i % 100 for i in range(400 if train else 200)]
-            self.data = np.random.RandomState(0).randint(0, 256, (len(self.targets), 32, 32, 3), dtype=np.uint8)
+class Coloured:
+    """As torchvision's CIFAR: all pixels in one array."""
 
-    monkeypatch.setattr("benchmarks.streams.CIFAR100", Fake)
-    stream, spec = build_stream("split-cifar100", seed=0, dataset_root="anywhere"), STREAMS["split-cifar100"]
-    assert len(stream.train_stream) == spec.tasks
+    classes, side = 100, 32
+
+    def __init__(self, root, train, download=True):
+        self.targets = [i % self.classes for i in range((4 if train else 2) * self.classes)]
+        shape = (len(self.targets), self.side, self.side, 3)
+        self.data = np.random.RandomState(0).randint(0, 256, shape, dtype=np.uint8)
+
+
+class Ten(Coloured):
+    classes = 10
+
+
+class Files(Coloured):
+    """As Avalanche's TinyImageNet and CORe50: one image at a time."""
+
+    def __init__(self, root, train, mini=False):
+        super().__init__(root, train)
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        return Image.fromarray(self.data[index]), self.targets[index]
+
+
+class Tiny(Files):
+    classes, side = 200, 64
+
+
+class Objects(Files):
+    classes = 50
+
+
+@pytest.fixture
+def colour_data(monkeypatch):
+    fakes = {"CIFAR100": Coloured, "CIFAR10": Ten, "TinyImagenet": Tiny, "CORe50Dataset": Objects}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(f"benchmarks.image_data.{name}", fake)
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "classes", "side"),
+    [
+        ("split-cifar100", 20, 5, 32),
+        ("split-cifar10", 5, 2, 32),
+        ("split-tinyimagenet", 10, 20, 64),
+        ("core50", 10, 5, 32),
+    ],
+)
+@pytest.mark.parametrize("labels", [True, False])
+def test_colour_streams_have_their_classes_in_order(name, tasks, classes, side, labels, colour_data):
+    name = name if labels else f"{name}-class"
+    stream, spec = build_stream(name, seed=0, dataset_root=Path("anywhere")), STREAMS[name]
+    assert len(stream.train_stream) == len(stream.test_stream) == spec.tasks == tasks
     x, y, t = load_tensors(stream.train_stream[3].dataset, torch.device("cpu"))
-    assert x.shape == (20, 3, 32, 32)
-    assert sorted(set(y.tolist())) == list(range(5))
-    assert set(t.tolist()) == {3}
-    assert abs(float(x.mean())) < 0.3
-    assert spec.network()(x[:2]).shape == (2, 5)
+    assert x.shape == (4 * classes, 3, side, side)
+    assert set(t.tolist()) == ({3} if labels else {0})
+    first = 0 if labels else 3 * classes
+    assert sorted(set(y.tolist())) == list(range(first, first + classes))
+    logits = spec.network().eval()(x[:2])
+    assert logits.shape == (2, spec.classes)
+    assert logits.dtype == torch.float32
+    assert spec.classes == (classes if labels else classes * tasks)
     with pytest.raises(ValueError, match="pass --dataset-root DIR"):
-        build_stream("split-cifar100", seed=0)
+        build_stream(name, seed=0)
+
+
+def test_pixels_are_standardised_by_the_stream_or_by_the_network(colour_data):
+    raw, _ = load_cifar100(Path("anywhere"))
+    net = SlimResNet18(5).eval()
+    x = raw[0][:4]
+    assert abs(float(standardised(raw[0]).mean())) < 0.3
+    assert uint8_pixels(x).dtype == torch.uint8
+    assert torch.allclose(net(uint8_pixels(x)), net(standardised(x)), atol=1e-5)
+    assert "mean" not in net.state_dict(), "constants are no state to store"
+
+
+@pytest.mark.filterwarnings("ignore:task label 1 was never trained")
+def test_a_coloured_stream_is_learned_by_a_method_and_a_baseline(colour_data, tmp_path):
+    for row in ("supsup@0.5", "replay"):
+        cell = Cell("core50", row, 0, settings_of("core50", row), epochs=1, tasks=2)
+        result = run_cell(cell, dataset_root=Path("anywhere"), tb_dir=None)
+        assert len(result["accuracy_matrix"]) == 2
+    assert result["bytes_total"] > 0
+
+
+def test_a_hundred_tasks_offline():
+    stream = build_stream("permuted-digits-100", seed=0)
+    assert len(stream.train_stream) == STREAMS["permuted-digits-100"].tasks == 100
+
+
+def test_fashion_has_mnists_stream(mnist_root, monkeypatch):
+    monkeypatch.setattr("benchmarks.image_data.FashionMNIST", MNIST)
+    for name, labels in (("split-fmnist", 2), ("split-fmnist-class", 10)):
+        stream, spec = build_stream(name, seed=0, dataset_root=mnist_root), STREAMS[name]
+        seen = {y for e in stream.train_stream for y in e.classes_in_this_experience}
+        assert len(stream.train_stream) == spec.tasks == 5
+        assert seen == set(range(labels)) == set(range(spec.classes))
 
 
 @pytest.mark.parametrize(

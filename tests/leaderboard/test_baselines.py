@@ -79,16 +79,35 @@ def test_the_corrected_packnet_has_norms_a_task_and_moves_no_old_logit():
     assert (means[2] == 0).all(), "the next task's is fresh"
 
 
+FORGET_LESS = ("ewc", "ewc-online", "si", "mas", "lwf", "replay", "agem", "gem", "packnet", "cumulative", "separate")
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     out = tmp_path_factory.mktemp("sanity")
-    methods = ["naive", "ewc", "si", "lwf", "replay", "packnet"]
+    methods = ["naive", "joint", *FORGET_LESS]
     cells = [Cell("permuted-digits", m, 0, settings_of("permuted-digits", m), tasks=3) for m in methods]
     assert run_cells(cells, out=out, workers=2, quiet=True) == {}
     return {cell.method: json.loads((out / cell.path).read_text()) for cell in cells}
 
 
-@pytest.mark.parametrize("method", ["ewc", "si", "lwf", "replay", "packnet"])
+@pytest.mark.parametrize("method", FORGET_LESS)
 def test_it_forgets_less_than_naive(method, results):
     assert results[method]["forgetting"] < results["naive"]["forgetting"] - 0.01
     assert results[method]["average_accuracy"] > results["naive"]["average_accuracy"]
+
+
+@pytest.mark.parametrize("method", ["joint", "cumulative", "separate"])
+def test_upper_bounds_are_above_every_baseline_that_keeps_no_data(method, results):
+    assert all(
+        results[method]["average_accuracy"] > results[other]["average_accuracy"]
+        for other in ("ewc", "ewc-online", "si", "mas", "lwf")
+    )
+
+
+def test_der_forgets_less_than_naive_where_nobody_names_the_task(tmp_path):
+    cells = [Cell("split-digits-class", m, 0, settings_of("split-digits-class", m), tasks=3) for m in ("naive", "der")]
+    assert run_cells(cells, out=tmp_path, workers=2, quiet=True) == {}
+    naive, der = (json.loads((tmp_path / cell.path).read_text()) for cell in cells)
+    assert der["forgetting"] < naive["forgetting"] - 0.01
+    assert der["average_accuracy"] > naive["average_accuracy"]

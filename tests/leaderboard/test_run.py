@@ -1,17 +1,24 @@
 """The leaderboard as its user meets it: commands, files, a second run, a failure."""
 
 import json
+import os
+import re
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from leaderboard.__main__ import main
 from leaderboard.cell import Cell, settings_of
+from leaderboard.forecast import forecast
 from leaderboard.methods import parse_row
 from leaderboard.pool import is_done, run_cells
+from leaderboard.report import _NEEDED
 
+ROOT = Path(__file__).parents[2]
 SMALL = ["--streams", "split-digits", "--tasks", "2", "--epochs", "2", "--seeds", "0", "--workers", "2"]
 
 
@@ -153,11 +160,28 @@ def test_wrong_arguments_get_one_line(arguments, complaint, capsys):
     assert error.count("\n") == 1
 
 
-def test_dry_run_lists_the_cells(out, capsys):
+def test_dry_run_lists_the_cells_and_how_long_they_may_take(out, capsys):
     assert main(["run", *SMALL, "--methods", "naive,joint", "--out", str(out), "--dry-run"]) == 0
-    assert capsys.readouterr().out.split() == [
-        "done", "split-digits/naive/seed0.json", "to", "run", "split-digits/joint/seed0.json",
-    ]  # fmt: skip
+    done, to_run, total = capsys.readouterr().out.splitlines()
+    assert done.split() == ["done", "split-digits/naive/seed0.json"]
+    assert re.fullmatch(r"to run  about \d+ s +split-digits/joint/seed0\.json", to_run)
+    assert re.fullmatch(r"about \d+ s with 2 workers", total)
+
+
+def test_an_estimate_goes_by_tasks_and_epochs(tmp_path, monkeypatch):
+    monkeypatch.setattr("leaderboard.forecast.COMMITTED", tmp_path / "none")
+    whole = Cell("split-digits", "naive", 0, settings_of("split-digits", "naive"))
+    measured = {key: 0 for key in _NEEDED} | {
+        "stream": "split-digits", "method": "naive", "config": whole.config(), "train_seconds": 20, "eval_seconds": 10,
+    }  # fmt: skip
+    path = tmp_path / whole.path
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(measured))  # 30 s for five tasks of six epochs
+    half = [Cell("split-digits", row, 0, {}, epochs=3) for row in ("naive", "ewc")]
+    other = [*half, Cell("permuted-digits", "naive", 0, {})]
+    lines = forecast([whole, *other], out=tmp_path, workers=2).splitlines()
+    assert [line[:20].strip() for line in lines[:4]] == ["done", *["to run  about 15 s"] * 2, "to run  no estimate"]
+    assert lines[4] == "about 15 s with 2 workers, and 1 cells of a kind that was never measured"
 
 
 def test_names_of_rows():
@@ -175,4 +199,54 @@ def test_a_method_of_somebody_else_joins_by_its_module(tmp_path, capsys):
     assert done.returncode == 0, done.stderr
     assert "piggyback" in done.stdout
     assert main([*command, "--import", "no.such.module"]) == 2
-    assert "--import no.such.module: No module named 'no'" in capsys.readouterr().err
+    assert "no.such.module: No module named 'no'" in capsys.readouterr().err
+
+
+GUEST = """
+from avalanche.training.templates import SupervisedTemplate
+from avalanche_supermask import SupSup
+from benchmarks.streams import STREAMS
+from dataclasses import replace
+
+class Patient(SupervisedTemplate):
+    pass
+
+class Quick(SupSup):
+    pass
+
+mine = replace(STREAMS["split-digits"], epochs=1, tasks=2)
+nothing = 7
+"""
+
+
+def test_a_strategy_class_and_a_stream_join_by_their_import_paths(tmp_path, monkeypatch):
+    (tmp_path / "guests_of_mine.py").write_text(GUEST)
+    common = ["--streams", "guests_of_mine:mine", "--seeds", "0", "--out", "out", "--workers", "1"]
+    run = partial(subprocess.run, capture_output=True, text=True, check=False, cwd=tmp_path,
+                  env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"})  # fmt: skip
+    for name in ("Patient", "Quick"):
+        done = run([sys.executable, "-m", "leaderboard", "add", f"guests_of_mine:{name}", *common])
+        assert done.returncode == 0, done.stderr
+    assert "patient" in done.stdout, "the board keeps who was there"
+    assert "quick" in done.stdout
+    result = json.loads((tmp_path / "out" / "guests_of_mine.mine" / "patient" / "seed0.json").read_text())
+    assert (result["stream"], result["config"]["epochs"]) == ("guests_of_mine:mine", 1)
+    assert result["average_accuracy"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["add", "no.such:Class"], "no.such:Class: No module named 'no'"),
+        (["add", "json:Class"], "json:Class: module 'json' has no attribute 'Class'"),
+        (["add", "json:dumps"], "json:dumps: expected a strategy class, got <function dumps"),
+        (["add", "json"], "add takes module:Class; 'json' names no class"),
+        (["run", "--streams", "json:dumps"], "expected a benchmarks.streams.Stream, got function"),
+        (["run", "--streams", "json:nothing"], "stream 'json:nothing': module 'json' has no attribute 'nothing'"),
+    ],
+)
+def test_wrong_import_paths_get_one_line(arguments, complaint, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1

@@ -1,0 +1,133 @@
+"""Images as tensors: the data sets of the named streams, downloaded into a folder if they are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.benchmarks.datasets import CORe50Dataset, TinyImagenet
+from sklearn import datasets as sklearn_datasets
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST
+
+__all__ = [
+    "DEVIATION",
+    "MEAN",
+    "Split",
+    "five_classes",
+    "load_cifar10",
+    "load_cifar100",
+    "load_core50",
+    "load_digits",
+    "load_fashion",
+    "load_mnist",
+    "load_tiny_imagenet",
+    "normalise",
+    "standardised",
+    "uint8_pixels",
+]
+
+Split = tuple[Tensor, Tensor]  # inputs, integer labels
+MEAN, DEVIATION = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # of CIFAR's channels
+
+
+def load_digits(_: Path | None) -> tuple[Split, Split]:
+    """scikit-learn's 8x8 digits, a fifth of them for testing; pixels from 0 to 1."""
+    x, y = sklearn_datasets.load_digits(return_X_y=True)
+    parts = train_test_split(x.astype(np.float32) / 16, y, test_size=0.2, random_state=0, stratify=y)
+    train_x, test_x, train_y, test_y = (torch.as_tensor(part) for part in parts)
+    shape = (-1, 1, 8, 8)
+    return (train_x.reshape(shape), train_y.long()), (test_x.reshape(shape), test_y.long())
+
+
+def _grey(kind: Callable[..., Any], root: Path | None) -> tuple[Split, Split]:
+    def split(train: bool) -> Split:
+        data = kind(str(_folder(root)), train=train, download=True)
+        return data.data.float().div(255).unsqueeze(1), data.targets
+
+    return split(True), split(False)
+
+
+def _colour(kind: Callable[..., Any], root: Path | None) -> tuple[Split, Split]:
+    def split(train: bool) -> Split:
+        data = kind(str(_folder(root)), train=train, download=True)
+        return torch.from_numpy(data.data), torch.tensor(data.targets)
+
+    return split(True), split(False)
+
+
+def _files(kind: Callable[..., Any], name: str, root: Path | None) -> tuple[Split, Split]:
+    def split(train: bool) -> Split:
+        data = kind(_folder(root) / name, train=train)
+        pixels = np.stack([np.asarray(image.convert("RGB")) for image, _ in (data[i] for i in range(len(data)))])
+        return torch.from_numpy(pixels), torch.tensor(data.targets)
+
+    return split(True), split(False)
+
+
+def _folder(root: Path | None) -> Path:
+    if root is None:
+        raise ValueError("these data need a folder, and are downloaded into it: pass --dataset-root DIR")
+    return root
+
+
+def load_mnist(root: Path | None) -> tuple[Split, Split]:
+    """MNIST, pixels from 0 to 1."""
+    return _grey(MNIST, root)
+
+
+def load_fashion(root: Path | None) -> tuple[Split, Split]:
+    """FashionMNIST, pixels from 0 to 1."""
+    return _grey(FashionMNIST, root)
+
+
+def load_cifar10(root: Path | None) -> tuple[Split, Split]:
+    """CIFAR-10 as it is stored, uint8 ``(n, 32, 32, 3)``."""
+    return _colour(CIFAR10, root)
+
+
+def load_cifar100(root: Path | None) -> tuple[Split, Split]:
+    """CIFAR-100 as it is stored, uint8 ``(n, 32, 32, 3)``."""
+    return _colour(CIFAR100, root)
+
+
+def load_tiny_imagenet(root: Path | None) -> tuple[Split, Split]:
+    """TinyImageNet, 200 classes, its validation images for testing: uint8 ``(n, 64, 64, 3)``."""
+    return _files(TinyImagenet, "tinyimagenet", root)
+
+
+def load_core50(root: Path | None) -> tuple[Split, Split]:
+    """CORe50, 50 objects, its own three sessions for testing: uint8 ``(n, 32, 32, 3)``."""
+    return _files(partial(CORe50Dataset, mini=True), "core50", root)
+
+
+def five_classes(split: Split, task: int) -> Split:
+    """Five of CIFAR-100's classes in their natural order, labelled from 0; pixels standardised."""
+    x, y = split
+    rows = (y // 5 == task).nonzero().flatten()
+    return standardised(x[rows]), y[rows] % 5
+
+
+def standardised(pixels: Tensor) -> Tensor:
+    """Pixels uint8 ``(n, h, w, 3)`` as float32 ``(n, 3, h, w)``, by the means and deviations of CIFAR's channels."""
+    x = uint8_pixels(pixels).float().div(255)
+    return (x - _channel(MEAN)) / _channel(DEVIATION)
+
+
+def uint8_pixels(pixels: Tensor) -> Tensor:
+    """Pixels ``(n, h, w, 3)`` as ``(n, 3, h, w)``, still uint8: a quarter of the memory; the network standardises."""
+    return pixels.permute(0, 3, 1, 2)
+
+
+def normalise(x: Tensor) -> Tensor:
+    """Pixels from 0 to 1, standardised."""
+    return (x - 0.1307) / 0.3081  # Avalanche's constants for MNIST
+
+
+def _channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values)[:, None, None]

@@ -1,0 +1,47 @@
+"""Methods of somebody else's on the board, by their import path."""
+
+from __future__ import annotations
+
+import importlib
+
+from avalanche.training.templates import SupervisedTemplate
+
+from avalanche_supermask import methods, register
+from avalanche_supermask.strategy import SubnetworkStrategy
+from leaderboard.methods import seat
+
+__all__ = ["join"]
+
+
+def join(path: str) -> str | None:
+    """Import a module that registers methods, or give a strategy class a row.
+
+    Args:
+        path: ``module``, or ``module:Class``: a strategy of this package's kind, called as ``cls(model, seed=…, …)``,
+            or any strategy of Avalanche's, called with the model, optimizer and criterion that a baseline gets.
+
+    Returns:
+        The row of the class: the name it is registered under, or its own in lower case; None for a module.
+
+    Raises:
+        ValueError: nothing can be imported from there, or it is no strategy class.
+    """
+    module, _, name = path.partition(":")
+    try:
+        found = importlib.import_module(module)
+        made = getattr(found, name) if name else None
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    if made is None:
+        return None
+    known = next((row for row, strategy in methods().items() if strategy is made), None)
+    if known:
+        return known
+    if not isinstance(made, type) or not issubclass(made, SupervisedTemplate):
+        raise ValueError(f"{path}: expected a strategy class, got {made!r}")
+    row = name.lower()
+    if issubclass(made, SubnetworkStrategy):
+        register(row)(made)
+    else:
+        seat(row, made)
+    return row
