@@ -6,10 +6,12 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.streams import STREAMS
+from leaderboard.anchors import Anchor, load_anchors
 from leaderboard.report import (
     Result,
     by_method,
@@ -29,7 +31,7 @@ __all__ = ["page", "write_page"]
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def page(results: Sequence[Result]) -> str:
+def page(results: Sequence[Result], anchors: Sequence[Anchor] = ()) -> str:
     """The whole page. What a result says goes in as data, never as markup."""
     streams: dict[str, list[Result]] = defaultdict(list)
     for result in results:
@@ -44,14 +46,18 @@ def page(results: Sequence[Result]) -> str:
         }
         for name in order
     ]
-    text = json.dumps(data).replace("<", "\\u003c")  # or a method's name could end the script
-    return TEMPLATE.read_text().replace("/*DATA*/", text)
+    template = TEMPLATE.read_text().replace("/*ANCHORS*/", _script([asdict(anchor) for anchor in anchors]))
+    return template.replace("/*DATA*/", _script(data))
+
+
+def _script(data: Any) -> str:
+    return json.dumps(data).replace("<", "\\u003c")  # or a method's name could end the script
 
 
 def write_page(results_dir: Path, file: Path) -> None:
     """Write the page of the results below a folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(page(load_results(results_dir)))
+    file.write_text(page(load_results(results_dir), load_anchors(results_dir)))
 
 
 def _rows(results: Sequence[Result]) -> list[dict[str, Any]]:

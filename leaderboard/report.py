@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.streams import STREAMS, stream_of
+from leaderboard.anchors import anchors_table, load_anchors
 from leaderboard.methods import parse_row, rows
 from leaderboard.scores import forward_transfer, paired_p
 
@@ -79,8 +80,14 @@ _OPTIONAL = ("selection_bytes", "pruning", "train_cpu_seconds", "eval_seconds", 
              "free_share", "peak_memory_bytes")  # fmt: skip
 
 
-def markdown(results: Sequence[Result], *, notes: str = "", command: str = "python -m leaderboard report") -> str:
-    """The whole page; ``notes`` say what qualifies these results."""
+def markdown(
+    results: Sequence[Result],
+    *,
+    notes: str = "",
+    anchors: str = "",
+    command: str = "python -m leaderboard report",
+) -> str:
+    """The whole page; ``notes`` say what qualifies these results, ``anchors`` compares with papers."""
     streams: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         streams[result["stream"]].append(result)
@@ -88,6 +95,7 @@ def markdown(results: Sequence[Result], *, notes: str = "", command: str = "pyth
     for stream in [*(s for s in STREAMS if s in streams), *(s for s in streams if s not in STREAMS)]:
         parts += [f"## {stream}\n", protocol_of(streams[stream][0]["config"]), table(streams[stream]), ""]
         parts += [line for line in (_level_with_best(streams[stream]), _at_equal_bytes(streams[stream])) if line]
+    parts += [anchors] if anchors else []
     machines = sorted({f"{r['machine']['processor']}, {r['machine']['threads']} thread a cell" for r in results})
     commits = sorted({r["commit"][:12] for r in results})
     parts.append(f"Machines: {'; '.join(machines)}. Commits: {', '.join(commits)}.\n")
@@ -258,9 +266,10 @@ def _spread(values: Sequence[float | None]) -> str:
 
 
 def write_report(results_dir: Path, out: Path) -> Path:
-    """Write ``out/LEADERBOARD.md`` from the results below a folder, and its ``NOTES.md`` if there is one."""
+    """Write ``out/LEADERBOARD.md`` from the results below a folder, its ``NOTES.md`` and ``anchors.json`` if any."""
     page, notes = out / "LEADERBOARD.md", results_dir / "NOTES.md"
-    text = markdown(load_results(results_dir), notes=notes.read_text() if notes.exists() else "")
+    said = notes.read_text() if notes.exists() else ""
+    text = markdown(load_results(results_dir), notes=said, anchors=anchors_table(load_anchors(results_dir)))
     out.mkdir(parents=True, exist_ok=True)
     page.write_text(text)
     return page

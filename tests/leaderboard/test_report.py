@@ -1,7 +1,10 @@
 import json
+import time
+from pathlib import Path
 
 import pytest
 
+from leaderboard.anchors import anchors_table, load_anchors
 from leaderboard.page import write_page
 from leaderboard.report import frontier, load_results, markdown, table, write_report
 from leaderboard.scores import forgetting_curve, forward_transfer, summarise
@@ -124,3 +127,46 @@ def test_a_paired_test_says_what_the_seeds_do_not_tell_apart():
     assert "not told apart from it: supsup (0." in page
     assert "ewc (" not in page
     assert "Paired" not in markdown(rows[:3])
+
+
+def test_anchors_come_from_files(tmp_path):
+    entry = {"what": "ours", "source": "a paper", "theirs": 0.8, "differences": "epochs"}
+    for seed, row in enumerate(([0.9, 0.7, 0.0], [0.8, 0.8, 0.0])):
+        (tmp_path / f"seed{seed}.json").write_text(
+            json.dumps({"accuracy_matrix": [[0, 0, 0], row], "rows": [{"x": 0.5 + seed}], "command": "python -m it"})
+        )
+
+    def loaded(**changes):
+        (tmp_path / "anchors.json").write_text(json.dumps([{**entry, **changes}]))
+        return load_anchors(tmp_path)
+
+    (anchor,) = loaded(files="seed*.json", value=["rows", -1, "x"])
+    assert (anchor.ours, anchor.seeds) == (1.0, 2)
+    assert loaded(files="seed0.json", value=["rows", "*", "x"])[0].ours == 0.5
+    (anchor,) = loaded(files="seed*.json", value={"first_tasks": 2})
+    assert anchor.ours == pytest.approx(0.8)
+    assert "| ours | a paper | 0.8000 | 0.8000 (2) | +0.0000 | epochs | `python -m it` |" in anchors_table([anchor])
+    with pytest.raises(ValueError, match=r"anchor 'ours': seed9\.json gives no"):
+        loaded(files="seed9.json", value=["rows"])
+    with pytest.raises(ValueError, match=r"anchor 'ours': seed0\.json gives no"):
+        loaded(files="seed0.json", value=["nothing"])
+    assert load_anchors(tmp_path / "elsewhere") == []
+    assert anchors_table([]) == ""
+
+
+def test_the_committed_anchors_can_all_be_read():
+    anchors = load_anchors(Path(__file__).parents[2] / "leaderboard" / "results")
+    assert len(anchors) >= 8
+    assert all(0 < anchor.ours < 1 and anchor.command.startswith("python -m") for anchor in anchors)
+
+
+def test_a_thousand_results_are_reported_in_ten_seconds(tmp_path):
+    matrix = [[0.9] * 20 for _ in range(20)]
+    for index in range(1000):
+        path = tmp_path / "split-digits" / f"method{index // 4}" / f"seed{index % 4}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result(f"method{index // 4}", index % 4, accuracy_matrix=matrix)))
+    started = time.process_time()
+    write_report(tmp_path, tmp_path)
+    write_page(tmp_path, tmp_path / "index.html")
+    assert time.process_time() - started < 10
