@@ -7,10 +7,20 @@ from typing import Any, cast
 
 import torch
 from avalanche.models.packnet import PackNetModel, PackNetModule, WeightAndBiasPackNetModule
-from avalanche.training.plugins import SynapticIntelligencePlugin
+from avalanche.training.plugins import MASPlugin, SynapticIntelligencePlugin
 from torch import Tensor, nn
 
-__all__ = ["CorrectedPackNet", "CorrectedSI"]
+__all__ = ["CorrectedMAS", "CorrectedPackNet", "CorrectedSI"]
+
+
+class CorrectedMAS(MASPlugin):  # type: ignore[misc]
+    """Memory Aware Synapses that goes on at a loss of exactly zero, which upstream takes for no loss at all."""
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Add the penalty."""
+        if not strategy.loss:
+            strategy.loss = strategy.loss + torch.finfo(strategy.loss.dtype).tiny  # no gradient changes by it
+        super().before_backward(strategy, **kwargs)
 
 
 class _NormPerTask(PackNetModule):  # type: ignore[misc]

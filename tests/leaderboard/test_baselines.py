@@ -1,16 +1,17 @@
 """Baselines do what their names say: each forgets less than naive, and the corrected SI has importances."""
 
+import contextlib
 import json
 
 import pytest
 import torch
 from avalanche.models.packnet import PackNetModel
-from avalanche.training.plugins import SynapticIntelligencePlugin
+from avalanche.training.plugins import MASPlugin, SynapticIntelligencePlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.optim import SGD
 
-from leaderboard.baselines import CorrectedPackNet, CorrectedSI
+from leaderboard.baselines import CorrectedMAS, CorrectedPackNet, CorrectedSI
 from leaderboard.cell import Cell, settings_of
 from leaderboard.pool import run_cells
 from tests.streams import class_stream, mlp, train_all
@@ -31,6 +32,17 @@ def importances(plugin):
 def test_the_corrected_si_has_importances_where_upstreams_has_none():
     assert (importances(SynapticIntelligencePlugin(si_lambda=1.0)) == 0).all(), "upstream mended SI: drop our subclass"
     assert (importances(CorrectedSI(si_lambda=1.0, eps=0.1)) != 0).any()
+
+
+@pytest.mark.parametrize(("plugin", "stops"), [(MASPlugin, True), (CorrectedMAS, False)])
+def test_the_corrected_mas_goes_on_at_a_loss_of_zero_where_upstreams_stops(plugin, stops):
+    net = mlp()
+    strategy = SupervisedTemplate(
+        model=net, optimizer=SGD(net.parameters(), lr=0.05), criterion=lambda out, y: (out * 0).sum(), train_epochs=1,
+        plugins=[plugin(lambda_reg=1.0)], evaluator=None,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="Loss is not available") if stops else contextlib.nullcontext():
+        train_all(strategy, class_stream(2))
 
 
 def test_the_corrected_packnet_takes_layers_without_biases_where_upstreams_fails():
