@@ -34,6 +34,28 @@ class Partition:
         """All but interference: free units read everything, a claimed unit only what was claimed by then."""
         return self._where(claimed, lambda target, source: (source <= target) | (target == ALWAYS))
 
+    def alone(self, claimed: Tensor) -> dict[str, Tensor]:
+        """What is visible of a task that reads no claimed unit: its free units read inputs and one another.
+
+        A shared output layer still reads every unit, as its columns of claimed units do not train.
+        """
+        return self._where(
+            claimed,
+            lambda target, source: (
+                ((target == FREE) & ((source == FREE) | (source == ALWAYS)))
+                | ((target != FREE) & (source <= target))
+                | (target == ALWAYS)
+            ),
+        )
+
+    def unread(self, claimed: Tensor, place: int, read: Tensor) -> dict[str, Tensor]:
+        """Entries by which units claimed in this place would read earlier units other than those in ``read`` (bool)."""
+        return self._where(
+            claimed,
+            lambda target, source: (target == place) & (source < place) & (source != ALWAYS),
+            sources=torch.where(read, FREE, claimed),
+        )
+
     def kept(self, claimed: Tensor) -> dict[str, Tensor]:
         """Entries between claimed units: the mask of a finished task."""
         return self._where(
@@ -53,14 +75,17 @@ class Partition:
             ),
         )
 
-    def _where(self, claimed: Tensor, rule: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
-        padded = torch.cat([claimed, torch.tensor([ALWAYS])])  # the index -1 stands for inputs and outputs
+    def _where(
+        self, claimed: Tensor, rule: Callable[[Tensor, Tensor], Tensor], *, sources: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        always = torch.tensor([ALWAYS])  # the index -1 stands for inputs and outputs
+        padded, read = torch.cat([claimed, always]), torch.cat([claimed if sources is None else sources, always])
         found = {}
         for name, shape in self.shapes.items():
             target = padded[self.units.rows[name]].reshape(-1, *[1] * (len(shape) - 1))
             source = torch.tensor(ALWAYS)
             if name in self.units.columns:
-                source = padded[self.units.columns[name]].reshape(1, -1, *[1] * (len(shape) - 2))
+                source = read[self.units.columns[name]].reshape(1, -1, *[1] * (len(shape) - 2))
             found[name] = rule(target, source).expand(tuple(shape)).contiguous()
         return found
 

@@ -89,6 +89,7 @@ def prune(
     before: float,
     accuracy: Callable[[Tensor], float],
     margin: float,
+    min_new: float = 0.0,
 ) -> tuple[PruningReport, Tensor]:
     """Claim, for the task in this place, the free units above the largest threshold within the margin.
 
@@ -103,14 +104,17 @@ def prune(
         before: accuracy with every unit.
         accuracy: of the network with the units that are claimed, on held-out data.
         margin: largest accepted loss, absolute.
+        min_new: share of each layer's units that the task claims whatever the threshold says: the most active ones
+            of those that are free and were active at all.
 
     Returns:
         What was done, and the units claimed after it.
     """
     free = claimed == FREE
+    always = _most_active(units, torch.where(free, activity, torch.zeros(())), min_new)
 
     def claim(threshold: float) -> Tensor:
-        return torch.where(free & (activity > threshold), place, claimed)
+        return torch.where(free & ((activity > threshold) | always), place, claimed)
 
     threshold, after = 0.0, accuracy(claim(0.0))
     too_much = None
@@ -131,6 +135,15 @@ def prune(
     final = claim(threshold)
     layers = {layer: _use(ids, final, activity > threshold, place) for layer, ids in units.layers.items()}
     return PruningReport(threshold, before, after, layers), final
+
+
+def _most_active(units: Units, activity: Tensor, share: float) -> Tensor:
+    """Which units are among the most active ones of their layer, a share of it; a silent unit never is."""
+    found = torch.zeros(units.count, dtype=torch.bool)
+    for ids in units.layers.values():
+        top = activity[ids.start : ids.stop].topk(math.ceil(share * len(ids))).indices + ids.start
+        found[top] = activity[top] > 0
+    return found
 
 
 def _use(ids: range, claimed: Tensor, active: Tensor, place: int) -> LayerUse:

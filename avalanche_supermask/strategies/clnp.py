@@ -21,8 +21,10 @@ task t sees the columns of units claimed by t, and trains those of free units.
 BatchNorm. A claimed channel normalises with the statistics it had when it was claimed, in training as well.
 
 Deviations. θ is sought over 40 geometric steps, ascending, up to the first that costs too much, and then by
-bisection below that one. Old tasks do not rest on the zeros alone: each keeps the bit mask of its weights, like every
-other method.
+bisection below that one; ``min_new`` lets a task claim more than θ does. With ``reads="active"`` a task's units train
+on their own first, and then read, of the units claimed before, those that are active on it; in the paper they read
+all of them from the start. Old tasks do not rest on the zeros alone: each keeps the bit mask of its weights, like
+every other method.
 """
 
 from __future__ import annotations
@@ -69,6 +71,11 @@ class CLNPPlugin(SubnetworkPlugin):
             rate times α after each step, which gives exact zeros, but under Adam needs an α a hundred to ten
             thousand times larger, as Adam scales the gradient and not the step.
         margin: accuracy that pruning may cost, absolute (default 0.005, half a point).
+        min_new: share of each layer's units that a task claims at least, as far as free ones were active (default
+            0, the paper's). The margin looks at accuracy before fine-tuning; only new units fine-tune.
+        reads: which claimed units a task's new ones read: ``"all"``, from the start (the paper's); or ``"active"``:
+            none until the pruning, and then, beginning at zero, those more active on the task than θ. For tasks that
+            have little in common: what they do not need is noise to them.
         activity: ``"mean"`` activation after the ReLU (the paper's); ``"rate"``, how often it is positive; or the mean
             ``"relative"`` to its layer's, where one threshold would empty one layer and leave another full.
         validation_share: of the experience's training data, held out to choose the threshold (default 0.1).
@@ -91,6 +98,8 @@ class CLNPPlugin(SubnetworkPlugin):
         search_epochs: int = 1,
         l1_form: L1Form = "subgradient",
         margin: float = 0.005,
+        min_new: float = 0.0,
+        reads: Literal["all", "active"] = "all",
         activity: Activity = "mean",
         validation_share: float = 0.1,
         finetune_epochs: int = 0,
@@ -102,15 +111,19 @@ class CLNPPlugin(SubnetworkPlugin):
     ) -> None:
         super().__init__(task_key=task_key, schedule=schedule)
         _expect("l1_form", l1_form, ("proximal", "subgradient"))
+        _expect("reads", reads, ("all", "active"))
         _expect("activity", activity, ("mean", "rate", "relative"))
         _expect("head", head, ("own", "gated"))
         _expect("on_exhausted", on_exhausted, ("warn", "error"))
-        if l1 < 0 or not 0 <= margin <= 1 or not 0 < validation_share < 1:
+        if l1 < 0 or not 0 <= margin <= 1 or not 0 < validation_share < 1 or not 0 <= min_new <= 1:
             raise ValueError(
-                "expected l1 >= 0, 0 <= margin <= 1 and 0 < validation_share < 1; got "
-                f"{l1}, {margin} and {validation_share}"
+                "expected l1 >= 0, 0 <= margin <= 1, 0 < validation_share < 1 and 0 <= min_new <= 1; got "
+                f"{l1}, {margin}, {validation_share} and {min_new}"
             )
+        if reads == "active" and not finetune_epochs:
+            raise ValueError('reads="active" reads claimed units while it fine-tunes: give finetune_epochs')
         self.l1, self.l1_form, self.margin, self.activity = l1, l1_form, margin, activity
+        self.min_new, self.reads = min_new, reads
         self.l1_search, self.search_epochs = tuple(l1_search), search_epochs
         self.validation_share, self.finetune_epochs = validation_share, finetune_epochs
         self.head, self.on_exhausted, self.weight_lr = head, on_exhausted, weight_lr
@@ -172,7 +185,7 @@ class CLNPPlugin(SubnetworkPlugin):
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
         """Train the free weights; or prune, and train those of them that are kept."""
         if phase.name == "train":
-            model.learn_weights(self._free(model), mask=self._visible(model))
+            model.learn_weights(self._free(model), mask=self._seen(model))
         else:
             self._claim(model)
 
@@ -210,6 +223,10 @@ class CLNPPlugin(SubnetworkPlugin):
     def _visible(self, model: MaskedModel) -> dict[str, Tensor]:
         return _to(model, self._partition(model).visible(self.claimed))
 
+    def _seen(self, model: MaskedModel) -> dict[str, Tensor]:
+        """What is visible while a task trains, before its pruning."""
+        return self._visible(model) if self.reads == "all" else _to(model, self._partition(model).alone(self.claimed))
+
     def _free(self, model: MaskedModel) -> dict[str, Tensor]:
         return _to(model, self._partition(model).free(self.claimed, first_task=not model.task_keys))
 
@@ -223,13 +240,21 @@ class CLNPPlugin(SubnetworkPlugin):
         """Claim the units that matter; what of them is new goes on to learn."""
         assert model.active is not None
         trainable = self._free(model)
-        self.reports[model.active], self.claimed = self._prune(model)
-        model.subnetworks.learn_weights(trainable, mask=self._kept(model, self.claimed))
+        self.reports[model.active], self.claimed, active = self._prune(model)
+        mask = self._kept(model, self.claimed)
+        if self.reads == "active":
+            unread = _to(model, self._partition(model).unread(self.claimed, len(model.task_keys), active))
+            mask = {name: kept & ~unread[name] for name, kept in mask.items()}
+        model.subnetworks.learn_weights(trainable, mask=mask)
         self._pruned = True
 
     @torch.no_grad()
-    def _prune(self, model: MaskedModel) -> tuple[PruningReport, Tensor]:
-        """Find the largest threshold within the margin; the model's mask moves, its weights do not."""
+    def _prune(self, model: MaskedModel) -> tuple[PruningReport, Tensor, Tensor]:
+        """Find the largest threshold within the margin; the model's mask moves, its weights do not.
+
+        Returns:
+            What was done, the units claimed after it, and which units are active beyond the threshold.
+        """
         assert self.units is not None
         was_training = model.training
         model.eval()
@@ -246,17 +271,18 @@ class CLNPPlugin(SubnetworkPlugin):
             )
             return right / len(y)
 
-        result = prune(
+        report, claimed = prune(
             self.units,
             self.claimed,
             activity,
             place=len(model.task_keys),
-            before=accuracy(self._visible(model)),
+            before=accuracy(self._seen(model)),
             accuracy=lambda claimed: accuracy(self._kept(model, claimed)),
             margin=self.margin,
+            min_new=self.min_new,
         )
         model.train(was_training)
-        return result
+        return report, claimed, activity > report.threshold
 
     def _search_l1(self, strategy: Any, model: MaskedModel) -> float:
         """Train a copy at each strength; of those within the margin of the best, the one that claims least."""
@@ -264,7 +290,7 @@ class CLNPPlugin(SubnetworkPlugin):
         for strength in self.l1_search:
             self.l1 = strength
             trial = copy.deepcopy(model)
-            trial.learn_weights(self._free(trial), mask=self._visible(trial))
+            trial.learn_weights(self._free(trial), mask=self._seen(trial))
             train_copy(
                 trial,
                 strategy.dataloader,
@@ -274,7 +300,7 @@ class CLNPPlugin(SubnetworkPlugin):
                 after_backward=L1(strength).after_backward,
                 device=strategy.device,
             )
-            report, _ = self._prune(trial)
+            report, *_ = self._prune(trial)
             found.append((sum(use.new for use in report.layers.values()), report.accuracy_after, strength))
         best = max(accuracy for _, accuracy, _ in found)
         return min(trial for trial in found if trial[1] >= best - self.margin)[2]
@@ -295,11 +321,11 @@ class CLNPPlugin(SubnetworkPlugin):
 
     @torch.no_grad()
     def _reinitialise(self, model: MaskedModel) -> None:
-        """Free units start anew; interference becomes zero."""
+        """Free units start anew; interference becomes zero, and so does what they shall not read yet."""
         drawn = redrawn(model.net, seed=model.seed + len(model.task_keys))
-        visible, free = self._visible(model), self._free(model)
+        seen, free = self._seen(model), self._free(model)
         for name, weight in model.subnetworks.frozen.items():
-            weight.copy_(torch.where(free[name], drawn[name].to(weight), weight * visible[name]))
+            weight.copy_(torch.where(free[name], drawn[name].to(weight), weight) * seen[name])
 
     # ------------------------------------------------------------------ questions
 
@@ -348,6 +374,8 @@ class CLNP(SubnetworkStrategy):
         search_epochs: see `CLNPPlugin`.
         l1_form: see `CLNPPlugin`.
         margin: see `CLNPPlugin`.
+        min_new: see `CLNPPlugin`.
+        reads: see `CLNPPlugin`.
         activity: see `CLNPPlugin`.
         validation_share: see `CLNPPlugin`.
         finetune_epochs: see `CLNPPlugin`.
@@ -378,6 +406,8 @@ class CLNP(SubnetworkStrategy):
         search_epochs: int = 1,
         l1_form: L1Form = "subgradient",
         margin: float = 0.005,
+        min_new: float = 0.0,
+        reads: Literal["all", "active"] = "all",
         activity: Activity = "mean",
         validation_share: float = 0.1,
         finetune_epochs: int = 0,
@@ -396,6 +426,8 @@ class CLNP(SubnetworkStrategy):
             search_epochs=search_epochs,
             l1_form=l1_form,
             margin=margin,
+            min_new=min_new,
+            reads=reads,
             activity=activity,
             validation_share=validation_share,
             finetune_epochs=finetune_epochs,

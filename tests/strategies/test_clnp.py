@@ -12,7 +12,8 @@ from torch.optim import SGD
 from avalanche_supermask import CLNP, CLNPPlugin, supermask_metrics
 from avalanche_supermask.activity import unit_activity
 from avalanche_supermask.partition import FREE
-from avalanche_supermask.pruning import LayerUse, PruningReport
+from avalanche_supermask.pruning import LayerUse, PruningReport, prune
+from avalanche_supermask.units import Units
 from tests.streams import ResNet, class_stream, inputs, lenet, mlp, outputs, train_all
 
 QUICK = {"train_mb_size": 16, "evaluator": None, "seed": 0, "train_epochs": 4, "weight_lr": 0.01, "l1": 1e-3,
@@ -116,8 +117,9 @@ def test_nothing_reaches_frozen_entries_not_even_a_huge_penalty(l1_form, head):
     assert torch.equal(outputs(strategy.model, x, 0), logits)
 
 
-def test_noise_in_every_free_unit_changes_no_finished_task():
-    strategy = learned(n_tasks=2)
+@pytest.mark.parametrize("reads", [{}, {"reads": "active", "finetune_epochs": 2}])
+def test_noise_in_every_free_unit_changes_no_finished_task(reads):
+    strategy = learned(n_tasks=2, **reads)
     model, x = strategy.model, inputs()
     before = {key: outputs(model, x, key) for key in (0, 1)}
     free = strategy.method._free(model)
@@ -126,6 +128,54 @@ def test_noise_in_every_free_unit_changes_no_finished_task():
     model._recent.clear()
     for key, logits in before.items():
         assert torch.equal(outputs(model, x, key), logits)
+
+
+ACTIVE = {"reads": "active", "finetune_epochs": 2, "activity": "relative", "width": 40}
+
+
+@pytest.mark.parametrize("head", ["own", "gated"])
+def test_units_read_active_ones_only_and_every_later_task_sees_them_do_so(head):
+    """A pair of units that is not read has weight zero, so that a unit is the same under all later tasks."""
+    strategy = learned(n_tasks=3, head=head, **ACTIVE)
+    method, model = strategy.method, strategy.model
+    masks = [model.subnetworks.task_mask(key) for key in model.task_keys]
+    read = unread = 0
+    for name in ("3.weight",):
+        targets, sources = sides(method, name)
+        for (i, target), (j, source) in itertools.product(enumerate(targets), enumerate(sources)):
+            if not source < target < FREE:
+                continue
+            weights = {float(model.effective_weights(key)[name][i, j]) for key in model.task_keys[target:]}
+            assert len(weights) == 1
+            if masks[target][name][i, j]:
+                read += 1
+            else:
+                unread += 1
+                assert weights == {0.0}
+    assert read > 0
+    assert unread > 0
+
+
+def test_until_the_pruning_no_unit_reads_a_claimed_one_and_then_it_begins_at_zero():
+    seen = []
+
+    class Spy(SupervisedPlugin):
+        def before_training_iteration(self, strategy, **kwargs):
+            weights = strategy.model.subnetworks.current_weights(dict(strategy.model.net.named_parameters()))
+            seen.append((strategy.clock.train_exp_epochs, weights["3.weight"].detach().clone()))
+
+    strategy = CLNP(mlp(40), plugins=[Spy()], **(QUICK | {k: v for k, v in ACTIVE.items() if k != "width"}))
+    stream = class_stream(2, n=96).train_stream
+    strategy.train(stream[0])
+    claimed = strategy.method.claimed == 0
+    columns = claimed[strategy.method.units.columns["3.weight"]]
+    rows = ~claimed[strategy.method.units.rows["3.weight"]]
+    seen.clear()
+    strategy.train(stream[1])
+    joins = {epoch: [w[rows][:, columns] for e, w in seen if e == epoch] for epoch in range(4)}
+    assert all((w == 0).all() for epoch in (0, 1) for w in joins[epoch])
+    assert (joins[2][0] == 0).all()
+    assert (joins[3][-1] != 0).any()
 
 
 def test_free_units_start_anew():
@@ -179,6 +229,23 @@ def test_a_larger_margin_claims_no_more_units():
         return sum(use.new for use in learned(n_tasks=1, width=48, margin=margin).method.reports[0].layers.values())
 
     assert claimed(0.0) >= claimed(0.1) >= claimed(0.5) >= claimed(1.0)
+
+
+def test_every_task_claims_its_least_share_while_active_units_last():
+    strategy = learned(n_tasks=3, width=40, margin=1.0, min_new=0.25)
+    for report in strategy.method.reports.values():
+        assert all(use.new == 10 for use in report.layers.values()), "any loss is allowed: only the share is kept"
+
+
+def test_the_least_share_goes_to_the_most_active_units_and_to_no_silent_one():
+    units = Units({"a": range(4), "b": range(4, 8)}, {}, {}, {})
+    activity = torch.tensor([0.1, 0.4, 0.3, 0.2, 0.0, 0.0, 0.5, 0.0])
+    claimed = torch.tensor([FREE, 0, FREE, FREE, FREE, FREE, FREE, FREE])
+    report, after = prune(
+        units, claimed, activity, place=1, before=1.0, accuracy=lambda _: 1.0, margin=1.0, min_new=0.5
+    )
+    assert (after == 1).nonzero().flatten().tolist() == [2, 3, 6]
+    assert [use.new for use in report.layers.values()] == [2, 1]
 
 
 def test_the_held_out_data_are_not_trained_on():
@@ -308,9 +375,10 @@ def test_claimed_channels_keep_gain_shift_and_statistics():
             assert all(torch.equal(gain, gains[0]) for gain in gains)
 
 
-def test_a_claimed_unit_computes_the_same_for_every_later_task():
+@pytest.mark.parametrize("reads", [{}, {"reads": "active", "finetune_epochs": 2}])
+def test_a_claimed_unit_computes_the_same_for_every_later_task(reads):
     """What is reused is what was learned: the same pre-activation, BatchNorm included, under task 0 and task 2."""
-    strategy = learned(WideResNet, n_tasks=3, l1=1e-2)
+    strategy = learned(WideResNet, n_tasks=3, l1=1e-2, **reads)
     model = strategy.model.eval()
     mine = (strategy.method.claimed == 0)[strategy.method.units.rows["bn1.weight"]]
     seen = []
@@ -381,6 +449,9 @@ def test_the_plugin_pickles_without_data():
         ({"l1": -1}, "l1 >= 0"),
         ({"margin": 2}, "0 <= margin <= 1"),
         ({"validation_share": 1.0}, "0 < validation_share < 1"),
+        ({"min_new": 1.5}, "0 <= min_new <= 1"),
+        ({"reads": "some"}, "reads must be 'all' or 'active'; got 'some'"),
+        ({"reads": "active"}, "give finetune_epochs"),
         ({"head": "shared"}, "head must be 'own' or 'gated'; got 'shared'"),
         ({"l1_form": "l2"}, "l1_form must be 'proximal' or 'subgradient'; got 'l2'"),
         ({"activity": "max"}, "activity must be 'mean' or 'rate' or 'relative'; got 'max'"),
