@@ -90,7 +90,7 @@ def prune(
     accuracy: Callable[[Tensor], float],
     margin: float,
     min_new: float = 0.0,
-) -> tuple[PruningReport, Tensor]:
+) -> tuple[PruningReport, Tensor, Tensor]:
     """Claim, for the task in this place, the free units above the largest threshold within the margin.
 
     Thresholds are tried in ascending order, up to the first that costs too much, and then between it and the last
@@ -108,7 +108,8 @@ def prune(
             of those that are free and were active at all.
 
     Returns:
-        What was done, and the units claimed after it.
+        What was done, the units claimed after it, and which units are active: beyond the threshold, or as much as one
+        of the same layer that the task claims.
     """
     free = claimed == FREE
     always = _most_active(units, torch.where(free, activity, torch.zeros(())), min_new)
@@ -133,8 +134,9 @@ def prune(
         else:
             threshold, after = candidate, found
     final = claim(threshold)
-    layers = {layer: _use(ids, final, activity > threshold, place) for layer, ids in units.layers.items()}
-    return PruningReport(threshold, before, after, layers), final
+    active = (activity > threshold) | (activity >= _least_claimed(units, activity, final == place))
+    layers = {layer: _use(ids, final, active, place) for layer, ids in units.layers.items()}
+    return PruningReport(threshold, before, after, layers), final, active
 
 
 def _most_active(units: Units, activity: Tensor, share: float) -> Tensor:
@@ -144,6 +146,17 @@ def _most_active(units: Units, activity: Tensor, share: float) -> Tensor:
         top = activity[ids.start : ids.stop].topk(math.ceil(share * len(ids))).indices + ids.start
         found[top] = activity[top] > 0
     return found
+
+
+def _least_claimed(units: Units, activity: Tensor, new: Tensor) -> Tensor:
+    """By unit, the activity of the least active new unit of its layer; infinite where there is none."""
+    least = torch.full_like(activity, math.inf)
+    for ids in units.layers.values():
+        layer = slice(ids.start, ids.stop)
+        mine = activity[layer][new[layer]]
+        if len(mine):
+            least[layer] = mine.min()
+    return least
 
 
 def _use(ids: range, claimed: Tensor, active: Tensor, place: int) -> LayerUse:

@@ -74,8 +74,8 @@ class CLNPPlugin(SubnetworkPlugin):
         min_new: share of each layer's units that a task claims at least, as far as free ones were active (default
             0, the paper's). The margin looks at accuracy before fine-tuning; only new units fine-tune.
         reads: which claimed units a task's new ones read: ``"all"``, from the start (the paper's); or ``"active"``:
-            none until the pruning, and then, beginning at zero, those more active on the task than θ. For tasks that
-            have little in common: what they do not need is noise to them.
+            none until the pruning, and then, beginning at zero, those at least as active on the task as the least
+            active unit of their layer that it claims. For tasks that have little in common: the rest is noise to them.
         activity: ``"mean"`` activation after the ReLU (the paper's); ``"rate"``, how often it is positive; or the mean
             ``"relative"`` to its layer's, where one threshold would empty one layer and leave another full.
         validation_share: of the experience's training data, held out to choose the threshold (default 0.1).
@@ -253,7 +253,7 @@ class CLNPPlugin(SubnetworkPlugin):
         """Find the largest threshold within the margin; the model's mask moves, its weights do not.
 
         Returns:
-            What was done, the units claimed after it, and which units are active beyond the threshold.
+            As `prune`.
         """
         assert self.units is not None
         was_training = model.training
@@ -271,7 +271,7 @@ class CLNPPlugin(SubnetworkPlugin):
             )
             return right / len(y)
 
-        report, claimed = prune(
+        result = prune(
             self.units,
             self.claimed,
             activity,
@@ -282,7 +282,7 @@ class CLNPPlugin(SubnetworkPlugin):
             min_new=self.min_new,
         )
         model.train(was_training)
-        return report, claimed, activity > report.threshold
+        return result
 
     def _search_l1(self, strategy: Any, model: MaskedModel) -> float:
         """Train a copy at each strength; of those within the margin of the best, the one that claims least."""

@@ -241,9 +241,11 @@ def test_the_least_share_goes_to_the_most_active_units_and_to_no_silent_one():
     units = Units({"a": range(4), "b": range(4, 8)}, {}, {}, {})
     activity = torch.tensor([0.1, 0.4, 0.3, 0.2, 0.0, 0.0, 0.5, 0.0])
     claimed = torch.tensor([FREE, 0, FREE, FREE, FREE, FREE, FREE, FREE])
-    report, after = prune(
+    report, after, active = prune(
         units, claimed, activity, place=1, before=1.0, accuracy=lambda _: 1.0, margin=1.0, min_new=0.5
     )
+    assert active.nonzero().flatten().tolist() == [1, 2, 3, 6], "unit 1 is another task's, and as active as they are"
+    assert [use.reused for use in report.layers.values()] == [1, 0]
     assert (after == 1).nonzero().flatten().tolist() == [2, 3, 6]
     assert [use.new for use in report.layers.values()] == [2, 1]
 
