@@ -15,10 +15,11 @@ from benchmarks.streams import STREAMS, SUITES, stream_of
 from leaderboard.cell import SETTINGS, Cell, settings_of
 from leaderboard.forecast import forecast
 from leaderboard.guests import join
+from leaderboard.measured import load_results
 from leaderboard.methods import parse_row
 from leaderboard.page import write_page
 from leaderboard.pool import run_cells
-from leaderboard.report import load_results, table, write_readme, write_report
+from leaderboard.report import table, write_readme, write_report
 from leaderboard.search import search
 
 PRINTED = ("method", "accuracy", "forgetting", "BWT", "drift", "bytes per task", "bytes in all", "time")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from leaderboard.cell import Cell
+from leaderboard.measured import load_results
 from leaderboard.pool import is_done
-from leaderboard.report import load_results
 
 __all__ = ["forecast"]
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.streams import STREAMS
 from leaderboard.anchors import Anchor, load_anchors
-from leaderboard.report import (
+from leaderboard.measured import (
     Result,
     by_method,
+    by_stream,
     free_of,
     frontier,
     load_results,
@@ -33,18 +32,14 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 def page(results: Sequence[Result], anchors: Sequence[Anchor] = ()) -> str:
     """The whole page. What a result says goes in as data, never as markup."""
-    streams: dict[str, list[Result]] = defaultdict(list)
-    for result in results:
-        streams[result["stream"]].append(result)
-    order = [*(s for s in STREAMS if s in streams), *(s for s in streams if s not in STREAMS)]
     data = [
         {
             "name": name,
-            "protocol": protocol_of(streams[name][0]["config"]).strip(),
-            "rows": _rows(streams[name]),
-            "frontier": [method for _, _, method in frontier(streams[name])],
+            "protocol": protocol_of(found[0]["config"]).strip(),
+            "rows": _rows(found),
+            "frontier": [method for _, _, method in frontier(found)],
         }
-        for name in order
+        for name, found in by_stream(results).items()
     ]
     template = TEMPLATE.read_text().replace("/*ANCHORS*/", _script([asdict(anchor) for anchor in anchors]))
     return template.replace("/*DATA*/", _script(data))

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks.streams import STREAMS, stream_of
 from leaderboard.anchors import anchors_table, load_anchors
-from leaderboard.methods import parse_row, rows
-from leaderboard.scores import forward_transfer, paired_p
+from leaderboard.measured import (
+    NOTHING,
+    Result,
+    by_method,
+    by_stream,
+    free_of,
+    frontier,
+    load_results,
+    mean,
+    memory_of,
+    notes_of,
+    protocol_of,
+    relative_time,
+    transfer_of,
+)
+from leaderboard.scores import paired_p
 
-__all__ = [
-    "by_method",
-    "free_of",
-    "frontier",
-    "load_results",
-    "markdown",
-    "memory_of",
-    "notes_of",
-    "protocol_of",
-    "relative_time",
-    "table",
-    "transfer_of",
-    "write_readme",
-    "write_report",
-]
+__all__ = ["markdown", "table", "write_readme", "write_report"]
 
-Result = dict[str, Any]
 README_STREAMS = ("split-digits", "split-mnist", "permuted-mnist", "permuted-mnist-wide")  # the others: on the page
 
 HEADER = """# Leaderboard
@@ -52,34 +47,6 @@ were measured. Wall time is in the result files.
 """
 
 
-def load_results(folder: Path) -> list[Result]:
-    """All results below a folder.
-
-    Raises:
-        ValueError: a file that is no result, or none at all.
-    """
-    results = [_load(path) for path in sorted(folder.glob("*/*/seed*.json"))]
-    if not results:
-        raise ValueError(
-            f"no results below {folder}: expected <stream>/<method>/seed<k>.json; run the leaderboard first"
-        )
-    return results
-
-
-def _load(path: Path) -> Result:
-    try:
-        found = json.loads(path.read_text())
-        return {**{key: found[key] for key in _NEEDED}, **{key: found.get(key) for key in _OPTIONAL}}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a result file ({error!r}); delete it, or run its cell again") from None
-
-
-_NEEDED = ("method", "stream", "seed", "average_accuracy", "forgetting", "bwt", "bytes_per_task", "bytes_total",
-           "train_seconds", "output_drift", "accuracy_matrix", "config", "commit", "machine")  # fmt: skip
-_OPTIONAL = ("selection_bytes", "pruning", "train_cpu_seconds", "eval_seconds", "eval_cpu_seconds", "task_id_accuracy",
-             "free_share", "peak_memory_bytes")  # fmt: skip
-
-
 def markdown(
     results: Sequence[Result],
     *,
@@ -88,13 +55,10 @@ def markdown(
     command: str = "python -m leaderboard report",
 ) -> str:
     """The whole page; ``notes`` say what qualifies these results, ``anchors`` compares with papers."""
-    streams: dict[str, list[Result]] = defaultdict(list)
-    for result in results:
-        streams[result["stream"]].append(result)
     parts = [HEADER.format(command=command, n=len(results)), notes]
-    for stream in [*(s for s in STREAMS if s in streams), *(s for s in streams if s not in STREAMS)]:
-        parts += [f"## {stream}\n", protocol_of(streams[stream][0]["config"]), table(streams[stream]), ""]
-        parts += [line for line in (_level_with_best(streams[stream]), _at_equal_bytes(streams[stream])) if line]
+    for stream, found in by_stream(results).items():
+        parts += [f"## {stream}\n", protocol_of(found[0]["config"]), table(found), ""]
+        parts += [line for line in (_level_with_best(found), _at_equal_bytes(found)) if line]
     parts += [anchors] if anchors else []
     machines = sorted({f"{r['machine']['processor']}, {r['machine']['threads']} thread a cell" for r in results})
     commits = sorted({r["commit"][:12] for r in results})
@@ -115,52 +79,21 @@ def _level_with_best(results: Sequence[Result]) -> str:
     return f"Paired t-test over common seeds (three at least) against {best}, p in brackets; {_escape(told)}.\n"
 
 
-def frontier(results: Sequence[Result]) -> list[tuple[float, float, str]]:
-    """Rows that no other one beats at as many bytes or fewer: bytes in all, accuracy, name; ascending."""
-    found = sorted(
-        (_mean([r["bytes_total"] for r in cells]) or 0, -(_mean([r["average_accuracy"] for r in cells]) or 0), name)
-        for name, cells in by_method(results).items()
-    )
-    best: list[tuple[float, float, str]] = []
-    for size, negative, name in found:
-        if not best or -negative > best[-1][1]:
-            best.append((size, -negative, name))
-    return best
-
-
 def _at_equal_bytes(results: Sequence[Result]) -> str:
     """The best row for any number of bytes kept in all."""
     steps = [f"from {size:,.0f}: {_escape(name)} ({accuracy:.4f})" for size, accuracy, name in frontier(results)]
     return f"Best accuracy at equal bytes in all: {'; '.join(steps)}.\n" if len(steps) > 1 else ""
 
 
-def protocol_of(config: Result) -> str:
-    """Tasks, network, epochs and batch size in a sentence."""
-    shape = config["network"]
-    network = shape if isinstance(shape, str) else "-".join(str(width) for width in shape)
-    return f"{config['tasks']} tasks, {network}, {config['epochs']} epochs a task, batch {config['batch_size']}.\n"
-
-
 def table(results: Sequence[Result], *, columns: Sequence[str] = ()) -> str:
     """One stream's table, best first; if no columns are named, all in which a row has something to say."""
     groups = by_method(results)
     naive = groups.get("naive", [])
-    order = sorted(groups, key=lambda name: -(_mean([r["average_accuracy"] for r in groups[name]]) or 0))
+    order = sorted(groups, key=lambda name: -(mean([r["average_accuracy"] for r in groups[name]]) or 0))
     lines = [_row(name, groups[name], naive) for name in order]
-    shown = columns or [name for name in lines[0] if any(line[name] != _NOTHING for line in lines)]
+    shown = columns or [name for name in lines[0] if any(line[name] != NOTHING for line in lines)]
     rows_ = [list(shown), ["---"] * len(shown), *([line[name] for name in shown] for line in lines)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows_)
-
-
-def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results of each row."""
-    groups: dict[str, list[Result]] = defaultdict(list)
-    for result in results:
-        groups[result["method"]].append(result)
-    return groups
-
-
-_NOTHING = "–"
 
 
 def _row(name: str, cells: Sequence[Result], naive: Sequence[Result]) -> dict[str, str]:
@@ -172,9 +105,9 @@ def _row(name: str, cells: Sequence[Result], naive: Sequence[Result]) -> dict[st
         "FWT": _spread([transfer_of(r) for r in cells]),
         "task id": _spread([r.get("task_id_accuracy") for r in cells]),
         "drift": f"{max(r['output_drift'] for r in cells):.2g}",
-        "bytes per task": _shown(_mean([r["bytes_per_task"] for r in cells]), ",.0f"),
+        "bytes per task": _shown(mean([r["bytes_per_task"] for r in cells]), ",.0f"),
         "last mask": _last_mask(cells),
-        "bytes in all": _shown(_mean([r["bytes_total"] for r in cells]), ",.0f"),
+        "bytes in all": _shown(mean([r["bytes_total"] for r in cells]), ",.0f"),
         "free": _shown(free_of(cells), ".3f"),
         "time": _shown(relative_time("train_cpu_seconds", cells, naive), ".2f"),
         "eval time": _shown(relative_time("eval_cpu_seconds", cells, naive), ".2f"),
@@ -184,83 +117,24 @@ def _row(name: str, cells: Sequence[Result], naive: Sequence[Result]) -> dict[st
     }
 
 
-def transfer_of(result: Result) -> float | None:
-    """FWT of a result; None of a stream that is not known here."""
-    try:
-        classes = stream_of(result["stream"]).classes
-    except ValueError:  # a stream of somebody else's that is not installed here
-        return None
-    return forward_transfer(result["accuracy_matrix"], 1 / classes)
-
-
-def free_of(cells: Sequence[Result]) -> float | None:
-    """Share of the weights that no mask holds in the end, of the cells that have masks."""
-    return _mean([r["free_share"][-1] for r in cells if r.get("free_share")])
-
-
-def memory_of(cells: Sequence[Result]) -> str:
-    """Peak memory in MB, of the cells that measured it."""
-    peak = _mean([r.get("peak_memory_bytes") for r in cells])
-    return _NOTHING if peak is None else f"{peak / 1e6:,.0f} MB"
-
-
-def relative_time(key: str, cells: Sequence[Result], naive: Sequence[Result]) -> float | None:
-    """Mean processor time over naive's, of the cells that measured it."""
-    mine, reference = (_mean([r.get(key) for r in found]) for found in (cells, naive))
-    return mine / reference if mine and reference else None
-
-
 def _last_mask(cells: Sequence[Result]) -> str:
     """Bytes of the last task's mask, or of its coefficients: what tells it from the others, norm statistics apart."""
-    last = _mean([list(r["selection_bytes"].values())[-1] for r in cells if r.get("selection_bytes")])
+    last = mean([list(r["selection_bytes"].values())[-1] for r in cells if r.get("selection_bytes")])
     return _shown(last, ",.0f")
 
 
 def _shown(value: float | None, form: str) -> str:
-    return _NOTHING if value is None else format(value, form)
-
-
-def notes_of(name: str, cells: Sequence[Result]) -> str:
-    """Settings of a row, and what the table has to say about it."""
-    settings = cells[0]["config"]["settings"]
-    shown = ", ".join(f"{key} {_value(value)}" for key, value in settings.items() if value is not None)
-    try:
-        note = rows()[parse_row(name)[0]].note
-    except ValueError:  # a row of somebody else's package that is not installed here
-        note = ""
-    return "; ".join(part for part in (shown, note, _graceful(cells)) if part)
-
-
-def _graceful(cells: Sequence[Result]) -> str:
-    """What pruning took from the tasks, on held-out training data, where a method prunes."""
-    reports = [report for r in cells for report in (r.get("pruning") or {}).values()]
-    lost = [report["accuracy_before"] - report["accuracy_after"] for report in reports]
-    return f"graceful forgetting {_mean(lost):.4f} a task, at most {max(lost):.4f}, before fine-tuning" if lost else ""
-
-
-def _value(value: Any) -> str:
-    return (
-        " ".join(map(str, value))
-        if isinstance(value, list)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    return NOTHING if value is None else format(value, form)
 
 
 def _escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    found = [value for value in values if value is not None]
-    return statistics.fmean(found) if found else None
-
-
 def _spread(values: Sequence[float | None]) -> str:
     found = [value for value in values if value is not None]
     if not found:
-        return _NOTHING
+        return NOTHING
     deviation = f" ± {statistics.stdev(found):.4f}" if len(found) > 1 else ""
     return f"{statistics.fmean(found):.4f}{deviation}"
 
@@ -286,9 +160,7 @@ def write_readme(results_dir: Path, readme: Path) -> None:
     _, end, after = rest.partition("<!-- /leaderboard -->")
     if not (start and arrow and end):
         raise ValueError(f"{readme} has no <!-- leaderboard: --> and <!-- /leaderboard --> marks to write between")
-    streams: dict[str, list[Result]] = defaultdict(list)
-    for result in load_results(results_dir):
-        streams[result["stream"]].append(result)
+    streams = by_stream(load_results(results_dir))
     columns = ("method", "accuracy", "forgetting", "bytes per task", "bytes in all")
     parts = [
         f"\n**{stream}**: {protocol_of(streams[stream][0]['config'])}\n{table(streams[stream], columns=columns)}\n"

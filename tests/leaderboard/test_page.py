@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from leaderboard.measured import load_results
 from leaderboard.page import page, write_page
-from leaderboard.report import load_results
 
 RESULTS = Path(__file__).parents[2] / "leaderboard" / "results"
 PORT = 9766

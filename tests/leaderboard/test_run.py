@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from leaderboard.__main__ import main
 from leaderboard.cell import Cell, settings_of
 from leaderboard.forecast import forecast
+from leaderboard.measured import _NEEDED
 from leaderboard.methods import parse_row
 from leaderboard.pool import is_done, run_cells
-from leaderboard.report import _NEEDED
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--streams", "split-digits", "--tasks", "2", "--epochs", "2", "--seeds", "0", "--workers", "2"]

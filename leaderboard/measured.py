@@ -1,0 +1,158 @@
+"""What result files say, and what the cells of a row say together: the numbers behind the report and the page."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.streams import STREAMS, stream_of
+from leaderboard.methods import parse_row, rows
+from leaderboard.scores import forward_transfer
+
+__all__ = [
+    "NOTHING",
+    "Result",
+    "by_method",
+    "by_stream",
+    "free_of",
+    "frontier",
+    "load_results",
+    "mean",
+    "memory_of",
+    "notes_of",
+    "protocol_of",
+    "relative_time",
+    "transfer_of",
+]
+
+Result = dict[str, Any]
+NOTHING = "–"  # where there is no number
+
+
+def load_results(folder: Path) -> list[Result]:
+    """All results below a folder.
+
+    Raises:
+        ValueError: a file that is no result, or none at all.
+    """
+    results = [_load(path) for path in sorted(folder.glob("*/*/seed*.json"))]
+    if not results:
+        raise ValueError(
+            f"no results below {folder}: expected <stream>/<method>/seed<k>.json; run the leaderboard first"
+        )
+    return results
+
+
+def _load(path: Path) -> Result:
+    try:
+        found = json.loads(path.read_text())
+        return {**{key: found[key] for key in _NEEDED}, **{key: found.get(key) for key in _OPTIONAL}}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a result file ({error!r}); delete it, or run its cell again") from None
+
+
+_NEEDED = ("method", "stream", "seed", "average_accuracy", "forgetting", "bwt", "bytes_per_task", "bytes_total",
+           "train_seconds", "output_drift", "accuracy_matrix", "config", "commit", "machine")  # fmt: skip
+_OPTIONAL = ("selection_bytes", "pruning", "train_cpu_seconds", "eval_seconds", "eval_cpu_seconds", "task_id_accuracy",
+             "free_share", "peak_memory_bytes")  # fmt: skip
+
+
+def by_stream(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results of each stream; ours in their order, then those of somebody else."""
+    groups: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        groups[result["stream"]].append(result)
+    order = [*(name for name in STREAMS if name in groups), *(name for name in groups if name not in STREAMS)]
+    return {name: groups[name] for name in order}
+
+
+def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results of each row."""
+    groups: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        groups[result["method"]].append(result)
+    return groups
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the values that are there; None if none is."""
+    found = [value for value in values if value is not None]
+    return statistics.fmean(found) if found else None
+
+
+def frontier(results: Sequence[Result]) -> list[tuple[float, float, str]]:
+    """Rows that no other one beats at as many bytes or fewer: bytes in all, accuracy, name; ascending."""
+    found = sorted(
+        (mean([r["bytes_total"] for r in cells]) or 0, -(mean([r["average_accuracy"] for r in cells]) or 0), name)
+        for name, cells in by_method(results).items()
+    )
+    best: list[tuple[float, float, str]] = []
+    for size, negative, name in found:
+        if not best or -negative > best[-1][1]:
+            best.append((size, -negative, name))
+    return best
+
+
+def transfer_of(result: Result) -> float | None:
+    """FWT of a result; None of a stream that is not known here."""
+    try:
+        classes = stream_of(result["stream"]).classes
+    except ValueError:  # a stream of somebody else's that is not installed here
+        return None
+    return forward_transfer(result["accuracy_matrix"], 1 / classes)
+
+
+def free_of(cells: Sequence[Result]) -> float | None:
+    """Share of the weights that no mask holds in the end, of the cells that have masks."""
+    return mean([r["free_share"][-1] for r in cells if r.get("free_share")])
+
+
+def memory_of(cells: Sequence[Result]) -> str:
+    """Peak memory in MB, of the cells that measured it."""
+    peak = mean([r.get("peak_memory_bytes") for r in cells])
+    return NOTHING if peak is None else f"{peak / 1e6:,.0f} MB"
+
+
+def relative_time(key: str, cells: Sequence[Result], naive: Sequence[Result]) -> float | None:
+    """Mean processor time over naive's, of the cells that measured it."""
+    mine, reference = (mean([r.get(key) for r in found]) for found in (cells, naive))
+    return mine / reference if mine and reference else None
+
+
+def protocol_of(config: Result) -> str:
+    """Tasks, network, epochs and batch size in a sentence."""
+    shape = config["network"]
+    network = shape if isinstance(shape, str) else "-".join(str(width) for width in shape)
+    return f"{config['tasks']} tasks, {network}, {config['epochs']} epochs a task, batch {config['batch_size']}.\n"
+
+
+def notes_of(name: str, cells: Sequence[Result]) -> str:
+    """Settings of a row, and what the table has to say about it."""
+    settings = cells[0]["config"]["settings"]
+    shown = ", ".join(f"{key} {_value(value)}" for key, value in settings.items() if value is not None)
+    try:
+        note = rows()[parse_row(name)[0]].note
+    except ValueError:  # a row of somebody else's package that is not installed here
+        note = ""
+    return "; ".join(part for part in (shown, note, _graceful(cells)) if part)
+
+
+def _graceful(cells: Sequence[Result]) -> str:
+    """What pruning took from the tasks, on held-out training data, where a method prunes."""
+    reports = [report for r in cells for report in (r.get("pruning") or {}).values()]
+    lost = [report["accuracy_before"] - report["accuracy_after"] for report in reports]
+    return f"graceful forgetting {mean(lost):.4f} a task, at most {max(lost):.4f}, before fine-tuning" if lost else ""
+
+
+def _value(value: Any) -> str:
+    return (
+        " ".join(map(str, value))
+        if isinstance(value, list)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
