@@ -1,6 +1,6 @@
 """Which layers CLNP reuses: a plot of the units of each layer over tasks, from a result file of the leaderboard.
 
-    python -m benchmarks.clnp_reuse leaderboard/results/permuted-mnist-wide/clnp/seed0.json --out docs/clnp_reuse.png
+    python -m benchmarks.clnp_reuse leaderboard/results/permuted-mnist-wide/clnp/seed13.json --out docs/clnp_reuse.png
 
 The paper finds that early features transfer: the first layer is reused more than the last one.
 """
