@@ -26,7 +26,7 @@ from leaderboard.scores import paired_p
 
 __all__ = ["markdown", "table", "write_readme", "write_report"]
 
-README_STREAMS = ("split-digits", "split-mnist", "permuted-mnist", "permuted-mnist-wide")  # the others: on the page
+README_STREAMS = ("split-digits", "split-mnist", "permuted-mnist", "permuted-mnist-wide", "split-cifar100")  # of all
 
 HEADER = """# Leaderboard
 
