@@ -79,7 +79,7 @@ def test_networks(network, method):
 def test_clnp_on_residual_depthwise_and_squeeze_and_excitation_layers(network, monkeypatch):
     def claim_some(units, claimed, activity, *, place, **_):
         mine = (claimed == FREE) & (torch.rand(len(claimed), generator=torch.Generator().manual_seed(place)) < 0.4)
-        return PruningReport(0.0, 1.0, 1.0, {}), torch.where(mine, place, claimed)
+        return PruningReport(0.0, 1.0, 1.0, {}), torch.where(mine, place, claimed), mine
 
     monkeypatch.setattr("avalanche_supermask.strategies.clnp.prune", claim_some)  # random labels claim no unit
     strategy = CLNP(NETWORKS[network](), train_mb_size=6, evaluator=None, seed=0)
