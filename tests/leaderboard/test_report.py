@@ -71,6 +71,12 @@ def test_names_lead_to_no_file_outside_the_folder(tmp_path):
     assert written == {inside / "out", inside / "out" / "LEADERBOARD.md", inside / "out" / "index.html"}
 
 
+def test_what_a_result_names_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "bomb.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "| exssnet |" in markdown([result(stream="bomb:stream")])
+
+
 def test_files_that_are_no_results(tmp_path):
     path = tmp_path / "split-digits" / "naive" / "seed0.json"
     path.parent.mkdir(parents=True)
