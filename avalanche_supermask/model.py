@@ -25,7 +25,7 @@ from torch.func import functional_call
 from avalanche_supermask.accounting import Accounting
 from avalanche_supermask.frozen_channels import FrozenChannels, frozen_channels
 from avalanche_supermask.functional import initial_scores, reordered, signed_constant
-from avalanche_supermask.inference import Inference, by_name
+from avalanche_supermask.inference import Inference, by_name, entropy
 from avalanche_supermask.layout import Init, Maskable, PerTask, Scores, classify, grow_heads, head_tensors, redraw
 from avalanche_supermask.recent import Recent
 from avalanche_supermask.routing import Router, forward_mixed
@@ -69,8 +69,8 @@ class MaskedModel(Accounting, MultiTaskModule):
             the first mask keeps the largest weights: for pretrained networks, with ``init="keep"``.
         seed: of the constants and of every task's fresh scores; drawn from torch's generator if None.
         task_inference: who names the task at evaluation: ``"given"`` (the labels), ``"oneshot"``, ``"binary"``,
-            ``"entropy"``, ``"max_logit"``, ``"entropy_descent"``, or an object of `inference` with settings. Can be
-            set later.
+            ``"entropy"``, ``"expected_entropy"``, ``"max_logit"``, ``"entropy_descent"``, or an object of `inference`
+            with settings. Can be set later.
 
     Raises:
         ValueError: nothing to mask in ``net``, or an unknown option.
@@ -210,8 +210,12 @@ class MaskedModel(Accounting, MultiTaskModule):
         self._set_learning(names)
 
     @torch.no_grad()
-    def commit(self) -> None:
+    def commit(self, outputs: Sequence[Tensor] = ()) -> None:
         """Finish the task being learned. From now on its outputs never change.
+
+        Args:
+            outputs: logits of batches of its training samples, each ``(batch, outputs)``: how sure the task is of its
+                own data is stored with it, for `ExpectedEntropy`.
 
         Raises:
             RuntimeError: no task is being learned.
@@ -233,7 +237,8 @@ class MaskedModel(Accounting, MultiTaskModule):
                 f"task {key} learned NaN or infinite values and was not stored; the {len(self.task_keys)} "
                 "earlier tasks are intact; lower the learning rate"
             )
-        self.subnetworks.commit(self._live(self.masked_names), private)
+        expected = float(torch.cat([entropy(out.float()) for out in outputs]).mean()) if outputs else None
+        self.subnetworks.commit(self._live(self.masked_names), private, entropy=expected)
         self._end()
 
     @torch.no_grad()
@@ -389,7 +394,7 @@ class MaskedModel(Accounting, MultiTaskModule):
     def grow_heads(self, state: Mapping[str, Any]) -> None:
         """Give a multi-head network the heads of all tasks of a state, so that the state loads into it."""
         outputs = {}
-        for _, slot, label in state.get("subnetworks._extra_state", {}).get("tasks", ()):
+        for _, slot, label, *_ in state.get("subnetworks._extra_state", {}).get("tasks", ()):
             prefix = f"subnetworks.private.{slot}."
             heads = [t for n, t in state.items() if n.startswith(prefix) and n.endswith("weight") and t.dim() == 2]
             outputs[label or 0] = len(heads[-1]) if heads else 1

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_supermask.model import MaskedModel
@@ -24,6 +25,8 @@ __all__ = ["OnRevisit", "Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "ado
 TaskKey = Literal["auto", "task_label", "experience"]
 Schedule = Literal["constant", "cosine"]
 OnRevisit = Literal["error", "skip", "new"]
+
+LAST = 8  # mini-batches whose outputs tell how sure a task is of its own data
 
 
 def cosine(done: float) -> float:
@@ -72,6 +75,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         self._phase: Phase | None = None
         self._lrs: list[float] = []
         self._iterations = 0
+        self._outputs: deque[Tensor] = deque(maxlen=LAST)  # of the latest mini-batches
         self._learned_in: dict[int, int] = {}  # task key -> index of its experience
         self._skips = False  # the experience that is being trained
 
@@ -124,6 +128,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
             key = max(model.subnetworks.tasks) + 1
         model.begin(key, label)
         self._iterations = 0
+        self._outputs.clear()
         self._phase = None
         self._lrs = [group["lr"] for group in strategy.optimizer.param_groups]
         self._learned_in[key] = strategy.experience.current_experience
@@ -147,9 +152,11 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
             self._set_lr(strategy.optimizer, phase, cosine(done))
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Check once a task that the network has an output for every label."""
+        """Check once a task that the network has an output for every label; remember the latest outputs."""
         if self._iterations == 1:
             _check_outputs(strategy)
+        if isinstance(strategy.mb_output, Tensor) and strategy.mb_output.dim() == 2:
+            self._outputs.append(strategy.mb_output.detach())
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Stop where nothing can be learned any more; looked at once an epoch, as a look may wait for the device."""
@@ -179,7 +186,8 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
             )
             model.abandon()
         else:
-            model.commit()
+            model.commit([*self._outputs])
+        self._outputs.clear()
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """With ``task_key="experience"``, the index of the experience names the task."""

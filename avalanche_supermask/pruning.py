@@ -90,6 +90,7 @@ def prune(
     accuracy: Callable[[Tensor], float],
     margin: float,
     min_new: float = 0.0,
+    max_new: float = 1.0,
 ) -> tuple[PruningReport, Tensor, Tensor]:
     """Claim, for the task in this place, the free units above the largest threshold within the margin.
 
@@ -106,16 +107,20 @@ def prune(
         margin: largest accepted loss, absolute.
         min_new: share of each layer's units that the task claims whatever the threshold says: the most active ones
             of those that are free and were active at all.
+        max_new: share of each layer's free units that the task claims at most, the most active ones; at least one.
 
     Returns:
         What was done, the units claimed after it, and which units are active: beyond the threshold, or as much as one
         of the same layer that the task claims.
     """
     free = claimed == FREE
-    always = _most_active(units, torch.where(free, activity, torch.zeros(())), min_new)
+    available = torch.where(free, activity, torch.zeros(()))
+    always = _most_active(units, available, {layer: min_new * len(ids) for layer, ids in units.layers.items()})
+    left = {layer: int(free[ids.start : ids.stop].sum()) for layer, ids in units.layers.items()}
+    allowed = _most_active(units, available, {layer: max_new * n_free for layer, n_free in left.items()})
 
     def claim(threshold: float) -> Tensor:
-        return torch.where(free & ((activity > threshold) | always), place, claimed)
+        return torch.where(((activity > threshold) & allowed) | always, place, claimed)
 
     threshold, after = 0.0, accuracy(claim(0.0))
     too_much = None
@@ -139,11 +144,11 @@ def prune(
     return PruningReport(threshold, before, after, layers), final, active
 
 
-def _most_active(units: Units, activity: Tensor, share: float) -> Tensor:
-    """Which units are among the most active ones of their layer, a share of it; a silent unit never is."""
+def _most_active(units: Units, activity: Tensor, numbers: dict[str, float]) -> Tensor:
+    """Which units are among the most active ones of their layer, by layer how many; a silent unit never is."""
     found = torch.zeros(units.count, dtype=torch.bool)
-    for ids in units.layers.values():
-        top = activity[ids.start : ids.stop].topk(math.ceil(share * len(ids))).indices + ids.start
+    for layer, ids in units.layers.items():
+        top = activity[ids.start : ids.stop].topk(math.ceil(numbers[layer])).indices + ids.start
         found[top] = activity[top] > 0
     return found
 

@@ -29,10 +29,17 @@ __all__ = ["LayerCapacity", "Subnetworks", "Task"]
 
 @dataclass(frozen=True)
 class Task:
-    """Where a task's mask or mixture is kept, and the Avalanche label it was learned under (None without labels)."""
+    """One finished task.
+
+    Attributes:
+        slot: where its mask or mixture is kept.
+        label: of Avalanche, under which it was learned; None without labels.
+        entropy: mean entropy of its outputs on its training data, at the end; None if nobody measured it.
+    """
 
     slot: int
     label: int | None
+    entropy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -165,8 +172,15 @@ class Subnetworks(nn.Module):
         return {**self.mixtures.weights(self.mixtures.coefficients, mixed, self.masks), **own}
 
     @torch.no_grad()
-    def commit(self, live: Mapping[str, Tensor], private: Mapping[str, Tensor]) -> None:
+    def commit(
+        self, live: Mapping[str, Tensor], private: Mapping[str, Tensor], *, entropy: float | None = None
+    ) -> None:
         """Finish the task: write its trained values to the buffers, store its mask and its private tensors.
+
+        Args:
+            live: trained values, by name.
+            private: what only this task has.
+            entropy: see `Task`.
 
         Raises:
             RuntimeError: no task is being learned.
@@ -184,7 +198,7 @@ class Subnetworks(nn.Module):
         self.private[str(self.next_slot)] = NamedTensors(
             {name: tensor.detach().clone() for name, tensor in private.items()}
         )
-        self.tasks[self.active] = Task(self.next_slot, self.active_label)
+        self.tasks[self.active] = Task(self.next_slot, self.active_label, entropy)
         self.next_slot += 1
         self.abandon()
 
@@ -241,10 +255,11 @@ class Subnetworks(nn.Module):
         return [*dict.fromkeys([*(slot for slot in slots if slot not in self.mixtures), *mixed])]
 
     def task_bytes(self, key: int, *, private: bool = True) -> int:
-        """Bytes stored for a finished task: its packed mask or its coefficients, and its private tensors."""
+        """Bytes stored for a finished task: its packed mask or its coefficients, and its private numbers."""
         slot = self._slot(key)
         chosen = _nbytes(self.mixtures.of(slot)) if slot in self.mixtures else self.masks.row_bytes
-        return chosen + (_nbytes(self.task_private(key)) if private else 0)
+        entropy = 0 if self.tasks[key].entropy is None else 4
+        return chosen + (_nbytes(self.task_private(key)) + entropy if private else 0)
 
     @property
     def basis_bytes(self) -> int:
@@ -291,9 +306,9 @@ class Subnetworks(nn.Module):
     # ------------------------------------------------------------------ state
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Keys, slots, labels and phase: what the tensors alone do not say."""
+        """Tasks and phase: what the tensors alone do not say."""
         return {
-            "tasks": [(key, task.slot, task.label) for key, task in self.tasks.items()],
+            "tasks": [(key, task.slot, task.label, task.entropy) for key, task in self.tasks.items()],
             "next_slot": self.next_slot,
             "active": self.active,
             "phase": self.phase,
@@ -309,7 +324,7 @@ class Subnetworks(nn.Module):
             self.abandon()
         self.phase = state["phase"] if self.active is not None else None
         self._standing = {}
-        self.tasks = {key: Task(slot, label) for key, slot, label in state["tasks"]}
+        self.tasks = {key: Task(*task) for key, *task in state["tasks"]}
         self.next_slot = state["next_slot"]
         self.private = nn.ModuleDict({str(task.slot): NamedTensors() for task in self.tasks.values()})
 

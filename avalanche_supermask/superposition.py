@@ -45,6 +45,12 @@ class Superposition:
         self._own_places = torch.tensor([place[slot] for slot in own], dtype=torch.long)
         self._basis_places = torch.tensor([place[slot] for slot in basis], dtype=torch.long)
 
+    @property
+    def expected(self) -> Tensor:
+        """Mean entropy of every task's outputs on its own training data; infinite where nobody measured it."""
+        known = [self.model.subnetworks.tasks[key].entropy for key in self.keys]
+        return torch.tensor([float("inf") if value is None else value for value in known])
+
     @torch.no_grad()
     def outputs(self, x: Any) -> Iterator[Tensor]:
         """Logits under every task in turn, a few tasks at a time: ``(tasks, batch, outputs)``."""

@@ -3,9 +3,9 @@
     python -m benchmarks.identify --dataset-root DIR --out benchmarks/results/identify.json
 
 Rotations by 0, 10, …, 90 degrees (or by any angles), LeNet-300-100: six tasks are the basis, four are mixtures of it. A
-test batch is of one task. Compared are the id given, entropy selection over the stored combinations, SupSup's one-shot
-over them and over the basis alone, and entropy descent on free coefficients. SupSup itself, a mask a task, stands
-beside it.
+test batch is of one task. Compared are the id given, entropy selection over the stored combinations, alone and beside
+what each expects, SupSup's one-shot over them and over the basis alone, and entropy descent on free coefficients.
+SupSup itself, a mask a task, stands beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from avalanche_supermask import CachedTensors, ImpressLearn, SupSup
 from avalanche_supermask.data import load_tensors
-from avalanche_supermask.inference import Entropy, EntropyDescent, Inference, OneShot
+from avalanche_supermask.inference import Entropy, EntropyDescent, ExpectedEntropy, Inference, OneShot
 from benchmarks.endless import KINDS, Endless
 from benchmarks.provenance import write_result
 
@@ -93,6 +93,7 @@ def main() -> None:
     ways: dict[str, str | Inference] = {
         "id given": "given",
         "entropy": Entropy(per="batch"),
+        "expected entropy": ExpectedEntropy(per="batch"),
         "one-shot": OneShot(per="batch"),
     }
     basis_ways: dict[str, Inference] = {

@@ -2,19 +2,23 @@ import copy
 
 import pytest
 import torch
+from avalanche.training.plugins import SupervisedPlugin
 from sklearn.datasets import load_digits
 from torch import nn
 
 from avalanche_supermask import CLNP, ExSSNeT, MaskedModel, SupSup
 from avalanche_supermask import masks as masks_module
 from avalanche_supermask import superposition as superposition_module
-from avalanche_supermask.inference import Binary, Entropy, MaxLogit, OneShot
+from avalanche_supermask.inference import Binary, Entropy, ExpectedEntropy, MaxLogit, OneShot
 from avalanche_supermask.selection import Threshold, selection
 from avalanche_supermask.superposition import Superposition
 from tests.streams import NETWORKS, ResNet, class_stream, inputs, mlp, outputs, train_all
 from tests.test_model import learn_nothing
 
-METHODS = ["oneshot", "binary", "entropy", "max_logit", OneShot(objective="G", classes=2), Binary(per="batch")]
+METHODS = [
+    "oneshot", "binary", "entropy", "expected_entropy", "max_logit", OneShot(objective="G", classes=2),
+    Binary(per="batch"), ExpectedEntropy(per="batch"),
+]  # fmt: skip
 
 
 def dense_gradient(model, x, coefficients, objective):
@@ -102,6 +106,70 @@ def test_trying_each_task_against_an_oracle(method):
     assert set(model.inferred_task.tolist()) == {int(cost.mean(1).argmin())}
 
 
+class Sure:
+    """Three tasks with given logits for two samples, and given expectations."""
+
+    def __init__(self, expected):
+        self.expected = torch.tensor(expected)
+
+    def outputs(self, x):
+        yield torch.tensor([[[1.0, 0], [1, 0]], [[2, 0], [0.5, 0]]])
+        yield torch.tensor([[[0.0, 0], [0, 0]]])
+
+
+def test_a_task_that_is_less_sure_than_of_its_own_data_is_doubted():
+    # entropies of the tasks: 0.582 and 0.582, 0.365 and 0.664, 0.693 and 0.693
+    def found(expected, **options):
+        return ExpectedEntropy(**options)(Sure(expected), 3, torch.zeros(2, 1)).tolist()
+
+    unknown = float("inf")
+    assert found([unknown] * 3) == Entropy()(Sure([unknown] * 3), 3, torch.zeros(2, 1)).tolist() == [1, 0]
+    assert found([0.6, 0.1, unknown]) == [0, 0], "0.365 + 2 * 0.265 > 0.582"
+    assert found([0.1, 0.1, 0.7]) == [2, 2], "the least sure task is the only one that is no less sure than ever"
+    assert found([0.1, 0.1, 0.7], surprise=0.0) == [1, 0]
+    assert found([unknown] * 3, per="batch") == [1, 1]
+    assert found([0.6, 0.1, unknown], per="batch") == [0, 0]
+
+
+@pytest.mark.parametrize("method", [SupSup, ExSSNeT, CLNP])
+def test_how_sure_a_task_is_of_its_own_data_is_stored_with_it(method):
+    torch.manual_seed(0)
+    strategy = method(mlp(), train_mb_size=16, train_epochs=2, evaluator=None)
+    bare = strategy.model.bytes_per_task(private=False)
+    assert bare == {}
+    seen = []
+
+    class Watch(SupervisedPlugin):
+        def after_forward(self, strategy, **kwargs):
+            p = strategy.mb_output.detach().softmax(1)
+            seen.extend((-(p * p.log()).sum(1)).tolist())
+
+    strategy.plugins.append(Watch())
+    stream = class_stream(2)
+    for experience in stream.train_stream:
+        strategy.train(experience)
+        assert len(seen) < 8 * 16, "all mini-batches count here"
+        expected = sum(seen) / len(seen)
+        seen.clear()
+        key = strategy.model.task_keys[-1]
+        assert Superposition(strategy.model).expected[key] == pytest.approx(expected, rel=1e-4)
+        assert strategy.model.bytes_per_task()[key] - strategy.model.bytes_per_task(private=False)[key] >= 4
+    again = MaskedModel(mlp())
+    again.load_state_dict(strategy.model.state_dict(), strict=method is not CLNP)
+    assert torch.equal(Superposition(again).expected, Superposition(strategy.model).expected)
+
+
+def test_a_state_from_before_expectations_were_stored_loads():
+    model = learned(2)
+    state = model.state_dict()
+    old = state["subnetworks._extra_state"]
+    old["tasks"] = [task[:3] for task in old["tasks"]]
+    again = MaskedModel(mlp(outputs=4), seed=1)
+    again.load_state_dict(state)
+    assert again.task_keys == [0, 1]
+    assert Superposition(again).expected.isinf().all()
+
+
 def test_one_image_may_decide_for_the_batch():
     model, x = learned(4), inputs(9)
     model.task_inference = OneShot(per="batch", images=1)
@@ -151,7 +219,9 @@ def test_g_without_superfluous_neurons_says_so():
 
 
 def test_unknown_inference():
-    with pytest.raises(ValueError, match="task_inference must be one of given, oneshot, binary, entropy, max_logit"):
+    with pytest.raises(
+        ValueError, match="task_inference must be one of given, oneshot, binary, entropy, expected_entropy, max_logit"
+    ):
         MaskedModel(mlp(), task_inference="guess")
     with pytest.raises(ValueError, match="per must be"):
         Binary(per="image")

@@ -21,10 +21,10 @@ task t sees the columns of units claimed by t, and trains those of free units.
 BatchNorm. A claimed channel normalises with the statistics it had when it was claimed, in training as well.
 
 Deviations. θ is sought over 40 geometric steps, ascending, up to the first that costs too much, and then by
-bisection below that one; ``min_new`` lets a task claim more than θ does. With ``reads="active"`` a task's units train
-on their own first, and then read, of the units claimed before, those that are active on it; in the paper they read
-all of them from the start. Old tasks do not rest on the zeros alone: each keeps the bit mask of its weights, like
-every other method.
+bisection below that one; ``min_new`` lets a task claim more than θ does, ``max_new`` less. With ``reads="active"`` a
+task's units train on their own first, and then read, of the units claimed before, those that are active on it; in the
+paper they read all of them from the start. Old tasks do not rest on the zeros alone: each keeps the bit mask of its
+weights, like every other method.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ class CLNPPlugin(SubnetworkPlugin):
         margin: accuracy that pruning may cost, absolute (default 0.005, half a point).
         min_new: share of each layer's units that a task claims at least, as far as free ones were active (default
             0, the paper's). The margin looks at accuracy before fine-tuning; only new units fine-tune.
+        max_new: share of each layer's free units that a task claims at most (default 1, the paper's). For networks
+            with BatchNorm, whose activities no penalty on weights brings down: the first task would claim them all.
         reads: which claimed units a task's new ones read: ``"all"``, from the start (the paper's); or ``"active"``:
             none until the pruning, and then, beginning at zero, those at least as active on the task as the least
             active unit of their layer that it claims. For tasks that have little in common: the rest is noise to them.
@@ -99,6 +101,7 @@ class CLNPPlugin(SubnetworkPlugin):
         l1_form: L1Form = "subgradient",
         margin: float = 0.005,
         min_new: float = 0.0,
+        max_new: float = 1.0,
         reads: Literal["all", "active"] = "all",
         activity: Activity = "mean",
         validation_share: float = 0.1,
@@ -115,15 +118,17 @@ class CLNPPlugin(SubnetworkPlugin):
         _expect("activity", activity, ("mean", "rate", "relative"))
         _expect("head", head, ("own", "gated"))
         _expect("on_exhausted", on_exhausted, ("warn", "error"))
-        if l1 < 0 or not 0 <= margin <= 1 or not 0 < validation_share < 1 or not 0 <= min_new <= 1:
+        if l1 < 0 or not 0 <= margin <= 1 or not 0 < validation_share < 1:
             raise ValueError(
-                "expected l1 >= 0, 0 <= margin <= 1, 0 < validation_share < 1 and 0 <= min_new <= 1; got "
-                f"{l1}, {margin}, {validation_share} and {min_new}"
+                "expected l1 >= 0, 0 <= margin <= 1 and 0 < validation_share < 1; got "
+                f"{l1}, {margin} and {validation_share}"
             )
+        if not 0 <= min_new <= 1 or not 0 < max_new <= 1:
+            raise ValueError(f"expected 0 <= min_new <= 1 and 0 < max_new <= 1; got {min_new} and {max_new}")
         if reads == "active" and not finetune_epochs:
             raise ValueError('reads="active" reads claimed units while it fine-tunes: give finetune_epochs')
         self.l1, self.l1_form, self.margin, self.activity = l1, l1_form, margin, activity
-        self.min_new, self.reads = min_new, reads
+        self.min_new, self.max_new, self.reads = min_new, max_new, reads
         self.l1_search, self.search_epochs = tuple(l1_search), search_epochs
         self.validation_share, self.finetune_epochs = validation_share, finetune_epochs
         self.head, self.on_exhausted, self.weight_lr = head, on_exhausted, weight_lr
@@ -280,6 +285,7 @@ class CLNPPlugin(SubnetworkPlugin):
             accuracy=lambda claimed: accuracy(self._kept(model, claimed)),
             margin=self.margin,
             min_new=self.min_new,
+            max_new=self.max_new,
         )
         model.train(was_training)
         return result
@@ -375,6 +381,7 @@ class CLNP(SubnetworkStrategy):
         l1_form: see `CLNPPlugin`.
         margin: see `CLNPPlugin`.
         min_new: see `CLNPPlugin`.
+        max_new: see `CLNPPlugin`.
         reads: see `CLNPPlugin`.
         activity: see `CLNPPlugin`.
         validation_share: see `CLNPPlugin`.
@@ -407,6 +414,7 @@ class CLNP(SubnetworkStrategy):
         l1_form: L1Form = "subgradient",
         margin: float = 0.005,
         min_new: float = 0.0,
+        max_new: float = 1.0,
         reads: Literal["all", "active"] = "all",
         activity: Activity = "mean",
         validation_share: float = 0.1,
@@ -427,6 +435,7 @@ class CLNP(SubnetworkStrategy):
             l1_form=l1_form,
             margin=margin,
             min_new=min_new,
+            max_new=max_new,
             reads=reads,
             activity=activity,
             validation_share=validation_share,

@@ -250,6 +250,25 @@ def test_the_least_share_goes_to_the_most_active_units_and_to_no_silent_one():
     assert [use.new for use in report.layers.values()] == [2, 1]
 
 
+def test_a_task_claims_no_more_than_the_share_of_the_free_units_that_it_may():
+    def claimed(**options):
+        torch.manual_seed(0)
+        reports = learned(n_tasks=3, width=40, margin=0.0, **options).method.reports
+        return [[use.new for use in report.layers.values()] for report in reports.values()]
+
+    limited = claimed(max_new=0.05)
+    assert all(0 < new <= 2 for task in limited for new in task), "a twentieth of 40, of 38, of 36, rounded up"
+    assert sum(claimed()[0]) > sum(limited[0]), "without the limit it claims more"
+
+
+def test_the_largest_share_goes_to_the_most_active_free_units():
+    units = Units({"a": range(4), "b": range(4, 8)}, {}, {}, {})
+    activity = torch.tensor([0.1, 0.4, 0.3, 0.2, 0.0, 0.0, 0.5, 0.0])
+    claimed = torch.tensor([FREE, 0, FREE, FREE, 0, 0, 0, 0])
+    _, after, _ = prune(units, claimed, activity, place=1, before=1.0, accuracy=lambda _: 0.0, margin=0.0, max_new=0.5)
+    assert after.tolist() == [FREE, 0, 1, 1, 0, 0, 0, 0]
+
+
 def test_the_held_out_data_are_not_trained_on():
     seen = []
 
@@ -452,6 +471,7 @@ def test_the_plugin_pickles_without_data():
         ({"margin": 2}, "0 <= margin <= 1"),
         ({"validation_share": 1.0}, "0 < validation_share < 1"),
         ({"min_new": 1.5}, "0 <= min_new <= 1"),
+        ({"max_new": 0.0}, "0 < max_new <= 1; got 0.0 and 0.0"),
         ({"reads": "some"}, "reads must be 'all' or 'active'; got 'some'"),
         ({"reads": "active"}, "give finetune_epochs"),
         ({"head": "shared"}, "head must be 'own' or 'gated'; got 'shared'"),

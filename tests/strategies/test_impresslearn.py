@@ -59,7 +59,8 @@ def test_1_a_new_task_changes_and_stores_its_coefficients_only(scope):
     assert all(k.startswith(scratch) for k in changed)
     new = [k for k in after if k not in before]
     assert sum(after[k].numel() for k in new) == count, new
-    assert strategy.model.bytes_per_task()[3] == 4 * count
+    assert strategy.model.bytes_per_task(private=False)[3] == 4 * count
+    assert strategy.model.bytes_per_task()[3] == 4 * count + 4, "and how sure the task is of its data"
 
 
 def test_2_coefficients_start_at_one_over_n():
@@ -182,7 +183,7 @@ def test_9_bytes_are_counted_with_and_without_statistics():
     bits = model.subnetworks.masks.row_bytes
     assert model.bytes_per_task(private=False) == {0: bits, 1: bits, 2: 2 * 3 * 4, 3: 2 * 3 * 4}
     statistics = sum(b.numel() * b.element_size() for _, b in model.net.named_buffers())
-    assert model.bytes_per_task()[3] == 2 * 3 * 4 + statistics
+    assert model.bytes_per_task()[3] == 2 * 3 * 4 + statistics + 4, "4: how sure the task is of its data"
     assert model.basis_bytes == 0
     drawn = learned(2, basis="random", n_basis=5)
     assert drawn.basis_bytes == 5 * drawn.subnetworks.masks.row_bytes
