@@ -104,7 +104,7 @@ class SlimResNet18(nn.Module):
 
     def __init__(self, outputs: int, width: int = 20, *, bfloat16: bool = False) -> None:
         super().__init__()
-        self.bfloat16 = bfloat16
+        self._in_bfloat16 = bfloat16
         self.mean: Tensor
         self.deviation: Tensor
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
@@ -122,7 +122,7 @@ class SlimResNet18(nn.Module):
         """Logits of images ``(batch, 3, 32, 32)``, float32; uint8 ones are standardised first."""
         if x.dtype == torch.uint8:
             x = (x.float() / 255 - self.mean) / self.deviation
-        if self.bfloat16:
+        if self._in_bfloat16:
             with torch.autocast(x.device.type, torch.bfloat16):
                 return self._logits(x.contiguous(memory_format=torch.channels_last)).float()
         return self._logits(x)
