@@ -240,7 +240,9 @@ _ROWS: dict[str, Row] = {
 
 
 # Nobody names the task at evaluation: each sample's is inferred from the sample alone.
-_INFERENCE = {"oneshot": "oneshot", "entropy": "entropy", "maxlogit": "max_logit"}
+_INFERENCE = {
+    "oneshot": "oneshot", "entropy": "entropy", "expected": "expected_entropy", "maxlogit": "max_logit"
+}  # fmt: skip
 _INFERRING = ("supsup", "exssnet", "clnp", "impresslearn")
 
 _OPTIONS: dict[tuple[str, str], dict[str, Any]] = {

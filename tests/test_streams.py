@@ -216,6 +216,7 @@ def test_fashion_has_mnists_stream(mnist_root, monkeypatch):
     [
         ("unknown_ids", "--tasks 2 --batches 2 --asked 2 --checkpoints 1"),
         ("impressions", "--sizes 1,2 --epochs 1 --unseen 1"),
+        ("data_path_accuracy", "--seeds 0"),
         ("identify", "--epochs 1 --mixture-epochs 1 --batches 1 --seeds 0"),
         ("adaptation", "--steps 2 --every 1 --basis-epochs 1 --tb tb"),
         ("no_ids", "--tasks 2 --batches 2 --check-every 2"),
