@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avalanche_supermask.counting import count
 from avalanche_supermask.rice import decode, encode
 from avalanche_supermask.tensors import NamedTensors
 
@@ -64,6 +65,10 @@ def _zeros_and_ones(rows: Tensor) -> Tensor:
         return torch.from_numpy(np.unpackbits(rows.numpy(), axis=-1, bitorder="little"))
     shifts = torch.arange(8, dtype=torch.uint8, device=rows.device)
     return rows.unsqueeze(-1).bitwise_right_shift(shifts).bitwise_and_(1).flatten(-2)
+
+
+def _all_equal(values: Tensor) -> bool:
+    return bool((values == values[0]).all())
 
 
 class PackedMasks(NamedTensors):
@@ -173,14 +178,22 @@ class PackedMasks(NamedTensors):
         Args:
             coefficients: by layer ``(K,)``, one a slot; slots whose coefficients are all 0 cost nothing.
             slots: K slots in use.
+
+        Equal coefficients, as of one-shot inference, are counted on a CPU, not multiplied (see `counting`).
         """
         needed = torch.stack(list(coefficients.values())).ne(0).any(dim=0).tolist()
         places = [place for place, is_needed in enumerate(needed) if is_needed]
         totals = {name: torch.zeros(8 * size) for name, size in zip(self.shapes, self._sizes, strict=True)}
-        for chunk, bits in self._chunks([slots[place] for place in places]):
-            mine, places = places[: len(chunk)], places[len(chunk) :]
-            for name, part in zip(self.shapes, self._by_layer(bits), strict=True):
-                totals[name] = totals[name].to(bits.device) + coefficients[name][mine].to(bits) @ part
+        rows = [self[str(slots[place])] for place in places]
+        if places and rows[0].device.type == "cpu" and all(_all_equal(a[places]) for a in coefficients.values()):
+            counts = torch.from_numpy(count((row.numpy() for row in rows), size=self.row_bytes))
+            parts = zip(self.shapes, self._by_layer(counts), strict=True)
+            totals = {name: coefficients[name][places[0]].cpu() * part for name, part in parts}
+        else:
+            for chunk, bits in self._chunks([slots[place] for place in places]):
+                mine, places = places[: len(chunk)], places[len(chunk) :]
+                for name, part in zip(self.shapes, self._by_layer(bits), strict=True):
+                    totals[name] = totals[name].to(bits.device) + coefficients[name][mine].to(bits) @ part
         return {name: totals[name][: math.prod(shape)].reshape(shape) for name, shape in self.shapes.items()}
 
     def project(self, gradients: Mapping[str, Tensor], slots: Sequence[int]) -> dict[str, Tensor]:
@@ -202,7 +215,7 @@ class PackedMasks(NamedTensors):
         return {name: torch.cat(parts) for name, parts in found.items()}
 
     def _by_layer(self, bits: Tensor) -> Sequence[Tensor]:
-        return torch.split(bits, [8 * size for size in self._sizes], dim=1)
+        return torch.split(bits, [8 * size for size in self._sizes], dim=-1)
 
     def _chunks(self, slots: Sequence[int]) -> Iterator[tuple[Sequence[int], Tensor]]:
         """A few tasks at a time: their slots, and their bits as float32 of shape ``(tasks, 8 * row_bytes)``.
