@@ -155,8 +155,9 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         """Check once a task that the network has an output for every label; remember the latest outputs."""
         if self._iterations == 1:
             _check_outputs(strategy)
-        if isinstance(strategy.mb_output, Tensor) and strategy.mb_output.dim() == 2:
-            self._outputs.append(strategy.mb_output.detach())
+        out = strategy.mb_output
+        if isinstance(out, Tensor) and out.dim() == 2:
+            self._outputs.append(out.detach().clone())  # a CUDA graph would write the next outputs over these
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Stop where nothing can be learned any more; looked at once an epoch, as a look may wait for the device."""

@@ -45,7 +45,7 @@ def test_with_the_stock_loader_and_evaluation(method):
     strategy.eval(class_stream(2).test_stream)
 
 
-@pytest.mark.parametrize("inference", ["oneshot", "binary", "entropy", "max_logit"])
+@pytest.mark.parametrize("inference", ["oneshot", "binary", "entropy", "expected_entropy", "max_logit"])
 @pytest.mark.parametrize("method", METHODS)
 def test_task_inference(method, inference):
     with warnings.catch_warnings():

@@ -200,7 +200,7 @@ def test_an_own_last_mask_costs_its_bits():
 # ---------------------------------------------------------------- 10: unknown tasks
 
 
-@pytest.mark.parametrize("how", ["entropy", "max_logit", "oneshot", "binary"])
+@pytest.mark.parametrize("how", ["entropy", "expected_entropy", "max_logit", "oneshot", "binary"])
 def test_10_one_known_task_is_always_the_answer(how):
     model = learned(1, basis="random", task_inference=how).eval()
     model(inputs())

@@ -93,7 +93,7 @@ def test_avalanches_own_strategies_learn_texts(plugins, cached, encoder, stream)
     assert all(p.isfinite().all() for p in net.parameters())
 
 
-@pytest.mark.parametrize("inference", ["oneshot", "entropy", "max_logit"])
+@pytest.mark.parametrize("inference", ["oneshot", "entropy", "expected_entropy", "max_logit"])
 def test_the_task_of_a_text_is_inferred(inference, encoder, stream):
     strategy = METHODS["supsup"](cnn(encoder))
     for experience in stream.train_stream:
