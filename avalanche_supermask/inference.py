@@ -75,6 +75,11 @@ class Inference(Protocol):
         """Number of the task of each sample: int64 of shape ``(batch,)``; or, if no task answers, the logits."""
 
 
+def _check_per(per: str) -> None:
+    if per not in ("sample", "batch"):
+        raise ValueError(f"per must be 'sample' or 'batch'; got {per!r}")
+
+
 def entropy(logits: Tensor) -> Tensor:
     """H of each row: ``(batch,)``."""
     log_p = logits.log_softmax(dim=-1)
@@ -102,8 +107,7 @@ class _ByGradient:
     def __post_init__(self) -> None:
         if self.objective not in ("H", "G"):
             raise ValueError(f"objective must be 'H' or 'G'; got {self.objective!r}")
-        if self.per not in ("sample", "batch"):
-            raise ValueError(f"per must be 'sample' or 'batch'; got {self.per!r}")
+        _check_per(self.per)
         if self.objective == "G" and self.classes is None:
             raise ValueError("objective 'G' needs classes, the number of outputs that are real")
 
@@ -169,12 +173,15 @@ class _ByTrial:
 
     per: Per = "sample"
 
+    def __post_init__(self) -> None:
+        _check_per(self.per)
+
     def __call__(self, model: Candidates, n_tasks: int, x: Tensor) -> Tensor:
         """See `Inference`."""
         costs = torch.cat([self._cost(logits) for logits in model.outputs(x)])  # (K, batch)
-        if self.per == "batch":
-            return _first_smallest(self._judge(costs.mean(dim=1, keepdim=True), model).T).expand(len(x)).clone()
-        return _first_smallest(self._judge(costs, model).T)
+        groups = costs.mean(dim=1, keepdim=True) if self.per == "batch" else costs
+        found = _first_smallest(self._judge(groups, model).T)
+        return found.expand(len(x)).clone() if self.per == "batch" else found
 
     def _cost(self, logits: Tensor) -> Tensor:
         """Of each sample, under a few tasks: ``(tasks, batch)``."""
@@ -205,6 +212,11 @@ class ExpectedEntropy(Entropy):
     """
 
     surprise: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.surprise < 0:
+            raise ValueError(f"expected surprise >= 0, the weight of the excess; got {self.surprise}")
 
     def _judge(self, costs: Tensor, model: Candidates) -> Tensor:
         expected = model.expected.to(costs).unsqueeze(1)

@@ -183,18 +183,25 @@ class PackedMasks(NamedTensors):
         """
         needed = torch.stack(list(coefficients.values())).ne(0).any(dim=0).tolist()
         places = [place for place, is_needed in enumerate(needed) if is_needed]
-        totals = {name: torch.zeros(8 * size) for name, size in zip(self.shapes, self._sizes, strict=True)}
         rows = [self[str(slots[place])] for place in places]
-        if places and rows[0].device.type == "cpu" and all(_all_equal(a[places]) for a in coefficients.values()):
+        if rows and rows[0].device.type == "cpu" and all(_all_equal(a[places]) for a in coefficients.values()):
             counts = torch.from_numpy(count((row.numpy() for row in rows), size=self.row_bytes))
             parts = zip(self.shapes, self._by_layer(counts), strict=True)
             totals = {name: coefficients[name][places[0]].cpu() * part for name, part in parts}
         else:
-            for chunk, bits in self._chunks([slots[place] for place in places]):
-                mine, places = places[: len(chunk)], places[len(chunk) :]
-                for name, part in zip(self.shapes, self._by_layer(bits), strict=True):
-                    totals[name] = totals[name].to(bits.device) + coefficients[name][mine].to(bits) @ part
+            totals = self._weighted_sum(coefficients, places, slots)
         return {name: totals[name][: math.prod(shape)].reshape(shape) for name, shape in self.shapes.items()}
+
+    def _weighted_sum(
+        self, coefficients: Mapping[str, Tensor], places: Sequence[int], slots: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Sum of the masks of these of the slots, each times its coefficient: flat, by layer, padded to whole bytes."""
+        totals = {name: torch.zeros(8 * size) for name, size in zip(self.shapes, self._sizes, strict=True)}
+        for chunk, bits in self._chunks([slots[place] for place in places]):
+            mine, places = places[: len(chunk)], places[len(chunk) :]
+            for name, part in zip(self.shapes, self._by_layer(bits), strict=True):
+                totals[name] = totals[name].to(bits.device) + coefficients[name][mine].to(bits) @ part
+        return totals
 
     def project(self, gradients: Mapping[str, Tensor], slots: Sequence[int]) -> dict[str, Tensor]:
         """``<G_q, M_i>`` for each of K slots and Q gradients: ``(K, Q)`` by layer, in one pass over the bits.

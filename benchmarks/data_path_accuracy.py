@@ -14,7 +14,6 @@ import math
 import statistics
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,34 +28,26 @@ from benchmarks.accuracy import accuracy
 from benchmarks.networks import MultiHead, mlp
 from benchmarks.provenance import write_result
 
-
-def _baseline(seed: int, *plugins: Any) -> Callable[[list[Any]], Any]:
-    def build(path: list[Any]) -> Any:
-        net = MultiHead(mlp(784, (300, 100), 2))
-        optimizer = SGD(net.parameters(), lr=0.01, momentum=0.9)
-        return Naive(model=net, optimizer=optimizer, plugins=[*path, *plugins], train_mb_size=128, evaluator=None)
-
-    return build
-
-
-def _supsup(seed: int) -> Callable[[list[Any]], Any]:
-    return lambda path: SupSup(
-        mlp(784, (300, 100), 2), density=0.1, mask_lr=0.02, plugins=path, train_mb_size=128, evaluator=None, seed=seed
-    )
-
-
+METHODS = ("naive", "replay", "supsup")
 WAYS = ("in memory", "Avalanche's loaders")
-METHODS: dict[str, Callable[[int], Callable[[list[Any]], Any]]] = {
-    "naive": _baseline,
-    "replay": lambda seed: _baseline(seed, ReplayPlugin(200)),
-    "supsup": _supsup,
-}
 
 
-def learn(build: Callable[[list[Any]], Any], stream: Any, *, seed: int, in_memory: bool) -> float:
+def build(method: str, path: list[Any], *, seed: int) -> Any:
+    """The strategy, with the plugins of a data path."""
+    net = mlp(784, (300, 100), 2)
+    common: dict[str, Any] = {"train_mb_size": 128, "evaluator": None}
+    if method == "supsup":
+        return SupSup(net, density=0.1, mask_lr=0.02, plugins=path, seed=seed, **common)
+    heads = MultiHead(net)
+    optimizer = SGD(heads.parameters(), lr=0.01, momentum=0.9)
+    memory = [ReplayPlugin(200)] if method == "replay" else []
+    return Naive(model=heads, optimizer=optimizer, plugins=[*path, *memory], **common)
+
+
+def learn(method: str, stream: Any, *, seed: int, in_memory: bool) -> float:
     """Average accuracy after the last task."""
     torch.manual_seed(seed)
-    strategy = build([CachedTensors()] if in_memory else [])
+    strategy = build(method, [CachedTensors()] if in_memory else [], seed=seed)
     for experience in stream.train_stream:
         strategy.train(experience)
     return statistics.fmean(accuracy(strategy.model, experience) for experience in stream.test_stream)
@@ -72,19 +63,19 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", DeprecationWarning)  # Avalanche's own, of its replay plugin
     rows: list[dict[str, Any]] = []
-    for name, of_seed in METHODS.items():
+    for method in METHODS:
         differences = []
         for seed in map(int, options.seeds.split(",")):
             stream = SplitMNIST(
                 5, return_task_id=True, class_ids_from_zero_in_each_exp=True, seed=seed,
                 dataset_root=options.dataset_root,
             )  # fmt: skip
-            found = {way: learn(of_seed(seed), stream, seed=seed, in_memory=way == "in memory") for way in WAYS}
+            found = {way: learn(method, stream, seed=seed, in_memory=way == "in memory") for way in WAYS}
             differences.append(found["in memory"] - found["Avalanche's loaders"])
-            rows.append({"method": name, "seed": seed, **found})
+            rows.append({"method": method, "seed": seed, **found})
             write_result(options.out, "benchmarks.data_path_accuracy", sys.argv[1:], rows=rows)
         error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
-        print(f"{name:8} difference {statistics.fmean(differences):+.4f} ± {error:.4f}", flush=True)
+        print(f"{method:8} difference {statistics.fmean(differences):+.4f} ± {error:.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -55,12 +55,15 @@ def learned(n_tasks, make=lambda: mlp(outputs=4), trained=False):
     return model.eval()
 
 
+@pytest.mark.parametrize("coefficients", [[0.4, 0.0, 0.1, 0.2, 0.3], [0.2] * 5, [0.5, 0.0, 0.0, 0.5, 0.0]])
 @pytest.mark.parametrize("chunk_bytes", [1, 64 * 2**20])
 @pytest.mark.parametrize("make", [lambda: mlp(outputs=4), ResNet])
-def test_the_gradient_from_packed_bits_equals_autograd_through_a_dense_stack(make, chunk_bytes, monkeypatch):
+def test_the_gradient_from_packed_bits_equals_autograd_through_a_dense_stack(
+    make, chunk_bytes, coefficients, monkeypatch
+):
     monkeypatch.setattr(masks_module, "CHUNK_BYTES", chunk_bytes)
     model = learned(5, make, trained=True)
-    x, a = inputs(6), torch.tensor([0.4, 0.0, 0.1, 0.2, 0.3])
+    x, a = inputs(6), torch.tensor(coefficients)
     objective = OneShot()._loss
     groups = [x, *inputs(40).split(1)]  # more groups than are taken at a time
     found = Superposition(model).gradients(groups, a, objective)
@@ -223,8 +226,11 @@ def test_unknown_inference():
         ValueError, match="task_inference must be one of given, oneshot, binary, entropy, expected_entropy, max_logit"
     ):
         MaskedModel(mlp(), task_inference="guess")
-    with pytest.raises(ValueError, match="per must be"):
-        Binary(per="image")
+    for inference in (Binary, Entropy, MaxLogit, ExpectedEntropy):
+        with pytest.raises(ValueError, match="per must be"):
+            inference(per="image")
+    with pytest.raises(ValueError, match="expected surprise >= 0, the weight of the excess; got -1"):
+        ExpectedEntropy(surprise=-1)
 
 
 @pytest.mark.filterwarnings("ignore:task .. no free unit is left")
