@@ -184,13 +184,15 @@ def _top_k(scores: Tensor, keep: int, hint: float | None) -> tuple[Tensor, float
 
 
 _NUMPY_TYPES = (torch.float16, torch.float32, torch.float64)
+# Shares of the hint to each side. Taking a band out of an array costs by its length, a guess in vain two counts.
+_BANDS = (0.002, 0.02)
 
 
 def kth_largest(values: np.ndarray[Any, Any], k: int, *, hint: float | None = None) -> float:
     """The k-th largest of some positive values, exactly.
 
-    A good hint saves most of the work: if the values above it and in a narrow band around it are counted to
-    enclose the k-th, only the band is searched; else everything is.
+    A good hint saves most of the work: where counting shows that the k-th lies in a narrow band around it, only the
+    band is searched; else a wider one, else everything.
 
     Args:
         values: one dimension.
@@ -201,13 +203,14 @@ def kth_largest(values: np.ndarray[Any, Any], k: int, *, hint: float | None = No
         >>> kth_largest(np.array([3.0, 1.0, 2.0]), 2, hint=1.99)
         2.0
     """
-    if hint is not None:
-        above = values > 1.02 * hint
-        wanted = k - np.count_nonzero(above)
-        if wanted > 0:
-            band = values[(values >= 0.98 * hint) & ~above]
-            if wanted <= len(band):
-                return float(np.partition(band, len(band) - wanted)[len(band) - wanted])
+    bands = [] if hint is None else [(hint * (1 - width), hint * (1 + width)) for width in _BANDS]
+    for low, high in bands:
+        above, reaching = values > high, values >= low
+        n_above = np.count_nonzero(above)
+        if n_above < k <= np.count_nonzero(reaching):
+            band = values[reaching ^ above]
+            place = len(band) - (k - n_above)
+            return float(np.partition(band, place)[place])
     return float(np.partition(values, len(values) - k)[len(values) - k])
 
 
@@ -227,10 +230,14 @@ class _TopKWeight(torch.autograd.Function):
     """``W * M`` with the straight-through gradients of edge-popup, one pass each way."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, weight: Tensor, keep: int, thresholds: dict[str, float], name: str) -> Tensor:
-        mask, threshold = _top_k(scores, keep, thresholds.get(name))
+    def forward(
+        ctx: Any, scores: Tensor, weight: Tensor, keep: int, thresholds: dict[str, tuple[float, ...]], name: str
+    ) -> Tensor:
+        last = thresholds.get(name, ())
+        # It moves on as it moved: an optimizer's steps are much alike.
+        mask, threshold = _top_k(scores, keep, max(2 * last[-1] - last[0], 0.0) if last else None)
         if threshold is not None:
-            thresholds[name] = threshold
+            thresholds[name] = (*last[-1:], threshold)
         ctx.save_for_backward(scores, weight, mask)
         return weight * mask
 
@@ -259,7 +266,12 @@ class _ThresholdWeight(torch.autograd.Function):
 
 
 def top_k_weight(
-    scores: Tensor, weight: Tensor, keep: int, *, thresholds: dict[str, float] | None = None, name: str = ""
+    scores: Tensor,
+    weight: Tensor,
+    keep: int,
+    *,
+    thresholds: dict[str, tuple[float, ...]] | None = None,
+    name: str = "",
 ) -> Tensor:
     """Effective weight ``W * top_k(|S|)`` (SupSup, A2a).
 
@@ -270,8 +282,8 @@ def top_k_weight(
         scores: any shape.
         weight: same shape.
         keep: number of entries kept.
-        thresholds: where the threshold found is written, and looked up as a hint at the next call; it changes
-            the time, never the result.
+        thresholds: where the last two thresholds found are written, from which the next call guesses its own; they
+            change the time, never the result.
         name: the key in ``thresholds``.
     """
     result: Tensor = _TopKWeight.apply(scores, weight, keep, {} if thresholds is None else thresholds, name)

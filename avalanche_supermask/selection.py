@@ -36,7 +36,7 @@ class TopK:
     """Edge-popup: exactly ``counts[name]`` weights with the largest ``|S|`` in each layer."""
 
     counts: Mapping[str, int]
-    thresholds: dict[str, float] = field(default_factory=dict, compare=False, repr=False)  # of the last call
+    thresholds: dict[str, tuple[float, ...]] = field(default_factory=dict, compare=False, repr=False)  # the last two
 
     def mask(self, name: str, scores: Tensor) -> Tensor:
         """See `Selection`."""
