@@ -86,7 +86,7 @@ def test_clnp_on_residual_depthwise_and_squeeze_and_excitation_layers(network, m
     x = torch.rand(4, 3, 32, 32)
     learns_without_forgetting(strategy, images(2, n=24), x)
     before = outputs(strategy.model, x, 0)
-    free = strategy.method._free(strategy.model)
+    free = strategy.method.claims.free(strategy.model)
     with torch.no_grad():
         for name, weight in strategy.model.subnetworks.frozen.items():
             weight[free[name]] += 1.0

@@ -41,18 +41,16 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from avalanche_supermask.activity import Activity, unit_activity
+from avalanche_supermask.claims import Claims, Reads
 from avalanche_supermask.data import load_tensors
-from avalanche_supermask.frozen_channels import FrozenChannels, kept_statistics
 from avalanche_supermask.l1 import L1, L1Form
 from avalanche_supermask.layout import output_layer as last_layer
 from avalanche_supermask.model import MaskedModel
-from avalanche_supermask.partition import FREE, Partition, redrawn
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.pruning import PruningReport, UnitCapacity, capacity_after, prune
 from avalanche_supermask.registry import register
 from avalanche_supermask.strategy import StrategyArguments, SubnetworkStrategy
 from avalanche_supermask.trials import train_copy
-from avalanche_supermask.units import Units, find_units, slim
 
 __all__ = ["CLNP", "CLNPPlugin"]
 
@@ -102,7 +100,7 @@ class CLNPPlugin(SubnetworkPlugin):
         margin: float = 0.005,
         min_new: float = 0.0,
         max_new: float = 1.0,
-        reads: Literal["all", "active"] = "all",
+        reads: Reads = "all",
         activity: Activity = "mean",
         validation_share: float = 0.1,
         finetune_epochs: int = 0,
@@ -128,15 +126,12 @@ class CLNPPlugin(SubnetworkPlugin):
         if reads == "active" and not finetune_epochs:
             raise ValueError('reads="active" reads claimed units while it fine-tunes: give finetune_epochs')
         self.l1, self.l1_form, self.margin, self.activity = l1, l1_form, margin, activity
-        self.min_new, self.max_new, self.reads = min_new, max_new, reads
+        self.min_new, self.max_new = min_new, max_new
         self.l1_search, self.search_epochs = tuple(l1_search), search_epochs
         self.validation_share, self.finetune_epochs = validation_share, finetune_epochs
         self.head, self.on_exhausted, self.weight_lr = head, on_exhausted, weight_lr
         self.reports: dict[int, PruningReport] = {}
-        self.units: Units | None = None
-        self.claimed = torch.empty(0, dtype=torch.long)  # by unit: in which place a task claimed it, or FREE
-        self.statistics: dict[str, FrozenChannels] = {}  # by BatchNorm layer, of its claimed channels
-        self._example: tuple[Any, ...] = ()
+        self.claims = Claims(reads=reads)
         self._held_out: list[Tensor] = []
         self._trained_on: Any = None
         self._pruned = False
@@ -165,14 +160,9 @@ class CLNPPlugin(SubnetworkPlugin):
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Find the units at the first task; look how many are free."""
-        label = model.subnetworks.active_label
-        if self.units is None:
-            self._example = model.arguments(self._held_out[0][:2], label)
-            self.units = find_units(model.net, self._example, masked=frozenset(model.masked_names))
-            if self.units.count == 0:
-                raise ValueError("the network has no hidden units to prune: CLNP needs a hidden layer")
-            self.claimed = torch.full((self.units.count,), FREE)
-        full = [layer for layer, ids in self.units.layers.items() if not (self._of(ids) == FREE).any()]
+        if not self.claims.units.count:
+            self.claims.find(model, model.arguments(self._held_out[0][:2], model.subnetworks.active_label))
+        full = self.claims.full()
         if full:
             message = (
                 f"task {model.active}: no free unit is left in {', '.join(full)}; what is left trains on, nothing "
@@ -183,14 +173,14 @@ class CLNPPlugin(SubnetworkPlugin):
                 raise RuntimeError(message)
             warnings.warn(message, stacklevel=2)
         self._pruned = False
-        model.frozen_channels = dict(self.statistics)
+        model.frozen_channels = dict(self.claims.statistics)
         if self.l1_search:
             self.l1 = self._search_l1(strategy, model)
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
         """Train the free weights; or prune, and train those of them that are kept."""
         if phase.name == "train":
-            model.learn_weights(self._free(model), mask=self._seen(model))
+            model.learn_weights(self.claims.free(model), mask=self.claims.seen(model))
         else:
             self._claim(model)
 
@@ -214,43 +204,21 @@ class CLNPPlugin(SubnetworkPlugin):
         if self._iterations and not self._pruned:
             self._claim(model)
         if self._iterations:
-            self._keep_statistics(model)
+            self.claims.keep_statistics(model)
         super().after_training_exp(strategy, **kwargs)
         if self._iterations:
-            self._reinitialise(model)
+            self.claims.reinitialise(model)
         self._held_out, self._trained_on = [], None
-
-    # ------------------------------------------------------------------ weights by the units they join
-
-    def _of(self, ids: range) -> Tensor:
-        return self.claimed[ids.start : ids.stop]
-
-    def _visible(self, model: MaskedModel) -> dict[str, Tensor]:
-        return _to(model, self._partition(model).visible(self.claimed))
-
-    def _seen(self, model: MaskedModel) -> dict[str, Tensor]:
-        """What is visible while a task trains, before its pruning."""
-        return self._visible(model) if self.reads == "all" else _to(model, self._partition(model).alone(self.claimed))
-
-    def _free(self, model: MaskedModel) -> dict[str, Tensor]:
-        return _to(model, self._partition(model).free(self.claimed, first_task=not model.task_keys))
-
-    def _partition(self, model: MaskedModel) -> Partition:
-        assert self.units is not None
-        return Partition(self.units, model.masked_shapes)
 
     # ------------------------------------------------------------------ pruning
 
     def _claim(self, model: MaskedModel) -> None:
         """Claim the units that matter; what of them is new goes on to learn."""
         assert model.active is not None
-        trainable = self._free(model)
-        self.reports[model.active], self.claimed, active = self._prune(model)
-        mask = self._kept(model, self.claimed)
-        if self.reads == "active":
-            unread = _to(model, self._partition(model).unread(self.claimed, len(model.task_keys), active))
-            mask = {name: kept & ~unread[name] for name, kept in mask.items()}
-        model.subnetworks.learn_weights(trainable, mask=mask)
+        trainable = self.claims.free(model)
+        self.reports[model.active], self.claims.claimed, active = self._prune(model)
+        read = active if self.claims.reads == "active" else None
+        model.subnetworks.learn_weights(trainable, mask=self.claims.kept(model, self.claims.claimed, read=read))
         self._pruned = True
 
     @torch.no_grad()
@@ -260,12 +228,11 @@ class CLNPPlugin(SubnetworkPlugin):
         Returns:
             As `prune`.
         """
-        assert self.units is not None
-        was_training = model.training
+        claims, was_training = self.claims, model.training
         model.eval()
         data = load_tensors(self._trained_on.eval(), self._held_out[0].device)[0]
-        activity = unit_activity(model, self.units, data.split(BATCH), statistic=self.activity).cpu()
-        trainable = self._free(model)
+        activity = unit_activity(model, claims.units, data.split(BATCH), statistic=self.activity).cpu()
+        trainable = claims.free(model)
 
         def accuracy(mask: dict[str, Tensor]) -> float:
             model.subnetworks.learn_weights(trainable, mask=mask)
@@ -277,12 +244,12 @@ class CLNPPlugin(SubnetworkPlugin):
             return right / len(y)
 
         result = prune(
-            self.units,
-            self.claimed,
+            claims.units,
+            claims.claimed,
             activity,
             place=len(model.task_keys),
-            before=accuracy(self._seen(model)),
-            accuracy=lambda claimed: accuracy(self._kept(model, claimed)),
+            before=accuracy(claims.seen(model)),
+            accuracy=lambda claimed: accuracy(claims.kept(model, claimed)),
             margin=self.margin,
             min_new=self.min_new,
             max_new=self.max_new,
@@ -296,7 +263,7 @@ class CLNPPlugin(SubnetworkPlugin):
         for strength in self.l1_search:
             self.l1 = strength
             trial = copy.deepcopy(model)
-            trial.learn_weights(self._free(trial), mask=self._seen(trial))
+            trial.learn_weights(self.claims.free(trial), mask=self.claims.seen(trial))
             train_copy(
                 trial,
                 strategy.dataloader,
@@ -311,28 +278,6 @@ class CLNPPlugin(SubnetworkPlugin):
         best = max(accuracy for _, accuracy, _ in found)
         return min(trial for trial in found if trial[1] >= best - self.margin)[2]
 
-    def _keep_statistics(self, model: MaskedModel) -> None:
-        """Remember the running statistics of the channels that this task claims, for all later tasks."""
-        assert self.units is not None
-        place = len(model.task_keys)
-        claimed = {
-            name.rpartition(".")[0]: self.claimed[rows] <= place
-            for name, rows in self.units.rows.items()
-            if name.endswith(".weight")
-        }
-        self.statistics = kept_statistics(model.net, claimed, before=self.statistics)
-
-    def _kept(self, model: MaskedModel, claimed: Tensor) -> dict[str, Tensor]:
-        return _to(model, self._partition(model).kept(claimed))
-
-    @torch.no_grad()
-    def _reinitialise(self, model: MaskedModel) -> None:
-        """Free units start anew; interference becomes zero, and so does what they shall not read yet."""
-        drawn = redrawn(model.net, seed=model.seed + len(model.task_keys))
-        seen, free = self._seen(model), self._free(model)
-        for name, weight in model.subnetworks.frozen.items():
-            weight.copy_(torch.where(free[name], drawn[name].to(weight), weight) * seen[name])
-
     # ------------------------------------------------------------------ questions
 
     def unit_capacity(self) -> UnitCapacity | None:
@@ -341,11 +286,7 @@ class CLNPPlugin(SubnetworkPlugin):
 
     def slim(self, model: MaskedModel, task: int) -> nn.Module:
         """A plain network with only the units that a task uses: equal outputs, fewer operations."""
-        assert self.units is not None
-        place = model.task_keys.index(task)
-        keep = {layer: self._of(ids) <= place for layer, ids in self.units.layers.items()}
-        example = tuple(x.cpu() if isinstance(x, Tensor) else x for x in self._example)
-        return slim(model.export(task).cpu(), example, keep)
+        return self.claims.slim(model, task)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held_out": [], "_trained_on": None}
@@ -353,11 +294,6 @@ class CLNPPlugin(SubnetworkPlugin):
     def put_back(self, state: dict[str, Any]) -> None:
         """Take a saved state, and keep the data, which belong to the experience (see `CheckpointPlugin`)."""
         self.__dict__.update({k: v for k, v in state.items() if k not in ("_held_out", "_trained_on")})
-
-
-def _to(model: MaskedModel, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-    device = next(iter(model.subnetworks.frozen.values())).device
-    return {name: entry.to(device) for name, entry in entries.items()}
 
 
 def _expect(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -415,7 +351,7 @@ class CLNP(SubnetworkStrategy):
         margin: float = 0.005,
         min_new: float = 0.0,
         max_new: float = 1.0,
-        reads: Literal["all", "active"] = "all",
+        reads: Reads = "all",
         activity: Activity = "mean",
         validation_share: float = 0.1,
         finetune_epochs: int = 0,

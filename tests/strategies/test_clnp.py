@@ -29,8 +29,8 @@ def learned(make=mlp, n_tasks=3, plugins=(), width=None, **arguments):
 
 def sides(method, name):
     """Oracle: when the target and source of every entry were claimed, entry by entry."""
-    rows, columns = method.units.rows[name], method.units.columns.get(name)
-    claimed = [*method.claimed.tolist(), -1]
+    rows, columns = method.claims.units.rows[name], method.claims.units.columns.get(name)
+    claimed = [*method.claims.claimed.tolist(), -1]
     targets = [claimed[int(r)] for r in rows]
     sources = [-1] if columns is None else [claimed[int(c)] for c in columns]
     return targets, sources
@@ -57,7 +57,7 @@ def test_a_mask_holds_what_was_claimed_by_then_and_nothing_that_writes_backwards
 def test_the_three_classes_partition_every_weight():
     strategy = learned(n_tasks=2)
     method, model = strategy.method, strategy.model
-    visible, free = method._visible(model), method._free(model)
+    visible, free = method.claims.visible(model), method.claims.free(model)
     for name in ("1.weight", "3.weight"):
         targets, sources = (torch.tensor(side) for side in sides(method, name))
         a_l, a_below = int((targets != FREE).sum()), int((sources != FREE).sum())
@@ -78,17 +78,17 @@ def test_units_are_claimed_once_and_the_report_adds_up():
 
     class Watch(SupervisedPlugin):
         def before_training_exp(self, strategy, **kwargs):
-            history.append(strategy.method.claimed.clone())
+            history.append(strategy.method.claims.claimed.clone())
 
     strategy = learned(n_tasks=4, plugins=[Watch()])
-    history.append(strategy.method.claimed)
+    history.append(strategy.method.claims.claimed)
     stages = [h for h in history if len(h)]
     for before, after in itertools.pairwise(stages):
         settled = before != FREE
         assert torch.equal(before[settled], after[settled])
     for place, report in enumerate(strategy.method.reports.values()):
         for layer, use in report.layers.items():
-            mine = strategy.method._of(strategy.method.units.layers[layer])
+            mine = strategy.method.claims.of(layer)
             assert use.new == int((mine == place).sum())
             assert use.free == int((mine > place).sum())
             assert use.total == len(mine)
@@ -122,7 +122,7 @@ def test_noise_in_every_free_unit_changes_no_finished_task(reads):
     strategy = learned(n_tasks=2, **reads)
     model, x = strategy.model, inputs()
     before = {key: outputs(model, x, key) for key in (0, 1)}
-    free = strategy.method._free(model)
+    free = strategy.method.claims.free(model)
     for name, weight in model.subnetworks.frozen.items():
         weight[free[name]] = 1e6 * torch.randn(int(free[name].sum()))
     model._recent.clear()
@@ -167,9 +167,9 @@ def test_until_the_pruning_no_unit_reads_a_claimed_one_and_then_it_begins_at_zer
     strategy = CLNP(mlp(40), plugins=[Spy()], **(QUICK | {k: v for k, v in ACTIVE.items() if k != "width"}))
     stream = class_stream(2, n=96).train_stream
     strategy.train(stream[0])
-    claimed = strategy.method.claimed == 0
-    columns = claimed[strategy.method.units.columns["3.weight"]]
-    rows = ~claimed[strategy.method.units.rows["3.weight"]]
+    claimed = strategy.method.claims.claimed == 0
+    columns = claimed[strategy.method.claims.units.columns["3.weight"]]
+    rows = ~claimed[strategy.method.claims.units.rows["3.weight"]]
     seen.clear()
     strategy.train(stream[1])
     joins = {epoch: [w[rows][:, columns] for e, w in seen if e == epoch] for epoch in range(4)}
@@ -181,7 +181,7 @@ def test_until_the_pruning_no_unit_reads_a_claimed_one_and_then_it_begins_at_zer
 def test_free_units_start_anew():
     strategy = learned(mlp, n_tasks=1, width=64)
     model = strategy.model
-    free = strategy.method._free(model)
+    free = strategy.method.claims.free(model)
     rows = free["1.weight"].all(dim=1)
     assert rows.any()
     values = model.subnetworks.frozen["1.weight"][rows]
@@ -305,7 +305,7 @@ def test_activity_against_a_network_done_by_hand(statistic):
         def before_training_iteration(self, strategy, **kwargs):
             model = strategy.model.eval()
             x = inputs(20)
-            found["units"] = unit_activity(model, method.units, x.split(7), statistic=statistic)
+            found["units"] = unit_activity(model, method.claims.units, x.split(7), statistic=statistic)
             weights = model.subnetworks.current_weights(dict(model.net.named_parameters()))
             with torch.no_grad():
                 out = nn.functional.conv2d(x, weights["0.weight"], weights["0.bias"]).relu()
@@ -322,7 +322,7 @@ def test_activity_against_a_network_done_by_hand(statistic):
 
 
 def full_network(strategy):
-    strategy.method.claimed[:] = 0
+    strategy.method.claims.claimed[:] = 0
 
 
 def test_exhausted_capacity_warns_and_overwrites_nothing():
@@ -382,10 +382,10 @@ class WideResNet(ResNet):
 def test_claimed_channels_keep_gain_shift_and_statistics():
     strategy = learned(WideResNet, n_tasks=3, l1=1e-2)
     model, method = strategy.model, strategy.method
-    claimed_first = method.claimed == 0
+    claimed_first = method.claims.claimed == 0
     assert 0 < int(claimed_first.sum()) < 24
     for layer in ("bn1", "bn2"):
-        rows = method.units.rows[f"{layer}.weight"]
+        rows = method.claims.units.rows[f"{layer}.weight"]
         mine = claimed_first[rows]
         stored = [model.subnetworks.task_private(key) for key in model.task_keys]
         for kind in ("running_mean", "running_var"):
@@ -401,7 +401,7 @@ def test_a_claimed_unit_computes_the_same_for_every_later_task(reads):
     """What is reused is what was learned: the same pre-activation, BatchNorm included, under task 0 and task 2."""
     strategy = learned(WideResNet, n_tasks=3, l1=1e-2, **reads)
     model = strategy.model.eval()
-    mine = (strategy.method.claimed == 0)[strategy.method.units.rows["bn1.weight"]]
+    mine = (strategy.method.claims.claimed == 0)[strategy.method.claims.units.rows["bn1.weight"]]
     seen = []
     hook = model.net.bn1.register_forward_hook(lambda m, i, out: seen.append(out[:, mine]))
     with torch.no_grad():
@@ -417,7 +417,7 @@ def test_the_search_takes_the_strength_that_claims_least_within_the_margin(margi
 
     def prune(self, model):
         new, accuracy = outcomes.get(self.l1, (1, 1.0))
-        return PruningReport(0.0, 1.0, accuracy, {"1": LayerUse(48, new, 0, 48 - new)}), self.claimed
+        return PruningReport(0.0, 1.0, accuracy, {"1": LayerUse(48, new, 0, 48 - new)}), self.claims.claimed
 
     strategy = CLNP(mlp(), l1_search=list(outcomes), **(QUICK | {"margin": margin}))
     stream = class_stream(1, n=96)
@@ -460,7 +460,7 @@ def test_slim_networks_answer_alike_and_are_smaller(make, head):
 def test_the_plugin_pickles_without_data():
     strategy = learned(n_tasks=2)
     again = pickle.loads(pickle.dumps(strategy.method))
-    assert torch.equal(again.claimed, strategy.method.claimed)
+    assert torch.equal(again.claims.claimed, strategy.method.claims.claimed)
     assert again.reports == strategy.method.reports
 
 
