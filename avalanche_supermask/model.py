@@ -26,7 +26,17 @@ from avalanche_supermask.accounting import Accounting
 from avalanche_supermask.frozen_channels import FrozenChannels, frozen_channels
 from avalanche_supermask.functional import initial_scores, reordered, signed_constant
 from avalanche_supermask.inference import Inference, by_name, entropy
-from avalanche_supermask.layout import Init, Maskable, PerTask, Scores, classify, grow_heads, head_tensors, redraw
+from avalanche_supermask.layout import (
+    Init,
+    Maskable,
+    PerTask,
+    Scores,
+    classify,
+    grow_heads,
+    head_tensors,
+    redraw,
+    with_ties,
+)
 from avalanche_supermask.recent import Recent
 from avalanche_supermask.routing import Router, forward_mixed
 from avalanche_supermask.subnetworks import Subnetworks
@@ -346,7 +356,8 @@ class MaskedModel(Accounting, MultiTaskModule):
                 return functional_call(
                     self.net, {**weights, **self.shared}, self.arguments(x, self.subnetworks.active_label)
                 )
-        return functional_call(self.net, self._task_tensors(key), self.arguments(x, self.subnetworks.tasks[key].label))
+        arguments = self.arguments(x, self.subnetworks.tasks[key].label)
+        return functional_call(self.net, self._task_tensors(key), arguments, tie_weights=False)  # tied already
 
     def arguments(self, x: Any, label: int | None) -> tuple[Any, ...]:
         """Arguments of a call of the network itself, for a batch of one task label."""
@@ -358,12 +369,11 @@ class MaskedModel(Accounting, MultiTaskModule):
         return {**task.task_weights(key), **self.shared, **self.fresh, **task.task_private(key)}
 
     def _task_tensors(self, key: int) -> dict[str, Tensor]:
-        """The same, kept for the next calls. In training mode, buffers are copies: statistics must not move."""
-        tensors = self._recent.get(key, lambda: self.tensors_of(key))
-        if not self.training:
-            return tensors
-        buffers = {name for name, _ in self.net.named_buffers()}
-        return {name: t.clone() if name in buffers else t for name, t in tensors.items()}
+        """The same under all names of tied tensors, kept for the next calls; buffers are copies, one for each call."""
+        tensors = self._recent.get(key, lambda: with_ties(self.net, self.tensors_of(key)))
+        buffers = {id(tensors[name]): tensors[name] for name, _ in self.net.named_buffers() if name in tensors}
+        copies = {place: buffer.clone() for place, buffer in buffers.items()}
+        return {name: copies.get(id(tensor), tensor) for name, tensor in tensors.items()}
 
     # ------------------------------------------------------------------ what Avalanche calls
 
@@ -410,7 +420,7 @@ class MaskedModel(Accounting, MultiTaskModule):
         """A plain copy of the network with one task's weights: no masks, equal outputs."""
         net = copy.deepcopy(self.net)
         slots = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-        for name, tensor in self._task_tensors(task).items():
+        for name, tensor in self.tensors_of(task).items():
             slots[name].data = tensor.detach().clone()  # .data: tied weights stay tied
         return net.requires_grad_(True).eval()
 

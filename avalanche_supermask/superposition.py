@@ -141,7 +141,8 @@ class Superposition:
 
     def _call(self, x: Any, tensors: Mapping[str, Tensor]) -> Tensor:
         label = self.model.subnetworks.tasks[self.keys[0]].label
-        given = {**self.model.fresh, **self.model.shared, **tensors}
+        fresh = {name: t.clone() for name, t in self.model.fresh.items()}  # a network may move its buffers
+        given = {**fresh, **self.model.shared, **tensors}
         out: Tensor = functional_call(self.model.net, given, self.model.arguments(x, label))
         return out
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from avalanche.models import MTSimpleMLP
@@ -118,6 +120,49 @@ def test_tied_weights_share_one_mask():
     naive = TiedEmbedding().eval()
     naive.load_state_dict(exported.state_dict())
     assert torch.equal(naive(x), outputs(model, x, 0))
+
+
+class CountsItsCalls(nn.Sequential):
+    """Moves buffers whenever it is called: one in place, one by replacing it."""
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(36, 4))
+        self.register_buffer("in_place", torch.zeros(()))
+        self.register_buffer("replaced", torch.zeros(()))
+
+    def forward(self, x):
+        self.in_place += 1
+        self.replaced = self.replaced + 1
+        return super().forward(x) + self.in_place + self.replaced
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("task_inference", ["given", "oneshot", "entropy"])
+def test_a_network_that_moves_its_buffers_in_evaluation_does_not_change_a_finished_task(training, task_inference):
+    model = learn_nothing(MaskedModel(CountsItsCalls(), seed=0, task_inference=task_inference), 0)
+    learn_nothing(model, 1)
+    state, x = copy.deepcopy(model.state_dict()), inputs(5)
+    model.train(training)
+    first = model(x, 0)
+    assert torch.equal(model(x, 0), first)
+    now = model.state_dict()
+    assert all(torch.equal(now[name], value) for name, value in state.items() if isinstance(value, torch.Tensor))
+
+
+def test_a_layer_used_twice_has_one_mask_and_one_set_of_statistics():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Sequential(nn.Linear(36, 36), nn.BatchNorm1d(36))
+            self.second = self.first
+            self.last = nn.Linear(36, 2)
+
+        def forward(self, x):
+            return self.last(self.second(self.first(x.flatten(1)).relu()).relu())
+
+    model = learn_nothing(MaskedModel(Twice(), seed=0), 0)
+    x = inputs(5)
+    assert torch.equal(model.export(0)(x), outputs(model, x, 0))
 
 
 @pytest.mark.parametrize("network", NETWORKS)
