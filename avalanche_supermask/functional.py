@@ -22,6 +22,7 @@ __all__ = [
     "jaccard",
     "kth_largest",
     "overlap",
+    "partly_trained_weight",
     "signed_constant",
     "threshold_weight",
     "top_k_mask",
@@ -238,7 +239,7 @@ class _TopKWeight(torch.autograd.Function):
         mask, threshold = _top_k(scores, keep, max(2 * last[-1] - last[0], 0.0) if last else None)
         if threshold is not None:
             thresholds[name] = (*last[-1:], threshold)
-        ctx.save_for_backward(scores, weight, mask)
+        ctx.save_for_backward(scores, weight, mask if ctx.needs_input_grad[1] else None)  # weights seldom learn as well
         return weight * mask
 
     @staticmethod
@@ -254,7 +255,7 @@ class _ThresholdWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, weight: Tensor) -> Tensor:
         mask = (scores >= 0).to(weight.dtype)
-        ctx.save_for_backward(weight, mask)
+        ctx.save_for_backward(weight, mask if ctx.needs_input_grad[1] else None)
         return weight * mask
 
     @staticmethod
@@ -263,6 +264,21 @@ class _ThresholdWeight(torch.autograd.Function):
         (grad,) = grads
         need_scores, need_weight = ctx.needs_input_grad
         return grad * weight if need_scores else None, grad * mask if need_weight else None
+
+
+class _PartlyTrainedWeight(torch.autograd.Function):
+    """One pass each way; ``torch.addcmul`` takes two for its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, live: Tensor, fixed: Tensor, learns: Tensor) -> Tensor:
+        ctx.save_for_backward(learns)
+        return torch.addcmul(fixed, learns, live)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (learns,) = ctx.saved_tensors
+        (grad,) = grads
+        return grad * learns, None, None
 
 
 def top_k_weight(
@@ -293,6 +309,18 @@ def top_k_weight(
 def threshold_weight(scores: Tensor, weight: Tensor) -> Tensor:
     """Effective weight ``W * [S >= 0]`` with ``dL/dS = dL/dW_eff * W`` (SupSup, A2b)."""
     result: Tensor = _ThresholdWeight.apply(scores, weight)
+    return result
+
+
+def partly_trained_weight(live: Tensor, fixed: Tensor, learns: Tensor) -> Tensor:
+    """``fixed + learns * live``: the weight of a phase in which only some entries learn.
+
+    Args:
+        live: any shape; the gradient goes here, ``dL/dlive = dL/dW_eff * learns``.
+        fixed: same shape; what stays, zero where ``live`` learns.
+        learns: same shape; numbers, 1 where ``live`` learns and 0 elsewhere.
+    """
+    result: Tensor = _PartlyTrainedWeight.apply(live, fixed, learns)
     return result
 
 

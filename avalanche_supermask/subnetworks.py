@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from avalanche_supermask.functional import partly_trained_weight
 from avalanche_supermask.masks import PackedMasks
 from avalanche_supermask.mixtures import Mixtures
 from avalanche_supermask.selection import Selection
@@ -162,7 +163,9 @@ class Subnetworks(nn.Module):
                 frozen = self.frozen[name]
                 stays = self.mask[name] & ~trainable if name in self.mask else ~trainable
                 self._standing[name] = (frozen * stays, trainable.to(frozen.dtype))
-        return {name: torch.addcmul(fixed, learns, live[name]) for name, (fixed, learns) in self._standing.items()}
+        return {
+            name: partly_trained_weight(live[name], fixed, learns) for name, (fixed, learns) in self._standing.items()
+        }
 
     def _mixed_weights(self) -> dict[str, Tensor]:
         mixed = {name: weight for name, weight in self.frozen.items() if name not in self.own_masks}
