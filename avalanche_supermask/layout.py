@@ -27,6 +27,7 @@ __all__ = [
     "classify",
     "grow_heads",
     "head_tensors",
+    "moving_buffers",
     "output_layer",
     "redraw",
     "with_ties",
@@ -146,6 +147,25 @@ def with_ties(net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
     ]
     values = {id(tensor): tensors[name] for name, tensor in named if name in tensors}
     return {**tensors, **{name: values[id(tensor)] for name, tensor in named if id(tensor) in values}}
+
+
+def moving_buffers(net: nn.Module) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the buffers that a call may move: in training mode, and in evaluation mode.
+
+    PyTorch's own norms leave theirs alone in evaluation; of other modules one cannot know.
+
+    Example:
+        >>> [sorted(names) for names in moving_buffers(nn.BatchNorm1d(2))]
+        [['num_batches_tracked', 'running_mean', 'running_var'], []]
+    """
+    still = {
+        f"{place}.{leaf}".lstrip(".")
+        for place, module in net.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.modules.batchnorm._NormBase) and type(module).__module__.startswith("torch.nn.")
+        for leaf, _ in module.named_buffers(recurse=False)
+    }
+    every = frozenset(name for name, _ in net.named_buffers(remove_duplicate=False))
+    return every, every - still
 
 
 def output_layer(net: nn.Module) -> str:

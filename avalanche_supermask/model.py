@@ -34,10 +34,11 @@ from avalanche_supermask.layout import (
     classify,
     grow_heads,
     head_tensors,
+    moving_buffers,
     redraw,
     with_ties,
 )
-from avalanche_supermask.recent import Recent
+from avalanche_supermask.recent import Recent, TaskTensors
 from avalanche_supermask.routing import Router, forward_mixed
 from avalanche_supermask.subnetworks import Subnetworks
 from avalanche_supermask.superposition import Superposition
@@ -309,8 +310,11 @@ class MaskedModel(Accounting, MultiTaskModule):
             return self.forward_all_tasks(x)
         labels = torch.as_tensor(task_labels).reshape(-1)
         if len(labels) == 1 or bool((labels == labels[0]).all()):
-            return self.forward_task(self.router.resolve(int(labels[0]), self.subnetworks), x)
-        return forward_mixed(x, labels, self.forward)
+            return self._forward_label(x, int(labels[0]))
+        return forward_mixed(x, labels, self._forward_label)
+
+    def _forward_label(self, x: Any, label: int) -> Any:
+        return self.forward_task(self.router.resolve(label, self.subnetworks), x)
 
     @property
     def task_inference(self) -> str | Inference:
@@ -357,7 +361,8 @@ class MaskedModel(Accounting, MultiTaskModule):
                     self.net, {**weights, **self.shared}, self.arguments(x, self.subnetworks.active_label)
                 )
         arguments = self.arguments(x, self.subnetworks.tasks[key].label)
-        return functional_call(self.net, self._task_tensors(key), arguments, tie_weights=False)  # tied already
+        tensors = self._recent.get(key, lambda: self._task_tensors(key)).for_call(training=self.training)
+        return functional_call(self.net, tensors, arguments, tie_weights=False)  # tied already
 
     def arguments(self, x: Any, label: int | None) -> tuple[Any, ...]:
         """Arguments of a call of the network itself, for a batch of one task label."""
@@ -368,12 +373,11 @@ class MaskedModel(Accounting, MultiTaskModule):
         task = self.subnetworks
         return {**task.task_weights(key), **self.shared, **self.fresh, **task.task_private(key)}
 
-    def _task_tensors(self, key: int) -> dict[str, Tensor]:
-        """The same under all names of tied tensors, kept for the next calls; buffers are copies, one for each call."""
-        tensors = self._recent.get(key, lambda: with_ties(self.net, self.tensors_of(key)))
-        buffers = {id(tensors[name]): tensors[name] for name, _ in self.net.named_buffers() if name in tensors}
-        copies = {place: buffer.clone() for place, buffer in buffers.items()}
-        return {name: copies.get(id(tensor), tensor) for name, tensor in tensors.items()}
+    def _task_tensors(self, key: int) -> TaskTensors:
+        """The same, with what else a call has to know, kept for the next calls."""
+        tensors = with_ties(self.net, self.tensors_of(key))
+        trained, counted = (names & tensors.keys() for names in moving_buffers(self.net))
+        return TaskTensors(tensors, trained, counted)
 
     # ------------------------------------------------------------------ what Avalanche calls
 

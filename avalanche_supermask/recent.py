@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Recent"]
+__all__ = ["Recent", "TaskTensors"]
 
 MAX_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class TaskTensors:
+    """Tensors of a network under one task.
+
+    Attributes:
+        tensors: by name; tied ones under all their names.
+        trained: names of what a call in training mode may move: buffers.
+        counted: the same, in evaluation mode.
+    """
+
+    tensors: dict[str, Tensor]
+    trained: frozenset[str] = frozenset()
+    counted: frozenset[str] = frozenset()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def for_call(self, *, training: bool) -> dict[str, Tensor]:
+        """The tensors, with copies of what a call may move: what it does to them is forgotten with it."""
+        moved = self.trained if training else self.counted
+        originals = {id(self.tensors[name]): self.tensors[name] for name in moved}
+        copies = {place: tensor.clone() for place, tensor in originals.items()}
+        return {name: copies.get(id(tensor), tensor) for name, tensor in self.tensors.items()}
 
 
 class Recent:
@@ -19,25 +47,24 @@ class Recent:
 
     Example:
         >>> recent = Recent()
-        >>> recent.get(0, lambda: {"weight": torch.zeros(2)})["weight"].tolist()
+        >>> recent.get(0, lambda: TaskTensors({"weight": torch.zeros(2)})).tensors["weight"].tolist()
         [0.0, 0.0]
     """
 
     def __init__(self, *, max_bytes: int = MAX_BYTES) -> None:
         self.max_bytes = max_bytes
-        self._kept: dict[int, dict[str, Tensor]] = {}
+        self._kept: dict[int, TaskTensors] = {}
 
     def __len__(self) -> int:
         """Number of keys kept."""
         return len(self._kept)
 
-    def get(self, key: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def get(self, key: int, make: Callable[[], TaskTensors]) -> TaskTensors:
         """What is kept for this key, or else is made now."""
         found = self._kept.pop(key, None)
         if found is None:
             found = make()
-        size = sum(tensor.nbytes for tensor in found.values())
-        while self._kept and (len(self._kept) + 1) * size > self.max_bytes:
+        while self._kept and (len(self._kept) + 1) * found.nbytes > self.max_bytes:
             del self._kept[next(iter(self._kept))]  # the one that was not asked for the longest
         self._kept[key] = found
         return found

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avalanche_supermask.subnetworks import Subnetworks
 
@@ -60,16 +60,13 @@ def forward_mixed(x: Any, labels: Tensor, forward: Callable[[Any, int], Tensor])
     Returns:
         One row a sample, in order; zero-padded to the widest output.
     """
-    parts = []
-    for label in torch.unique(labels):
-        rows = (labels == label).nonzero().squeeze(1)
-        parts.append((rows, forward(_take(x, rows), int(label))))
-    width = max(out.shape[-1] for _, out in parts)
-    first = parts[0][1]
-    result = first.new_zeros((len(labels), *first.shape[1:-1], width))
-    for rows, out in parts:
-        result[rows, ..., : out.shape[-1]] = out
-    return result
+    order = labels.argsort(stable=True)
+    found, counts = labels[order].unique_consecutive(return_counts=True)
+    parts = _split(_take(x, order), counts.tolist())
+    outs = [forward(part, label) for part, label in zip(parts, found.tolist(), strict=True)]
+    width = max(out.shape[-1] for out in outs)
+    rows = torch.cat([nn.functional.pad(out, (0, width - out.shape[-1])) for out in outs])
+    return rows[order.argsort()]
 
 
 def _take(x: Any, rows: Tensor) -> Any:
@@ -79,3 +76,13 @@ def _take(x: Any, rows: Tensor) -> Any:
     if isinstance(x, Mapping):
         return {key: _take(value, rows) for key, value in x.items()}
     return type(x)(_take(value, rows) for value in x)
+
+
+def _split(x: Any, sizes: list[int]) -> list[Any]:
+    """A batch cut into so many rows each."""
+    if isinstance(x, Tensor):
+        return list(x.split(sizes))
+    if isinstance(x, Mapping):
+        parts = zip(*(_split(value, sizes) for value in x.values()), strict=True)
+        return [dict(zip(x, part, strict=True)) for part in parts]
+    return [type(x)(part) for part in zip(*(_split(value, sizes) for value in x), strict=True)]
