@@ -84,6 +84,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         density=options.density or None,
         layer_densities=options.layer_densities,
         mask_lr=options.mask_lr,
+        schedule=options.schedule,
         train_epochs=1,
         train_mb_size=BATCH,
         device=options.device,
@@ -158,6 +159,7 @@ def main() -> None:
         default="adam",
         help="with a cosine, or constant as in the paper (adam)",
     )
+    parser.add_argument("--schedule", choices=("constant", "cosine"), help="of the rate (default: the optimizer's)")
     parser.add_argument("--checkpoints", default="10,50,100,150,200", help="numbers of tasks to score at")
     parser.add_argument("--asked", type=int, default=50, help="tasks asked at each checkpoint (default %(default)s)")
     parser.add_argument(
