@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from avalanche_supermask.counting import count
+from avalanche_supermask.products import Kernel, compiled, products
 from avalanche_supermask.rice import decode, encode
 from avalanche_supermask.tensors import NamedTensors
 
 __all__ = ["PackedMasks", "pack", "unpack"]
 
 CHUNK_BYTES = 64 * 2**20  # of effective weights, or of unpacked masks on a GPU, that are alive at a time
+FEW = 4  # gradients for which a pass over the bits each is faster than one pass that unpacks them
 IN_CACHE_BYTES = 4 * 2**20  # of unpacked masks on a CPU: what stays in its cache is ten times faster than fresh memory
 
 
@@ -206,6 +208,8 @@ class PackedMasks(NamedTensors):
     def project(self, gradients: Mapping[str, Tensor], slots: Sequence[int]) -> dict[str, Tensor]:
         """``<G_q, M_i>`` for each of K slots and Q gradients: ``(K, Q)`` by layer, in one pass over the bits.
 
+        A few gradients on a CPU are projected by a compiled loop, where numba is installed (see `products`).
+
         Args:
             gradients: ``(Q, *shape of the mask)`` by layer; layers that are missing are left out.
             slots: K slots in use.
@@ -214,12 +218,27 @@ class PackedMasks(NamedTensors):
             name: torch.nn.functional.pad(g.flatten(1).float(), (0, -g[0].numel() % 8)).T
             for name, g in gradients.items()
         }
+        rows = [self[str(slot)] for slot in slots]
+        few = all(g.shape[1] <= FEW for g in columns.values())
+        kernel = compiled() if few and rows and rows[0].device.type == "cpu" else None
+        if kernel is not None:
+            return self._few_products(columns, rows, kernel)
         found: dict[str, list[Tensor]] = {name: [] for name in gradients}
         for _, bits in self._chunks(list(slots)):
             for name, part in zip(self.shapes, self._by_layer(bits), strict=True):
                 if name in found:
                     found[name].append(part @ columns[name].to(bits.device))
         return {name: torch.cat(parts) for name, parts in found.items()}
+
+    def _few_products(self, columns: Mapping[str, Tensor], rows: Sequence[Tensor], kernel: Kernel) -> dict[str, Tensor]:
+        absent = {name: torch.zeros(8 * size, 1) for name, size in zip(self.shapes, self._sizes, strict=True)}
+        queries = max(g.shape[1] for g in columns.values())
+        whole = torch.cat([columns.get(name, g.expand(-1, queries)) for name, g in absent.items()])
+        bits = [row.numpy() for row in rows]
+        sums = torch.stack(
+            [torch.from_numpy(products(bits, vector.numpy(), self._sizes, kernel=kernel)) for vector in whole.cpu().T]
+        )  # (Q, K, layers)
+        return {name: sums[..., i].T for i, name in enumerate(self.shapes) if name in columns}
 
     def _by_layer(self, bits: Tensor) -> Sequence[Tensor]:
         return torch.split(bits, [8 * size for size in self._sizes], dim=-1)

@@ -92,6 +92,8 @@ class MaskedModel(Accounting, MultiTaskModule):
         (['0.weight', '2.weight'], [])
     """
 
+    _superposition: Superposition | None = None  # of the finished tasks, once inference asked for it
+
     def __init__(
         self,
         net: nn.Module,
@@ -274,7 +276,7 @@ class MaskedModel(Accounting, MultiTaskModule):
 
     def _end(self) -> None:
         self.frozen_channels = {}
-        self._recent.clear()
+        self._clear_kept()
         self._set_learning(())
 
     def _set_learning(self, weights: Sequence[str]) -> None:
@@ -325,6 +327,7 @@ class MaskedModel(Accounting, MultiTaskModule):
     def task_inference(self, inference: str | Inference) -> None:
         by_name(inference)  # complain now
         self._task_inference = inference
+        self._superposition = None  # it keeps what the last way started from
 
     @property
     def infers(self) -> bool:
@@ -334,7 +337,9 @@ class MaskedModel(Accounting, MultiTaskModule):
     def _forward_inferred(self, x: Any) -> Any:
         find = by_name(self._task_inference)
         assert find is not None
-        answer = find(Superposition(self), len(self.task_keys), x)
+        if self._superposition is None:
+            self._superposition = Superposition(self)
+        answer = find(self._superposition, len(self.task_keys), x)
         if answer.is_floating_point():
             self.inferred_task = None  # no single task answered
             return answer
@@ -392,7 +397,7 @@ class MaskedModel(Accounting, MultiTaskModule):
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> MaskedModel:
-        self._recent.clear()
+        self._clear_kept()
         super()._apply(fn, recurse)
         return self
 
@@ -416,7 +421,12 @@ class MaskedModel(Accounting, MultiTaskModule):
         grow_heads(self.net, {label: n for label, n in outputs.items() if label not in learned})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_recent": Recent()}
+        return {**self.__dict__, "_recent": Recent(), "_superposition": None}
+
+    def _clear_kept(self) -> None:
+        """Drop what was made of finished tasks to answer faster."""
+        self._recent.clear()
+        self._superposition = None
 
     # ------------------------------------------------------------------ taking tasks out
 
@@ -442,7 +452,7 @@ class MaskedModel(Accounting, MultiTaskModule):
             KeyError: the task is not learned.
         """
         freed = self.subnetworks.forget(task)
-        self._recent.clear()
+        self._clear_kept()
         if self.init == "signed_constant":
             generator = _generator(self.seed, task, 1)
             for name, mask in freed.items():

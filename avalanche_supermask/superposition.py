@@ -44,6 +44,7 @@ class Superposition:
         place = {slot: i for i, slot in enumerate(self._slots)}
         self._own_places = torch.tensor([place[slot] for slot in own], dtype=torch.long)
         self._basis_places = torch.tensor([place[slot] for slot in basis], dtype=torch.long)
+        self._start: tuple[Tensor, dict[str, Tensor]] | None = None
 
     @property
     def expected(self) -> Tensor:
@@ -79,19 +80,16 @@ class Superposition:
     def gradients(self, groups: Sequence[Any], coefficients: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
         """Derivative of an objective of the logits by the coefficients, for each group of inputs: ``(groups, K)``.
 
-        The masks are passed over once for the superposition and once for every few groups. Running statistics are
-        superposed too, but held constant, as PyTorch does not differentiate by them.
+        The masks are passed over once for the superposition, if it is a new one, and once for every few groups.
+        Running statistics are superposed too, but held constant, as PyTorch does not differentiate by them.
 
         Raises:
             ValueError: tasks have tensors under different names (heads of their own), so there is no sum of them.
         """
         store = self.model.subnetworks
         private = self._private
-        coefficients, of_extra = coefficients[: len(self.keys)], coefficients[len(self.keys) :]
-        sums = store.masks.superpose(self._by_slot(coefficients), self._slots)
-        for a, mask in zip(of_extra, self._extra, strict=True):
-            sums = {name: total + a * mask[name] for name, total in sums.items()}
-        leaves = {name: store.frozen[name] * m.to(store.frozen[name]) for name, m in sums.items()}
+        leaves = self._weights(coefficients)
+        coefficients = coefficients[: len(self.keys)]
         own = _weighted(private, coefficients / coefficients.sum() if self._extra else coefficients)
         buffers = {name for name, _ in self.model.net.named_buffers()}
         learns = {n: t.detach().requires_grad_(True) for n, t in {**leaves, **own}.items() if n not in buffers}
@@ -107,7 +105,7 @@ class Superposition:
             chunk = [of_group(x) for x in groups[start : start + GROUPS]]
             weighted = {n: torch.stack([g[n] * store.frozen[n] for g in chunk]) for n in leaves if n in chunk[0]}
             total = self._by_task({n: v.cpu() for n, v in store.masks.project(weighted, self._slots).items()})
-            for i, task in enumerate(private):
+            for i, task in enumerate(private if private[0] else ()):
                 for q, grads in enumerate(chunk):
                     total[i, q] += sum(float((grads[name] * t).sum()) for name, t in task.items() if name in grads)
             for mask in self._extra:
@@ -115,6 +113,20 @@ class Superposition:
                 total = torch.cat([total, by_layer.sum(dim=0, keepdim=True)])
             totals.append(total.T)
         return torch.cat(totals)
+
+    def _weights(self, coefficients: Tensor) -> dict[str, Tensor]:
+        """``W ⊙ Σ a_i M_i``; those of the first call are kept, as inference starts every batch from the same."""
+        if self._start is not None and torch.equal(self._start[0], coefficients):
+            return self._start[1]
+        store = self.model.subnetworks
+        of_tasks, of_extra = coefficients[: len(self.keys)], coefficients[len(self.keys) :]
+        sums = store.masks.superpose(self._by_slot(of_tasks), self._slots)
+        for a, mask in zip(of_extra, self._extra, strict=True):
+            sums = {name: total + a * mask[name] for name, total in sums.items()}
+        weights = {name: store.frozen[name] * m.to(store.frozen[name]) for name, m in sums.items()}
+        if self._start is None:
+            self._start = coefficients.clone(), weights
+        return weights
 
     def mean_mixture(self) -> dict[str, Tensor]:
         """Coefficients 1/n of every mask of the basis, by layer.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import statistics
 import sys
 import time
@@ -29,6 +30,7 @@ from benchmarks.networks import SlimResNet18, mlp
 from benchmarks.provenance import write_result
 
 BASIS = 15  # masks of a mixture
+WARM_UP = 5  # pairs before those that count
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "LeNet-300-100, batch 128": (lambda: mlp(784, (300, 100), 10), (1, 28, 28), 128),
@@ -49,7 +51,7 @@ def ratio(
         sync()
         return time.perf_counter() - started
 
-    for _ in range(5):
+    for _ in range(WARM_UP):
         masked()
         dense()
     return statistics.median(seconds(masked) / seconds(dense) for _ in range(repeats))
@@ -156,7 +158,10 @@ def main() -> None:
     for name in NETWORKS:
         rows[name] = measure(name, repeats=options.repeats, device=options.device)
         print(f"{name:34}", "  ".join(f"{key} {value:.2f}" for key, value in rows[name].items()), flush=True)
-    content: dict[str, Any] = {"ratios to dense": rows, "mask on disk over its entropy": on_disk()}
+    allocator = {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")}
+    content: dict[str, Any] = {
+        "environment": allocator, "ratios to dense": rows, "mask on disk over its entropy": on_disk()
+    }  # fmt: skip
     write_result(options.out, "benchmarks.speed", sys.argv[1:], **content)
 
 

@@ -72,6 +72,53 @@ def test_the_gradient_from_packed_bits_equals_autograd_through_a_dense_stack(
         assert torch.allclose(row.double(), dense_gradient(model, group, a, objective), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("find", [OneShot(per="batch"), Binary(per="batch")])
+@pytest.mark.parametrize("make", [lambda: mlp(outputs=4), ResNet])
+def test_what_is_kept_from_batch_to_batch_changes_no_answer(find, make):
+    model = learned(5, make, trained=True)
+    kept = Superposition(model)
+    for seed in range(6):
+        x = inputs(6, seed=seed)
+        assert torch.equal(find(kept, 5, x), find(Superposition(model), 5, x))
+    a, b = torch.full((5,), 0.2), torch.tensor([0.5, 0.0, 0.0, 0.5, 0.0])
+    for coefficients in (b, a, b):
+        anew = Superposition(model).gradients([x], coefficients, find._loss)
+        assert torch.equal(kept.gradients([x], coefficients, find._loss), anew)
+
+
+def _learn_another(model):
+    learn_nothing(model, 7)
+    model.eval()
+
+
+def _load(model):
+    other = learned(4)
+    for weight in other.subnetworks.frozen.values():
+        weight.neg_()
+    model.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize("change", [_learn_another, _load, lambda model: model.forget(1), lambda model: model.double()])
+def test_what_is_kept_is_dropped_when_the_tasks_change(change):
+    model = learned(4)
+    model.task_inference = OneShot(per="batch")
+    x = inputs(5)
+    with torch.no_grad():
+        model(x)
+        kept = model._superposition
+        model(x)
+        assert model._superposition is kept  # or this test would show nothing
+        change(model)
+        x = x.to(next(iter(model.subnetworks.frozen.values())).dtype)
+        model(x)
+    assert model._superposition is not kept
+    anew = Superposition(model)
+    equal = torch.full((len(anew.keys),), 1 / len(anew.keys))
+    loss = OneShot()._loss
+    assert torch.equal(model._superposition.gradients([x], equal, loss), anew.gradients([x], equal, loss))
+    assert copy.deepcopy(model)._superposition is None
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("n_tasks", [1, 2, 3, 5])
 def test_the_answer_is_a_learned_task_and_nothing_changes(method, n_tasks):
