@@ -57,7 +57,12 @@ class Candidates(Protocol):
         """Mean entropy of every task's outputs on its own training data, ``(K,)``; infinite where it is unknown."""
 
     def gradients(
-        self, groups: Sequence[Tensor], coefficients: Tensor, objective: Callable[[Tensor], Tensor]
+        self,
+        groups: Sequence[Tensor],
+        coefficients: Tensor,
+        objective: Callable[[Tensor], Tensor],
+        *,
+        layers: Sequence[str] | None = None,
     ) -> Tensor:
         """Derivative of an objective of the superposition's logits by its coefficients, a row for each group."""
 
@@ -96,6 +101,9 @@ class _ByGradient:
         per: one task for a whole batch, or one for each sample.
         images: for ``per="batch"``, how many samples decide (the paper: 1); None: all.
         first: only the tasks learned first, so many; None: all. With ImpressLearn's n, one-shot over its basis.
+        layers: names of the masked weights that are asked (ours); None: all, as in the paper. Where tasks differ in
+            the order of their inputs, only the first layer knows the task, and the others add noise: there
+            ``layers=(model.masked_names[0],)`` makes fewer errors (``docs/methods/unknown_tasks.md``).
     """
 
     objective: Objective = "H"
@@ -103,8 +111,11 @@ class _ByGradient:
     per: Per = "sample"
     images: int | None = None
     first: int | None = None
+    layers: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.layers, str):
+            raise ValueError(f"layers takes names, as in layers=({self.layers!r},); got one string")
         if self.objective not in ("H", "G"):
             raise ValueError(f"objective must be 'H' or 'G'; got {self.objective!r}")
         _check_per(self.per)
@@ -142,7 +153,7 @@ class OneShot(_ByGradient):
     def _find(self, model: Candidates, n: int, n_tasks: int, groups: Sequence[Tensor]) -> Tensor:
         equal = torch.zeros(n_tasks)
         equal[:n] = 1.0 / n
-        return _first_smallest(model.gradients(groups, equal, self._loss)[:, :n])
+        return _first_smallest(model.gradients(groups, equal, self._loss, layers=self.layers)[:, :n])
 
 
 @dataclass(frozen=True)
@@ -157,7 +168,7 @@ class Binary(_ByGradient):
         while len(left) > 1:
             coefficients = torch.zeros(n_tasks)
             coefficients[left] = 1.0 / len(left)
-            gradient = model.gradients([group], coefficients, self._loss)[0, left]
+            gradient = model.gradients([group], coefficients, self._loss, layers=self.layers)[0, left]
             order = gradient.argsort(stable=True)  # ties: the task learned first stays
             left = left[order[: (len(left) + 1) // 2].sort().values]
         return int(left[0])

@@ -77,14 +77,29 @@ class Superposition:
             out: Tensor = vmap(lambda task: functional_call(self.model.net, task, arguments))(stacked)
         return out
 
-    def gradients(self, groups: Sequence[Any], coefficients: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
+    def gradients(
+        self,
+        groups: Sequence[Any],
+        coefficients: Tensor,
+        objective: Callable[[Tensor], Tensor],
+        *,
+        layers: Sequence[str] | None = None,
+    ) -> Tensor:
         """Derivative of an objective of the logits by the coefficients, for each group of inputs: ``(groups, K)``.
+
+        Args:
+            groups: inputs.
+            coefficients: a_i, one a task, then one for each extra mask.
+            objective: of the logits of a group.
+            layers: names of the masked weights whose coefficients the derivative is by; None: of all, and of what a
+                task has for itself.
 
         The masks are passed over once for the superposition, if it is a new one, and once for every few groups.
         Running statistics are superposed too, but held constant, as PyTorch does not differentiate by them.
 
         Raises:
-            ValueError: tasks have tensors under different names (heads of their own), so there is no sum of them.
+            ValueError: tasks have tensors under different names (heads of their own), so there is no sum of them; or
+                there is no masked weight of such a name.
         """
         store = self.model.subnetworks
         private = self._private
@@ -92,11 +107,12 @@ class Superposition:
         coefficients = coefficients[: len(self.keys)]
         own = _weighted(private, coefficients / coefficients.sum() if self._extra else coefficients)
         buffers = {name for name, _ in self.model.net.named_buffers()}
-        learns = {n: t.detach().requires_grad_(True) for n, t in {**leaves, **own}.items() if n not in buffers}
+        asked = {**leaves, **own} if layers is None else {name: leaves[name] for name in self._checked(layers)}
+        learns = {n: t.detach().requires_grad_(True) for n, t in asked.items() if n not in buffers}
 
         def of_group(x: Any) -> dict[str, Tensor]:
             with torch.enable_grad():
-                loss = objective(self._call(x, {**own, **learns}))
+                loss = objective(self._call(x, {**leaves, **own, **learns}))
                 found = torch.autograd.grad(loss, list(learns.values()), allow_unused=True)
             return {name: g for name, g in zip(learns, found, strict=True) if g is not None}
 
@@ -113,6 +129,12 @@ class Superposition:
                 total = torch.cat([total, by_layer.sum(dim=0, keepdim=True)])
             totals.append(total.T)
         return torch.cat(totals)
+
+    def _checked(self, layers: Sequence[str]) -> Sequence[str]:
+        masked = self.model.masked_names
+        if not layers or not set(layers) <= set(masked):
+            raise ValueError(f"layers: expected names of masked weights, some of {list(masked)}; got {list(layers)}")
+        return layers
 
     def _weights(self, coefficients: Tensor) -> dict[str, Tensor]:
         """``W ⊙ Σ a_i M_i``; those of the first call are kept, as inference starts every batch from the same."""

@@ -4,8 +4,8 @@
 
 PermutedMNIST, LeNet-300-100 with superfluous output neurons, one-shot inference; or scikit-learn's digits permuted, or
 MNIST turned by ten degrees a task. A batch whose task is inferred wrongly counts as so many wrong answers, as in the
-paper; the accuracy with the id given stands beside it. With 2,500 tasks it is the scale run: seconds and memory a
-task are written too. ``--plot`` draws a result file.
+paper; beside it stand the accuracy with the id given, and that where only the masks of the first layer are asked. With
+2,500 tasks it is the scale run: seconds and memory a task are written too. ``--plot`` draws a result file.
 """
 
 from __future__ import annotations
@@ -42,34 +42,46 @@ def score(strategy: SupSup, tasks: Endless, asked: list[int], options: argparse.
     ways = {"oneshot": OneShot, "binary": Binary}
     classes = CLASSES if options.objective == "G" else None
     find = ways[options.inference](options.objective, classes, per="batch", images=options.images or None)
-    given, inferred, found_ids, seconds, answered = [], [], [], 0.0, 0
+    first_layer = replace(find, layers=model.masked_names[:1])  # all that knows an order of pixels
+    superposition = Superposition(model)
+    given, inferred, found_ids, by_first, found_by_first, seconds, answered = [], [], [], [], [], 0.0, 0
     for task in asked:
         x, y, t = load_tensors(tasks.test(task).dataset, strategy.device)
         with torch.no_grad():
             right = (model(x, t).argmax(dim=1) == y).float()
             by_batch = torch.tensor([float(part.mean()) for part in right.split(options.share)])[: options.queries]
-            batches = x.split(options.share)[: options.queries]
             started = time.perf_counter()
-            if options.images == 1:  # one by one they share a pass over the bits
-                found = replace(find, per="sample", images=None)(
-                    Superposition(model), len(model.task_keys), x[:: options.share][: options.queries]
-                )
-            else:
-                found = torch.stack([find(Superposition(model), len(model.task_keys), part)[0] for part in batches])
+            found = _ask(find, superposition, x, options)
             seconds += time.perf_counter() - started
-            answered += len(batches)
-        is_right = (torch.tensor(model.task_keys)[found] == task).float()
+            found_first = _ask(first_layer, superposition, x, options)
+            answered += len(found)
+        keys = torch.tensor(model.task_keys)
+        is_right, is_right_first = (keys[found] == task).float(), (keys[found_first] == task).float()
         given.append(float(right.mean()))
         found_ids.append(float(is_right.mean()))
         inferred.append(float((is_right * by_batch).mean()))
+        found_by_first.append(float(is_right_first.mean()))
+        by_first.append(float((is_right_first * by_batch).mean()))
     return {
         "learned": len(model.task_keys),
         "asked": len(asked),
         "accuracy_given": statistics.fmean(given),
         "accuracy_inferred": statistics.fmean(inferred),
         "task_id_accuracy": statistics.fmean(found_ids),
+        "accuracy_by_first_layer": statistics.fmean(by_first),
+        "task_id_accuracy_by_first_layer": statistics.fmean(found_by_first),
         "milliseconds_a_query": 1000 * seconds / answered,
     }
+
+
+def _ask(find: Any, superposition: Superposition, x: torch.Tensor, options: argparse.Namespace) -> torch.Tensor:
+    """Number of the task of each batch."""
+    n = len(superposition.keys)
+    if options.images == 1:  # one by one they share a pass over the bits
+        one_each = replace(find, per="sample", images=None)
+        return one_each(superposition, n, x[:: options.share][: options.queries])  # type: ignore[no-any-return]
+    batches = x.split(options.share)[: options.queries]
+    return torch.stack([find(superposition, n, part)[0] for part in batches])
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -124,9 +136,11 @@ def plot(result: dict[str, Any], picture: Path) -> None:
     for key, name in (
         ("accuracy_given", "task id given"),
         ("accuracy_inferred", "inferred (GNu)"),
+        ("accuracy_by_first_layer", "inferred by the first layer"),
         ("task_id_accuracy", "right task id"),
     ):
-        left.plot(learned, [row[key] for row in rows], marker="o", label=name)
+        if key in rows[0]:  # older files do not know the first layer
+            left.plot(learned, [row[key] for row in rows], marker="o", label=name)
     left.set(xlabel="tasks learned", ylabel="accuracy", ylim=(0, 1.02))
     left.legend()
     for key in ("seconds_a_task", "milliseconds_a_query", "peak_ram_mb", "mask_mb"):

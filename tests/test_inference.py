@@ -72,6 +72,41 @@ def test_the_gradient_from_packed_bits_equals_autograd_through_a_dense_stack(
         assert torch.allclose(row.double(), dense_gradient(model, group, a, objective), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("names", [(0,), (1,), (0, 2)])
+def test_the_gradient_of_some_layers_is_their_share_of_it(names):
+    model = learned(5, trained=True)
+    masked = model.masked_names
+    layers = [masked[i] for i in names]
+    x, a = inputs(6), torch.tensor([0.4, 0.0, 0.1, 0.2, 0.3])
+    found = Superposition(model).gradients([x], a, OneShot()._loss, layers=layers)
+    shares = [Superposition(model).gradients([x], a, OneShot()._loss, layers=[name]) for name in masked]
+    assert torch.allclose(found, sum(shares[i] for i in names), atol=1e-6)
+    whole = Superposition(model).gradients([x], a, OneShot()._loss)
+    assert torch.allclose(whole, sum(shares), atol=1e-6)
+    assert not torch.allclose(whole, found, atol=1e-6)
+
+
+def test_the_layers_asked_decide_who_answers():
+    """Tasks that differ in their inputs' order: the first layer knows which, the others only add to the noise."""
+    model = learned(5, trained=True)
+    x = inputs(12)
+    for find in (OneShot, Binary):
+        per_layer = [find(layers=(name,))(Superposition(model), 5, x).tolist() for name in model.masked_names]
+        assert per_layer[0] != per_layer[-1]
+    equal = torch.full((5,), 0.2)
+    first = model.masked_names[:1]
+    oracle = Superposition(model).gradients(list(x.split(1)), equal, OneShot()._loss, layers=first).argmin(dim=1)
+    assert torch.equal(OneShot(layers=first)(Superposition(model), 5, x), oracle)
+
+
+@pytest.mark.parametrize("layers", [("nowhere.weight",), ()])
+def test_layers_that_are_not_masked_are_refused(layers):
+    with pytest.raises(ValueError, match=r"layers: expected names of masked weights, some of \['1.weight'"):
+        OneShot(layers=layers)(Superposition(learned(2)), 2, inputs(3))
+    with pytest.raises(ValueError, match=r"layers takes names, as in layers=\('1.weight',\)"):
+        OneShot(layers="1.weight")
+
+
 @pytest.mark.parametrize("find", [OneShot(per="batch"), Binary(per="batch")])
 @pytest.mark.parametrize("make", [lambda: mlp(outputs=4), ResNet])
 def test_what_is_kept_from_batch_to_batch_changes_no_answer(find, make):
@@ -236,7 +271,7 @@ class Ties:
 
     calls = 0
 
-    def gradients(self, groups, coefficients, objective):
+    def gradients(self, groups, coefficients, objective, *, layers=None):
         self.calls += 1
         return torch.zeros(len(groups), len(coefficients))
 
