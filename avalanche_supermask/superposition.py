@@ -56,7 +56,7 @@ class Superposition:
     def outputs(self, x: Any) -> Iterator[Tensor]:
         """Logits under every task in turn, a few tasks at a time: ``(tasks, batch, outputs)``."""
         start = 0
-        if not isinstance(self.model.net, MultiTaskModule):  # heads of their own have shapes of their own
+        if self._batches:
             size = max(1, CHUNK_BYTES // sum(t.nbytes for t in self.model.subnetworks.frozen.values()))
             try:
                 for start in range(0, len(self.keys), size):
@@ -67,6 +67,15 @@ class Superposition:
                     raise  # recurrent layers and random ones cannot be batched over weights; those go one by one
         for key in self.keys[start:]:
             yield self.model.forward_task(key, x).unsqueeze(0)
+
+    @property
+    def _batches(self) -> bool:
+        """Whether several tasks are tried in one call: it saves launches on a GPU, and costs convolutions on a CPU.
+
+        Heads of their own have shapes of their own, and never are.
+        """
+        on_cpu = all(t.device.type == "cpu" for t in self.model.subnetworks.frozen.values())
+        return not on_cpu and not isinstance(self.model.net, MultiTaskModule)
 
     def _at_once(self, keys: Sequence[int], x: Any) -> Tensor:
         tensors = [self.model.tensors_of(key) for key in keys]
