@@ -15,7 +15,7 @@ from benchmarks.streams import STREAMS, SUITES, stream_of
 from leaderboard.cell import SETTINGS, Cell, settings_of
 from leaderboard.forecast import forecast
 from leaderboard.guests import join
-from leaderboard.measured import load_results
+from leaderboard.measured import by_method, by_scenario, by_stream, load_results
 from leaderboard.methods import parse_row
 from leaderboard.page import write_page
 from leaderboard.pool import run_cells
@@ -170,12 +170,16 @@ def _engine(options: argparse.Namespace) -> Callable[..., dict[str, str]]:
 
 
 def _print_tables(folder: Path) -> None:
-    results = load_results(folder)
-    for stream in dict.fromkeys(result["stream"] for result in results):
-        lines = table([r for r in results if r["stream"] == stream], columns=PRINTED).splitlines()
+    boards = {
+        f"{stream}, {scenario}": table(found, columns=PRINTED, naive=by_method(results).get("naive", []))
+        for stream, results in by_stream(load_results(folder)).items()
+        for scenario, found in by_scenario(results).items()
+    }
+    for board, shown in boards.items():
+        lines = shown.splitlines()
         fields = [[field.strip(" |") for field in line.split(" | ")] for line in (lines[0], *lines[2:])]
         widths = [max(len(row[i]) for row in fields) for i in range(len(fields[0]))]
-        print(f"\n{stream}")
+        print(f"\n{board}")
         for row in fields:
             print("  " + "  ".join(field.ljust(width) for field, width in zip(row, widths, strict=True)).rstrip())
 

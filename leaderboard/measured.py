@@ -14,9 +14,12 @@ from leaderboard.methods import parse_row, rows
 from leaderboard.scores import forward_transfer
 
 __all__ = [
+    "GIVEN",
     "NOTHING",
+    "UNKNOWN",
     "Result",
     "by_method",
+    "by_scenario",
     "by_stream",
     "free_of",
     "frontier",
@@ -76,6 +79,19 @@ def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
     for result in results:
         groups[result["method"]].append(result)
     return groups
+
+
+GIVEN, UNKNOWN = "task id given", "task id unknown"  # at test
+
+
+def by_scenario(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results of a stream by whether its tasks are named at test: only these are compared with one another."""
+    groups: dict[str, list[Result]] = {GIVEN: [], UNKNOWN: []}
+    for result in results:
+        stream = STREAMS.get(result["stream"])
+        inferred = result["config"]["settings"].get("task_inference", "given") != "given"
+        groups[UNKNOWN if inferred or (stream and not stream.task_labels) else GIVEN].append(result)
+    return {scenario: found for scenario, found in groups.items() if found}
 
 
 def mean(values: Sequence[float | None]) -> float | None:

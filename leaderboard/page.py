@@ -11,8 +11,10 @@ from typing import Any
 
 from leaderboard.anchors import Anchor, load_anchors
 from leaderboard.measured import (
+    UNKNOWN,
     Result,
     by_method,
+    by_scenario,
     by_stream,
     free_of,
     frontier,
@@ -34,12 +36,13 @@ def page(results: Sequence[Result], anchors: Sequence[Anchor] = ()) -> str:
     """The whole page. What a result says goes in as data, never as markup."""
     data = [
         {
-            "name": name,
-            "protocol": protocol_of(found[0]["config"]).strip(),
-            "rows": _rows(found),
+            "name": f"{name}, {scenario}" if scenario == UNKNOWN else name,
+            "protocol": f"{protocol_of(found[0]['config']).strip()} Scenario: {scenario}.",
+            "rows": _rows(found, by_method(of_stream).get("naive", [])),
             "frontier": [method for _, _, method in frontier(found)],
         }
-        for name, found in by_stream(results).items()
+        for name, of_stream in by_stream(results).items()
+        for scenario, found in by_scenario(of_stream).items()
     ]
     template = TEMPLATE.read_text().replace("/*ANCHORS*/", _script([asdict(anchor) for anchor in anchors]))
     return template.replace("/*DATA*/", _script(data))
@@ -55,9 +58,8 @@ def write_page(results_dir: Path, file: Path) -> None:
     file.write_text(page(load_results(results_dir), load_anchors(results_dir)))
 
 
-def _rows(results: Sequence[Result]) -> list[dict[str, Any]]:
-    groups = by_method(results)
-    return [_row(name, cells, groups.get("naive", [])) for name, cells in groups.items()]
+def _rows(results: Sequence[Result], naive: Sequence[Result]) -> list[dict[str, Any]]:
+    return [_row(name, cells, naive) for name, cells in by_method(results).items()]
 
 
 def _row(name: str, cells: Sequence[Result], naive: Sequence[Result]) -> dict[str, Any]:

@@ -23,8 +23,14 @@ def data_of(text):
 
 def test_every_row_of_every_stream_is_in_it():
     results = load_results(RESULTS)
-    found = {(stream["name"], row["method"]) for stream in data_of(page(results)) for row in stream["rows"]}
+    boards = data_of(page(results))
+    found = {(board["name"].partition(",")[0], row["method"]) for board in boards for row in board["rows"]}
     assert found == {(result["stream"], result["method"]) for result in results}
+    assert len({board["name"] for board in boards}) == len(boards)
+    unknown = next(board for board in boards if board["name"] == "permuted-digits, task id unknown")
+    assert unknown["protocol"].endswith("Scenario: task id unknown.")
+    assert {"supsup+entropy", "exssnet+entropy"} <= {row["method"] for row in unknown["rows"]}
+    assert all(row["time"] for row in unknown["rows"]), "times are over naive's, which has the ids"
 
 
 def test_numbers_are_those_of_the_files():

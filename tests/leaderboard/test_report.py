@@ -31,6 +31,22 @@ def test_mean_and_deviation_over_seeds_best_first():
     assert lines[3].startswith("| naive | 0.5000 | 0.3000 |"), "one seed has no deviation"
 
 
+def test_rows_without_ids_are_compared_among_themselves():
+    inferred = {"settings": {"density": 0.1, "task_inference": "entropy"}}
+    config = {**result()["config"], **inferred}
+    rows = [result("naive", accuracy=0.5), result("exssnet")]
+    rows += [result("exssnet+entropy", accuracy=0.4, config=config, train_cpu_seconds=8.0)]
+    rows += [result("naive", stream="split-digits-class", accuracy=0.2)]  # of a stream that has no ids
+    given, unknown, without = markdown(rows).split("### scenario: ")[1:]
+    assert given.startswith("task id given")
+    assert "exssnet+entropy" not in given
+    assert "| exssnet |" in given
+    assert unknown.startswith("task id unknown")
+    assert "| exssnet+entropy | 0.4000 |" in unknown
+    assert "| 4.00 |" in unknown, "its time is over that of naive, which has the ids"
+    assert without.startswith("task id unknown")
+
+
 def test_what_pruning_and_the_last_mask_cost():
     report = {"accuracy_before": 0.95, "accuracy_after": 0.94}
     cell = result(
