@@ -14,6 +14,7 @@ import argparse
 import json
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +25,7 @@ import torch
 from torch.optim import RMSprop
 from tqdm import tqdm
 
-from avalanche_supermask import CachedTensors, SupSup
+from avalanche_supermask import CachedTensors, MaskedModel, SupSup, save
 from avalanche_supermask.data import load_tensors
 from avalanche_supermask.inference import Binary, OneShot
 from avalanche_supermask.superposition import Superposition
@@ -49,11 +50,14 @@ def score(strategy: SupSup, tasks: Endless, asked: list[int], options: argparse.
         x, y, t = load_tensors(tasks.test(task).dataset, strategy.device)
         with torch.no_grad():
             right = (model(x, t).argmax(dim=1) == y).float()
-            by_batch = torch.tensor([float(part.mean()) for part in right.split(options.share)])[: options.queries]
+            batches = x.split(options.share)
+            chosen = torch.linspace(0, len(batches) - 1, min(options.queries, len(batches))).round().long().tolist()
+            by_batch = torch.tensor([float(right.split(options.share)[i].mean()) for i in chosen])
+            queries = [batches[i] for i in chosen]
             started = time.perf_counter()
-            found = _ask(find, superposition, x, options)
+            found = _ask(find, superposition, queries, options)
             seconds += time.perf_counter() - started
-            found_first = _ask(first_layer, superposition, x, options)
+            found_first = _ask(first_layer, superposition, queries, options)
             answered += len(found)
         keys = torch.tensor(model.task_keys)
         is_right, is_right_first = (keys[found] == task).float(), (keys[found_first] == task).float()
@@ -74,14 +78,23 @@ def score(strategy: SupSup, tasks: Endless, asked: list[int], options: argparse.
     }
 
 
-def _ask(find: Any, superposition: Superposition, x: torch.Tensor, options: argparse.Namespace) -> torch.Tensor:
+def _ask(
+    find: Any, superposition: Superposition, queries: list[torch.Tensor], options: argparse.Namespace
+) -> torch.Tensor:
     """Number of the task of each batch."""
     n = len(superposition.keys)
     if options.images == 1:  # one by one they share a pass over the bits
         one_each = replace(find, per="sample", images=None)
-        return one_each(superposition, n, x[:: options.share][: options.queries])  # type: ignore[no-any-return]
-    batches = x.split(options.share)[: options.queries]
-    return torch.stack([find(superposition, n, part)[0] for part in batches])
+        return one_each(superposition, n, torch.cat([part[:1] for part in queries]))  # type: ignore[no-any-return]
+    return torch.stack([find(superposition, n, part)[0] for part in queries])
+
+
+def _disk_mb(model: MaskedModel) -> float:
+    """Size of the compact file of all tasks."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tasks"
+        save(model, file)
+        return file.stat().st_size / 2**20
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -119,6 +132,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             row["seconds_a_task"] = statistics.median(seconds[-50:])
             row["peak_ram_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             row["mask_mb"] = strategy.model.subnetworks.masks.nbytes / 2**20
+            row["disk_mb"] = _disk_mb(strategy.model)
             tqdm.write(json.dumps({k: round(v, 4) for k, v in row.items()}))
             yield row
 
@@ -143,8 +157,9 @@ def plot(result: dict[str, Any], picture: Path) -> None:
             left.plot(learned, [row[key] for row in rows], marker="o", label=name)
     left.set(xlabel="tasks learned", ylabel="accuracy", ylim=(0, 1.02))
     left.legend()
-    for key in ("seconds_a_task", "milliseconds_a_query", "peak_ram_mb", "mask_mb"):
-        right.plot(learned, [row[key] for row in rows], marker="o", label=key.replace("_", " "))
+    for key in ("seconds_a_task", "milliseconds_a_query", "peak_ram_mb", "mask_mb", "disk_mb"):
+        if key in rows[0]:
+            right.plot(learned, [row[key] for row in rows], marker="o", label=key.replace("_", " "))
     right.set(xlabel="tasks learned", yscale="log")
     right.legend()
     figure.savefig(picture, dpi=120)
@@ -177,7 +192,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", default="10,50,100,150,200", help="numbers of tasks to score at")
     parser.add_argument("--asked", type=int, default=50, help="tasks asked at each checkpoint (default %(default)s)")
     parser.add_argument(
-        "--queries", type=int, default=79, help="batches asked of each, 79 are all (default %(default)s)"
+        "--queries", type=int, default=79, help="batches asked of each, evenly spread; 79 are all (default %(default)s)"
     )
     parser.add_argument("--validation", type=float, default=0.0, help="test on this share of the training data instead")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
