@@ -70,7 +70,9 @@ class Subnetworks(nn.Module):
         self.frozen = NamedTensors(frozen)
         self.masks = PackedMasks(shapes)
         self.mixtures = Mixtures()
-        self.private = nn.ModuleDict()  # slot -> what only that task has: norm statistics, head, ...
+        # slot -> what only that task has: norm statistics, head, ... Nothing of a task that has nothing: a module a
+        # task is passed over at every move and every search for parameters.
+        self.private = nn.ModuleDict()
         self.scores = NamedTensors(trainable=True)
         self.tasks: dict[int, Task] = {}
         self.next_slot = 0
@@ -198,9 +200,10 @@ class Subnetworks(nn.Module):
             for name, trainable in self.trainable.items():
                 self.frozen[name].copy_(torch.where(trainable, live[name], self.frozen[name]))
             self.masks.commit(self.next_slot, mask)
-        self.private[str(self.next_slot)] = NamedTensors(
-            {name: tensor.detach().clone() for name, tensor in private.items()}
-        )
+        if private:
+            self.private[str(self.next_slot)] = NamedTensors(
+                {name: tensor.detach().clone() for name, tensor in private.items()}
+            )
         self.tasks[self.active] = Task(self.next_slot, self.active_label, entropy)
         self.next_slot += 1
         self.abandon()
@@ -243,7 +246,10 @@ class Subnetworks(nn.Module):
 
     def task_private(self, key: int) -> dict[str, Tensor]:
         """Tensors that only this task has, by name in the network."""
-        stored: NamedTensors = self.private[str(self._slot(key))]  # type: ignore[assignment]
+        slot = str(self._slot(key))
+        if slot not in self.private:
+            return {}
+        stored: NamedTensors = self.private[slot]  # type: ignore[assignment]
         return dict(stored)
 
     def owned(self, keys: list[int] | None = None) -> dict[str, Tensor]:
@@ -297,7 +303,8 @@ class Subnetworks(nn.Module):
             freed = {name: mask & ~rest[name] for name, mask in self.masks.read(slot).items()}
             self.masks.drop(slot)
             self.mixtures.reduce(slot)
-        del self.private[str(slot)]
+        if str(slot) in self.private:
+            del self.private[str(slot)]
         del self.tasks[key]
         return freed
 
@@ -318,7 +325,7 @@ class Subnetworks(nn.Module):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Make room for the tasks of a saved state; their tensors follow.
+        """Take over the tasks of a saved state.
 
         A state that was taken while the same task was being learned goes back to that point, as early stopping
         does; any other one drops the task being learned.
@@ -329,7 +336,12 @@ class Subnetworks(nn.Module):
         self._standing = {}
         self.tasks = {key: Task(*task) for key, *task in state["tasks"]}
         self.next_slot = state["next_slot"]
-        self.private = nn.ModuleDict({str(task.slot): NamedTensors() for task in self.tasks.values()})
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        start = f"{prefix}private."
+        slots = dict.fromkeys(key[len(start) :].partition(".")[0] for key in state_dict if key.startswith(start))
+        self.private = nn.ModuleDict({slot: NamedTensors() for slot in slots})  # their tensors follow
 
 
 def _nbytes(tensors: Mapping[str, Tensor]) -> int:

@@ -337,3 +337,19 @@ def test_scores_and_weights_learn_together_where_no_task_owns_them():
     for name, weight in model.subnetworks.frozen.items():
         assert torch.equal(weight[owned[name]], frozen[name][owned[name]])
         assert not torch.equal(weight[~owned[name]], frozen[name][~owned[name]])
+
+
+def test_a_task_with_nothing_of_its_own_adds_no_module():
+    """Every move and every search for parameters passes over all modules, at each new task."""
+    model = MaskedModel(mlp(outputs=4), seed=0)
+    learn_nothing(model, 0)
+    before = len(list(model.modules()))
+    for key in range(1, 5):
+        learn_nothing(model, key)
+    assert len(list(model.modules())) == before
+    model.forget(2)
+    other = MaskedModel(mlp(outputs=4), seed=1)
+    other.load_state_dict(model.state_dict())
+    assert len(list(other.modules())) == before
+    assert other.task_keys == [0, 1, 3, 4]
+    assert other.bytes_per_task() == model.bytes_per_task()
