@@ -207,9 +207,8 @@ def _text_stream(
 
 def _webnlp(order: int) -> Stream:
     names = [text.WEBNLP[place] for place in text.WEBNLP_ORDERS[order]]
-    settings_from = None if order == 4 else "webnlp"
     return _text_stream(
-        partial(text.datasets, names, "webnlp"), "webnlp", tasks=5, classes=14, settings_from=settings_from
+        partial(text.datasets, names, "webnlp"), "webnlp", tasks=5, classes=14, settings_from="clinc150"
     )
 
 
