@@ -15,9 +15,9 @@ from typing import Any
 
 STEPS = {
     "mask step": (1.6, 1.35, 1.1),
-    "weight step": (None, 1.5, 1.15),
-    "free-unit step": (None, 1.5, 1.15),
-    "coefficient step, n = 15": (None, 1.5, 1.15),
+    "weight step": (1.5, 1.5, 1.15),
+    "free-unit step": (1.5, 1.5, 1.15),
+    "coefficient step, n = 15": (1.5, 1.5, 1.15),
     "evaluation": (1.02, 1.02, 1.02),
     "mask bytes over weights / 8": (1.05, 1.05, 1.05),
     "slim export, a fifth of the units": (None, None, None),
@@ -84,6 +84,10 @@ the product; back, two products and a sign. Kernels that fuse all of it would mo
 weights in, weights out; gradient, weights and scores in, gradient out. A convolution uses every weight many times a
 sample, so that the same passes vanish in it.
 
+**A coefficient step** tabulates the sums that fifteen masks can have, at most 32,768 a layer, looks each weight up, and
+adds the gradient up by the same numbers backwards: two random accesses a weight, which no vector instruction makes at
+once. They cost the same whatever the batch, and LeNet's dense step does little else with a weight.
+
 **Evaluation** of a finished task is the dense network's, called by `torch.func.functional_call`, which puts the
 task's tensors into the modules and takes them out again. That costs the same whatever the network: it shows where a
 forward pass takes a fraction of a millisecond. Nothing is computed that the dense network does not compute.
@@ -97,7 +101,7 @@ once afterwards. Superposing counts, by adders on whole words. Projecting adds t
 selects: {weights:,} additions a task, where reading its bits takes {words:,} words. Vector instructions make 8 or 16
 additions at once, so that a task costs several times its read, and that is what remains where tasks are many. Four bits
 can look up a sum of four entries within a register, which would be several times faster again; neither numpy nor numba
-says that. Without numba the bits are unpacked to floats first, five times as slow.
+says that. Without numba the bits are unpacked to floats first.
 
 **On a GPU** these networks are so small that launching kernels is all the time there is; a mask step launches about
 twice as many.
