@@ -2,8 +2,8 @@
 
 A mask's bit selects an entry of the vector: nothing has to be multiplied. numpy knows bits only as numbers that it
 unpacks, eight times the bytes, and casts, thirty-two times; a loop of vector instructions does neither. It is
-compiled by numba, an extra (``pip install 'avalanche-supermask[fast]'``), in half a second at the first call;
-without numba there is no such loop, and `PackedMasks.project` unpacks.
+compiled by numba, an extra (``pip install 'avalanche-supermask[fast]'``), at the first call; without numba there is no
+such loop, and `PackedMasks.project` unpacks.
 """
 
 from __future__ import annotations

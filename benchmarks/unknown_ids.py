@@ -50,9 +50,9 @@ def score(strategy: SupSup, tasks: Endless, asked: list[int], options: argparse.
         x, y, t = load_tensors(tasks.test(task).dataset, strategy.device)
         with torch.no_grad():
             right = (model(x, t).argmax(dim=1) == y).float()
-            batches = x.split(options.share)
+            batches, answers = x.split(options.share), right.split(options.share)
             chosen = torch.linspace(0, len(batches) - 1, min(options.queries, len(batches))).round().long().tolist()
-            by_batch = torch.tensor([float(right.split(options.share)[i].mean()) for i in chosen])
+            by_batch = torch.tensor([float(answers[i].mean()) for i in chosen])
             queries = [batches[i] for i in chosen]
             started = time.perf_counter()
             found = _ask(find, superposition, queries, options)

@@ -14,7 +14,6 @@ from leaderboard.methods import parse_row, rows
 from leaderboard.scores import forward_transfer
 
 __all__ = [
-    "GIVEN",
     "NOTHING",
     "UNKNOWN",
     "Result",
