@@ -15,7 +15,7 @@ from benchmarks.streams import STREAMS, SUITES, stream_of
 from leaderboard.cell import SETTINGS, Cell, settings_of
 from leaderboard.forecast import forecast
 from leaderboard.guests import join
-from leaderboard.measured import by_method, by_scenario, by_stream, load_results
+from leaderboard.measured import comparisons, load_results
 from leaderboard.methods import parse_row
 from leaderboard.page import write_page
 from leaderboard.pool import run_cells
@@ -171,9 +171,8 @@ def _engine(options: argparse.Namespace) -> Callable[..., dict[str, str]]:
 
 def _print_tables(folder: Path) -> None:
     boards = {
-        f"{stream}, {scenario}": table(found, columns=PRINTED, naive=by_method(results).get("naive", []))
-        for stream, results in by_stream(load_results(folder)).items()
-        for scenario, found in by_scenario(results).items()
+        f"{stream}, {scenario}": table(found, columns=PRINTED, naive=naive)
+        for stream, scenario, found, naive in comparisons(load_results(folder))
     }
     for board, shown in boards.items():
         lines = shown.splitlines()

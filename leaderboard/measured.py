@@ -7,7 +7,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.streams import STREAMS
 from leaderboard.methods import parse_row, rows
@@ -16,10 +16,11 @@ from leaderboard.scores import forward_transfer
 __all__ = [
     "NOTHING",
     "UNKNOWN",
+    "Comparison",
     "Result",
     "by_method",
-    "by_scenario",
     "by_stream",
+    "comparisons",
     "free_of",
     "frontier",
     "load_results",
@@ -83,14 +84,38 @@ def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
 GIVEN, UNKNOWN = "task id given", "task id unknown"  # at test
 
 
-def by_scenario(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results of a stream by whether its tasks are named at test: only these are compared with one another."""
-    groups: dict[str, list[Result]] = {GIVEN: [], UNKNOWN: []}
-    for result in results:
-        stream = STREAMS.get(result["stream"])
-        inferred = result["config"]["settings"].get("task_inference", "given") != "given"
-        groups[UNKNOWN if inferred or (stream and not stream.task_labels) else GIVEN].append(result)
-    return {scenario: found for scenario, found in groups.items() if found}
+class Comparison(NamedTuple):
+    """Results that are compared with one another: of one stream, and of one scenario.
+
+    Attributes:
+        stream: name.
+        scenario: whether tasks are named at test.
+        results: of the rows.
+        naive: of the row whose times are the unit, whatever its scenario.
+    """
+
+    stream: str
+    scenario: str
+    results: list[Result]
+    naive: list[Result]
+
+
+def comparisons(results: Sequence[Result]) -> list[Comparison]:
+    """Results by stream, and then by whether tasks are named at test."""
+    found = []
+    for name, of_stream in by_stream(results).items():
+        parts: dict[str, list[Result]] = {GIVEN: [], UNKNOWN: []}
+        for result in of_stream:
+            parts[_scenario(result)].append(result)
+        naive = by_method(of_stream).get("naive", [])
+        found += [Comparison(name, scenario, part, naive) for scenario, part in parts.items() if part]
+    return found
+
+
+def _scenario(result: Result) -> str:
+    stream = STREAMS.get(result["stream"])
+    inferred = result["config"]["settings"].get("task_inference", "given") != "given"
+    return UNKNOWN if inferred or (stream and not stream.task_labels) else GIVEN
 
 
 def mean(values: Sequence[float | None]) -> float | None:

@@ -14,8 +14,7 @@ from leaderboard.measured import (
     UNKNOWN,
     Result,
     by_method,
-    by_scenario,
-    by_stream,
+    comparisons,
     free_of,
     frontier,
     load_results,
@@ -36,13 +35,12 @@ def page(results: Sequence[Result], anchors: Sequence[Anchor] = ()) -> str:
     """The whole page. What a result says goes in as data, never as markup."""
     data = [
         {
-            "name": f"{name}, {scenario}" if scenario == UNKNOWN else name,
+            "name": f"{stream}, {scenario}" if scenario == UNKNOWN else stream,
             "protocol": f"{protocol_of(found[0]['config']).strip()} Scenario: {scenario}.",
-            "rows": _rows(found, by_method(of_stream).get("naive", [])),
+            "rows": _rows(found, naive),
             "frontier": [method for _, _, method in frontier(found)],
         }
-        for name, of_stream in by_stream(results).items()
-        for scenario, found in by_scenario(of_stream).items()
+        for stream, scenario, found, naive in comparisons(results)
     ]
     template = TEMPLATE.read_text().replace("/*ANCHORS*/", _script([asdict(anchor) for anchor in anchors]))
     return template.replace("/*DATA*/", _script(data))

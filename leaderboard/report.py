@@ -11,8 +11,8 @@ from leaderboard.measured import (
     NOTHING,
     Result,
     by_method,
-    by_scenario,
     by_stream,
+    comparisons,
     free_of,
     frontier,
     load_results,
@@ -59,8 +59,7 @@ def markdown(
     parts = [HEADER.format(command=command, n=len(results)), notes]
     for stream, found in by_stream(results).items():
         parts += [f"## {stream}\n", protocol_of(found[0]["config"])]
-        naive = by_method(found).get("naive", [])
-        for scenario, compared in by_scenario(found).items():
+        for _, scenario, compared, naive in comparisons(found):
             parts += [f"### scenario: {scenario}\n", table(compared, naive=naive), ""]
             parts += [line for line in (_level_with_best(compared), _at_equal_bytes(compared)) if line]
     parts += [anchors] if anchors else []
