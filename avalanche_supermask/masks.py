@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -231,14 +232,14 @@ class PackedMasks(NamedTensors):
         return {name: torch.cat(parts) for name, parts in found.items()}
 
     def _few_products(self, columns: Mapping[str, Tensor], rows: Sequence[Tensor], kernel: Kernel) -> dict[str, Tensor]:
-        absent = {name: torch.zeros(8 * size, 1) for name, size in zip(self.shapes, self._sizes, strict=True)}
-        queries = max(g.shape[1] for g in columns.values())
-        whole = torch.cat([columns.get(name, g.expand(-1, queries)) for name, g in absent.items()])
-        bits = [row.numpy() for row in rows]
-        sums = torch.stack(
-            [torch.from_numpy(products(bits, vector.numpy(), self._sizes, kernel=kernel)) for vector in whole.cpu().T]
-        )  # (Q, K, layers)
-        return {name: sums[..., i].T for i, name in enumerate(self.shapes) if name in columns}
+        whole = [row.numpy() for row in rows]
+        found = {}
+        for name, size, end in zip(self.shapes, self._sizes, accumulate(self._sizes), strict=True):
+            if name in columns:
+                bits = [row[end - size : end] for row in whole]
+                sums = [products(bits, vector.numpy(), kernel=kernel) for vector in columns[name].cpu().T]
+                found[name] = torch.from_numpy(np.stack(sums, axis=1))  # (K, Q)
+        return found
 
     def _by_layer(self, bits: Tensor) -> Sequence[Tensor]:
         return torch.split(bits, [8 * size for size in self._sizes], dim=-1)

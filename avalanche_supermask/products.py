@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ __all__ = ["Kernel", "compiled", "products"]
 
 AT_ONCE = 64  # rows that lie together while they are read
 
-Kernel = Callable[[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]], None]
+Kernel = Callable[[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]], None]
 
 
 @cache
@@ -35,44 +34,39 @@ def compiled() -> Kernel | None:
     return kernel
 
 
-def products(
-    rows: Sequence[NDArray[np.uint8]], vector: NDArray[np.float32], sizes: Sequence[int], *, kernel: Kernel
-) -> NDArray[np.float32]:
-    """Sum of the entries that each row selects, part by part.
+def products(rows: Sequence[NDArray[np.uint8]], vector: NDArray[np.float32], *, kernel: Kernel) -> NDArray[np.float32]:
+    """Sum of the entries that each row selects.
 
     Equal rows have equal sums, bit for bit, wherever they stand.
 
     Args:
-        rows: packed masks, first entry in the lowest bit; each has ``sum(sizes)`` bytes.
+        rows: packed masks, first entry in the lowest bit, all of one size.
         vector: eight entries a byte of a row.
-        sizes: bytes of the parts of a row.
         kernel: of `compiled`.
 
     Returns:
-        float32 of shape ``(rows, parts)``.
+        float32 of shape ``(rows,)``.
 
     Example:
         >>> rows = [np.array([5, 1], np.uint8)]
-        >>> products(rows, np.arange(16, dtype=np.float32), [1, 1], kernel=_products).tolist()
-        [[2.0, 8.0]]
+        >>> products(rows, np.arange(16, dtype=np.float32), kernel=_products).tolist()
+        [10.0]
     """
     planes = np.ascontiguousarray(vector.reshape(-1, 8).T)  # (8, bytes): neighbours are of neighbouring bytes
-    edges = np.array([0, *accumulate(sizes)], dtype=np.int64)
-    found = np.zeros((len(rows), len(sizes)), dtype=np.float32)
+    found = np.zeros(len(rows), dtype=np.float32)
     for start in range(0, len(rows), AT_ONCE):
-        kernel(np.stack(rows[start : start + AT_ONCE]), planes, edges, found[start : start + AT_ONCE])
+        kernel(np.stack(rows[start : start + AT_ONCE]), planes, found[start : start + AT_ONCE])
     return found
 
 
-def _products(rows: Any, planes: Any, edges: Any, found: Any) -> None:
+def _products(rows: Any, planes: Any, found: Any) -> None:
     zero = np.float32(0)
-    for k in range(rows.shape[0]):
-        for part in range(len(edges) - 1):
-            row = rows[k, edges[part] : edges[part + 1]]
-            total = zero
-            for bit in range(8):
-                plane = planes[bit, edges[part] : edges[part + 1]]
-                chosen = np.uint8(1 << bit)
-                for i in range(len(row)):
-                    total += plane[i] if row[i] & chosen else zero
-            found[k, part] = total
+    for k in range(len(rows)):
+        row = rows[k]
+        total = zero
+        for bit in range(8):
+            plane = planes[bit]
+            chosen = np.uint8(1 << bit)
+            for i in range(len(row)):
+                total += plane[i] if row[i] & chosen else zero
+        found[k] = total
