@@ -38,7 +38,7 @@ FEATURES = "related"
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row a sequence, variant and seed: the curve of each task but the first."""
     for sequence, names in SEQUENCES.items():
-        stream = datasets(names, FEATURES, 0, options.dataset_root)
+        stream = datasets(names, FEATURES, 0, options.dataset_root, max_per_class=(100, 50))
         if options.validation:
             stream = with_validation(stream, share=options.validation, seed=0)
         network = cnn(CLASSES, FEATURES, options.dataset_root)

@@ -207,8 +207,9 @@ def _text_stream(
 
 def _webnlp(order: int) -> Stream:
     names = [text.WEBNLP[place] for place in text.WEBNLP_ORDERS[order]]
+    settings_from = None if order == 4 else "webnlp"
     return _text_stream(
-        partial(text.datasets, names, "webnlp"), "webnlp", tasks=5, classes=14, settings_from="clinc150"
+        partial(text.datasets, names, "webnlp"), "webnlp", tasks=5, classes=14, settings_from=settings_from
     )
 
 
@@ -262,7 +263,7 @@ STREAMS: dict[str, Stream] = {
     "webnlp": _webnlp(4),
     **{f"webnlp-order{order}": _webnlp(order) for order in (1, 2, 3)},
     "glue": _text_stream(
-        partial(text.datasets, text.GLUE, "glue"), "glue", tasks=5, classes=3, settings_from="clinc150"
+        partial(text.datasets, text.GLUE, "glue"), "glue", tasks=5, classes=3, settings_from="webnlp"
     ),
     "clinc150": _text_stream(text.clinc150, "clinc150", tasks=10, classes=15, settings_from=None),
 }  # fmt: skip

@@ -47,20 +47,22 @@ def encoder(root: Path | None) -> str:
     return str(folder) if folder.exists() else ENCODER
 
 
-def datasets(names: Sequence[str], features: str, _seed: int, root: Path | None) -> Any:
-    """A task a data set; at most 100 training and 50 test texts a class."""
+def datasets(
+    names: Sequence[str], features: str, _seed: int, root: Path | None, *, max_per_class: tuple[int, int] = (200, 100)
+) -> Any:
+    """A task a data set; at most so many training and test texts a class."""
     folder = _folder(root)
     tasks = {name: tuple(_existing(folder / name / f"{side}.csv") for side in ("train", "test")) for name in names}
-    return _encoded(tasks, features, root, max_per_class=(100, 50))
+    return _encoded(tasks, features, root, max_per_class=max_per_class)
 
 
-def clinc150(_seed: int, root: Path | None) -> Any:
-    """Ten domains of fifteen intents each; 40 training and 20 test texts a class, of 100 and 30."""
+def clinc150(_seed: int, root: Path | None, *, max_per_class: tuple[int, int] | None = None) -> Any:
+    """Ten domains of fifteen intents each; all 100 training and 30 test texts a class, or at most so many."""
     folder = _folder(root) / "clinc150"
     domains = json.loads(_existing(folder / "domains.json").read_text())
     sides = [read_csv(_existing(folder / f"{side}.csv")) for side in ("train", "test")]
     tasks = {domain: tuple(_where(side, set(intents)) for side in sides) for domain, intents in domains.items()}
-    return _encoded(tasks, "clinc150", root, max_per_class=(40, 20))
+    return _encoded(tasks, "clinc150", root, max_per_class=max_per_class)
 
 
 def out_of_scope(root: Path | None) -> list[str]:
