@@ -79,13 +79,15 @@ class Cell:
 
 
 def settings_of(stream: str, row: str) -> dict[str, Any]:
-    """Settings of a row: defaults, what the search chose for the row (or else its method), what its name fixes."""
+    """Settings of a row: defaults, what the search chose for the row or else its method, what its name fixes."""
     method, fixed = parse_row(row)
     chosen = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
     found_on = {**chosen.get(stream_of(stream).settings_from, {}), **chosen.get(stream, {})}
     searched_as = "exssnet" if method == "ssnet" else method  # the control runs at the settings of what it controls
     pinned = f"{searched_as}@{row.partition('@')[2]}"  # a row with an option runs at the settings of the one without
-    found = next((found_on[name] for name in (row, pinned, searched_as) if name in found_on), {}).get("settings", {})
+    default = f"{searched_as}@{rows()[searched_as].defaults.get('density')}"  # or where it was searched at this density
+    names = (row, pinned, searched_as, default)
+    found = next((found_on[name] for name in names if name in found_on), {}).get("settings", {})
     return {**rows()[method].defaults, **found, **protocol(stream, method), **fixed}
 
 

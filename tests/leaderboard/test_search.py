@@ -56,7 +56,8 @@ def test_rows_find_their_settings(tmp_path, monkeypatch):
         "permuted-mnist": {
             "exssnet": {"settings": {"mask_lr": 0.5, "density": 0.2}},
             "exssnet@0.02": {"settings": {"mask_lr": 0.7, "density": 0.02}},
-        }
+        },
+        "clinc150": {"exssnet@0.1": {"settings": {"mask_lr": 0.3, "density": 0.1}}},
     }
     path = tmp_path / "settings.json"
     path.write_text(json.dumps(chosen))
@@ -69,6 +70,8 @@ def test_rows_find_their_settings(tmp_path, monkeypatch):
     assert settings_of("permuted-mnist", "exssnet+kkt@0.02")["mask_lr"] == 0.7, "an option changes nothing else"
     other = settings_of("permuted-mnist", "exssnet@0.05")
     assert (other["mask_lr"], other["density"]) == (0.5, 0.05)
+    assert settings_of("clinc150", "exssnet")["mask_lr"] == 0.3, "searched at its default density"
+    assert settings_of("clinc150", "exssnet+kkt")["mask_lr"] == 0.3
     assert settings_of("split-mnist", "replay")["memory"] == 200
     assert settings_of("split-mnist-ordered", "replay")["memory"] == 200
 
