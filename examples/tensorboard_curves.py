@@ -39,4 +39,6 @@ for strategy in (naive, supsup):
     for experience in tasks.train_stream:
         strategy.train(experience)
         strategy.eval(tasks.test_stream)
+    for logger in strategy.evaluator.loggers:
+        logger.writer.close()  # writes what it still holds
 print(f"tensorboard --logdir {options.logs}")
