@@ -39,7 +39,10 @@ def run_or_draw(
         draw(json.loads(options.out.read_text()), options.plot)
         return
     if options.dataset_root is None:
-        parser.error("--dataset-root DIR is needed to run (downloaded if not there)")
+        parser.error(
+            "--dataset-root DIR is needed to run (images are downloaded if not there, texts are read as "
+            "benchmarks/text.py says)"
+        )
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     shown = {k: v for k, v in vars(options).items() if k not in ("dataset_root", "out", "plot")}

@@ -108,7 +108,10 @@ def _streams(options: argparse.Namespace) -> list[str]:
     names = options.streams.split(",") if options.streams else list(SUITES[options.suite])
     for name in names:
         if not stream_of(name).offline and options.dataset_root is None:
-            raise ValueError(f"stream {name!r} needs its data: pass --dataset-root DIR (downloaded if not there)")
+            raise ValueError(
+                f"stream {name!r} needs its data: pass --dataset-root DIR (images are downloaded if not there, texts "
+                "are read as benchmarks/text.py says)"
+            )
     return names
 
 
