@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "saving": {"model", "bits"},
     "text": {"data", "saving"},
     "masks": {"bits"},
+    "testing": {"data", "saving"},
 }  # fmt: skip
 
 
