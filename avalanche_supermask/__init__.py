@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from avalanche_supermask.strategies.hopsupsup import HopSupSup, HopSupSupPlugin, UnitMaskedModel
     from avalanche_supermask.strategies.impresslearn import ImpressLearn, ImpressLearnPlugin
     from avalanche_supermask.strategies.nns import SupSupNNs, SupSupNNsPlugin
+    from avalanche_supermask.strategies.sparse_finetuning import SparseFineTuning, SparseFineTuningPlugin
     from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
     from avalanche_supermask.strategy import SubnetworkStrategy
 
@@ -40,6 +41,8 @@ _HOME = {
     "MaskedModel": "model",
     "RandomCropFlip": "augment",
     "SSNeT": "strategies.exssnet",
+    "SparseFineTuning": "strategies.sparse_finetuning",
+    "SparseFineTuningPlugin": "strategies.sparse_finetuning",
     "SubnetworkPlugin": "plugin",
     "SubnetworkStrategy": "strategy",
     "SupSup": "strategies.supsup",
@@ -70,6 +73,8 @@ __all__ = [
     "MaskedModel",
     "RandomCropFlip",
     "SSNeT",
+    "SparseFineTuning",
+    "SparseFineTuningPlugin",
     "SubnetworkPlugin",
     "SubnetworkStrategy",
     "SupSup",

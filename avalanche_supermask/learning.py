@@ -80,7 +80,15 @@ class Learning(Accounting, MultiTaskModule):
         Args:
             select: turns the scores into the mask (see `selection`).
             trainable: bool by name; leave out what finished tasks own, or they change.
+
+        Raises:
+            ValueError: with ``outside="base"``, no weight differs from the base, and none learns.
         """
+        if not trainable and all(not bool(change.any()) for change in self.subnetworks.change().values()):
+            raise ValueError(
+                "a mask would choose between equal weights, as the values are those of the base: pass values=, or "
+                "init='signed_constant', or learn tasks by SparseFineTuning first"
+            )
         self.subnetworks.learn_scores(select, trainable=trainable)
         self._learn_live_weights(self.masked_names if trainable else ())
 
@@ -106,6 +114,23 @@ class Learning(Accounting, MultiTaskModule):
         mask = self.subnetworks.current_mask() if mask is None else mask
         self.subnetworks.learn_weights(trainable, mask=mask)
         self._learn_live_weights(self.masked_names)
+
+    def learn_entries(self, chosen: Mapping[str, Tensor], *, mask: Mapping[str, Tensor]) -> None:
+        """Phase in which a few entries learn, under a mask that stands still; an optimizer holds nothing else of them.
+
+        Args:
+            chosen: bool by name, inside the mask, of entries that no finished task owns.
+            mask: bool by name.
+
+        Raises:
+            ValueError: a finished task owns a chosen entry.
+        """
+        owned = self.subnetworks.owned()
+        taken = sum(int((entries & owned[name]).sum()) for name, entries in chosen.items())
+        if taken:
+            raise ValueError(f"{taken} chosen entries are owned by finished tasks, which never change; choose others")
+        self.subnetworks.learn_entries(chosen, mask=mask)
+        self._set_learning(())
 
     @torch.no_grad()
     def _learn_live_weights(self, names: Sequence[str]) -> None:
@@ -170,8 +195,8 @@ class Learning(Accounting, MultiTaskModule):
     def forget(self, task: int) -> int:
         """Delete a finished task and free exactly the weights that only it owned.
 
-        Freed weights get new signed constants, so nothing of the task is left; with ``init="keep"`` they keep
-        their value, as the brought one is not stored. Other tasks stay bit-identical.
+        Freed weights get new signed constants, so nothing of the task is left; with ``init="keep"`` they go back to
+        the base, where one is stored, and else keep their value. Other tasks stay bit-identical.
 
         Returns:
             Number of weights freed.
@@ -186,9 +211,19 @@ class Learning(Accounting, MultiTaskModule):
             for name, mask in freed.items():
                 weight = self.subnetworks.frozen[name]
                 weight[mask] = signed_constant(weight.shape, generator=generator).to(weight)[mask]
+        elif self.init == "keep" and len(self.subnetworks.base):
+            for name, mask in freed.items():
+                self.subnetworks.frozen[name].copy_(
+                    torch.where(mask, self.subnetworks.base[name], self.subnetworks.frozen[name])
+                )
         return sum(int(mask.sum()) for mask in freed.values())
 
     # ------------------------------------------------------------------ what learns
+
+    @property
+    def has_own_tensors(self) -> bool:
+        """Whether a task learns parameters of its own, beside masks and masked weights."""
+        return bool({*self._own_names, *self._head_tensors()})
 
     def _head_tensors(self) -> dict[str, Tensor]:
         known = {*self.masked_names, *self.shared, *self.fresh}

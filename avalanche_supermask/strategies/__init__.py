@@ -6,6 +6,7 @@ from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
 from avalanche_supermask.strategies.hopsupsup import HopSupSup, HopSupSupPlugin, UnitMaskedModel
 from avalanche_supermask.strategies.impresslearn import ImpressLearn, ImpressLearnPlugin
 from avalanche_supermask.strategies.nns import SupSupNNs, SupSupNNsPlugin
+from avalanche_supermask.strategies.sparse_finetuning import SparseFineTuning, SparseFineTuningPlugin
 from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "ImpressLearn",
     "ImpressLearnPlugin",
     "SSNeT",
+    "SparseFineTuning",
+    "SparseFineTuningPlugin",
     "SupSup",
     "SupSupNNs",
     "SupSupNNsPlugin",
