@@ -35,9 +35,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
+from avalanche_supermask import nested
 from avalanche_supermask.functional import initial_scores, top_k_free
-from avalanche_supermask.layout import output_layer
-from avalanche_supermask.model import MaskedModel
+from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.model.tensor_roles import output_layer
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.pretrained import left_out, said_of
 from avalanche_supermask.registry import register
@@ -113,10 +114,10 @@ class SparseFineTuningPlugin(SubnetworkPlugin):
 
     def prepare(self, model: MaskedModel) -> None:
         """Allocate the values of the entries of one task."""
-        if model.wrapping["outside"] != "base" or model.init != "keep":
+        if model.outside != "base" or model.init != "keep":
             raise ValueError(
                 "sparse fine-tuning changes a few entries of the network that was brought: expected a MaskedModel with "
-                f"outside='base' and init='keep', got {model.wrapping['outside']!r} and {model.init!r}"
+                f"outside='base' and init='keep', got {model.outside!r} and {model.init!r}"
             )
         model.subnetworks.allocate_values(self.counts(model))
 
@@ -194,7 +195,7 @@ class SparseFineTuningPlugin(SubnetworkPlugin):
         try:
             for batch in self._sample(strategy, model.seed + (model.active or 0)):
                 x, y = batch[0], batch[1].to(strategy.device)
-                out = model.forward_task(model.active, _moved_to(x, strategy.device))
+                out = model.forward_task(model.active, nested.moved(x, strategy.device))
                 (strategy._criterion(out, y) * len(y)).backward()
             found = {name: live[name].grad for name in model.masked_names}
         finally:
@@ -232,10 +233,6 @@ class SparseFineTuningPlugin(SubnetworkPlugin):
         """How far training moved each entry from the base."""
         live = dict(model.net.named_parameters())
         return {name: live[name].detach() - base for name, base in model.subnetworks.base.items()}
-
-
-def _moved_to(x: Any, device: torch.device) -> Any:
-    return {name: value.to(device) for name, value in x.items()} if isinstance(x, dict) else x.to(device)
 
 
 @register("sparse_finetuning")
