@@ -235,7 +235,8 @@ class MaskedModel(Learning):
         """Outputs under one task, by its key; None: the network as it was initialised, without a mask."""
         if key is None:  # nothing learned yet: the whole network as it was initialised
             weights = self.subnetworks.base or self.subnetworks.frozen
-            return functional_call(self.net, {**weights, **self.shared}, self.arguments(x, 0))
+            fresh = {name: tensor.clone() for name, tensor in self.fresh.items()}  # a call may move buffers
+            return functional_call(self.net, {**weights, **self.shared, **fresh}, self.arguments(x, 0))
         if key == self.active:
             weights = self.subnetworks.current_weights(self._live(self.masked_names))
             with frozen_channels(self.net, self.frozen_channels):

@@ -294,7 +294,6 @@ class SparseFineTuning(SubnetworkStrategy):
             raise ValueError(f"head must be 'linear' or 'masked'; got {head!r}")
         if norm not in ("frozen", "own"):
             raise ValueError(f"norm must be 'frozen' or 'own'; got {norm!r}")
-        default_lr = lr or 1e-3 * (0.1 / density) ** 0.5
         method = SparseFineTuningPlugin(
             density=density,
             layer_densities=layer_densities,
@@ -319,6 +318,7 @@ class SparseFineTuning(SubnetworkStrategy):
             arguments.setdefault("outside", "base")
             arguments.setdefault("per_task", "norm" if norm == "own" else "none")
             arguments.setdefault("statistics", "task" if norm == "own" else "frozen")
+        default_lr = lr or 1e-3 * (0.1 / density) ** 0.5
         super().__init__(model=model, method=method, optimizer=optimizer, default_lr=default_lr, **arguments)
         self.method = method
         if chosen_by_default:
@@ -327,4 +327,5 @@ class SparseFineTuning(SubnetworkStrategy):
     @property
     def tasks_left(self) -> int:
         """How many more tasks find as many free entries as they ask for."""
-        return self.method.tasks_left(self.model)
+        left: int = self.method.tasks_left(self.model)
+        return left
