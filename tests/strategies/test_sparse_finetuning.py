@@ -285,7 +285,7 @@ def test_entries_of_finished_tasks_cannot_be_learned_again():
     model = train_all(tune(), class_stream(1)).model
     model.begin(1)
     taken = model.subnetworks.task_mask(0)
-    with pytest.raises(ValueError, match="86 entries of '1.weight' that shall learn belong to finished tasks"):
+    with pytest.raises(ValueError, match=r"86 entries of '1\.weight' that shall learn belong to finished tasks"):
         model.learn_entries(taken, mask=taken)
 
 
