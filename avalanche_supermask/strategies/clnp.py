@@ -43,6 +43,7 @@ from typing_extensions import Unpack
 from avalanche_supermask.activity import Activity, unit_activity
 from avalanche_supermask.claims import Claims, Reads
 from avalanche_supermask.data import load_tensors
+from avalanche_supermask.distributed import agreed
 from avalanche_supermask.l1 import L1, L1Form
 from avalanche_supermask.layout import output_layer as last_layer
 from avalanche_supermask.model import MaskedModel
@@ -57,7 +58,7 @@ __all__ = ["CLNP", "CLNPPlugin"]
 BATCH = 1024
 
 
-class CLNPPlugin(SubnetworkPlugin):
+class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """CLNP as a plugin of any template whose model is a ``MaskedModel(net, mask="all", init="keep")``.
 
     Args:
@@ -255,7 +256,7 @@ class CLNPPlugin(SubnetworkPlugin):
             max_new=self.max_new,
         )
         model.train(was_training)
-        return result
+        return agreed(result)
 
     def _search_l1(self, strategy: Any, model: MaskedModel) -> float:
         """Train a copy at each strength; of those within the margin of the best, the one that claims least."""
