@@ -15,7 +15,7 @@ __all__ = ["digest", "require_equal_tensors"]
 
 
 def digest(value: Any) -> bytes:
-    """16 bytes that stand for a tensor with its type and shape, or for numbers and words, in lists and dictionaries too.
+    """16 bytes that stand for a tensor with its type and shape, or for numbers and words, in lists and dictionaries.
 
     Pickles will not do: equal objects may have unequal ones.
     """

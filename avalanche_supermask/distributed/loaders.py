@@ -1,7 +1,8 @@
 """Avalanche's and PyTorch's loaders in a group of processes: a share for each, and a new order for each epoch.
 
-Avalanche 0.6 makes its ``DistributedSampler`` anew at every pass and never tells it which pass it is, so that all epochs
-have one order; and where an experience has no task labels it takes a plain loader, which gives every process all samples.
+Avalanche 0.6 makes its ``DistributedSampler`` anew at every pass and never tells it which pass it is, so that all
+epochs have one order; and where an experience has no task labels it takes a plain loader, which gives every process all
+samples.
 """
 
 from __future__ import annotations
