@@ -49,6 +49,8 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         0
     """
 
+    _processes = 1  # that learned the experience which a checkpoint interrupts
+
     def __init__(self, path: str | os.PathLike[str], *, every: int = 1) -> None:
         super().__init__()
         if every < 1:
@@ -58,7 +60,6 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             raise ValueError(f"no folder {folder} to write checkpoints into; make it first")
         self.path, self.every = os.fspath(path), every
         self._epochs_done = 0  # of the experience that a checkpoint interrupts
-        self._processes = 1  # that learned it
         self._random: dict[str, Any] = {}
         self._held: bytes = b""  # the state to put back, while Avalanche sets up
 
