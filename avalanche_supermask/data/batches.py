@@ -37,6 +37,7 @@ class TensorBatches:
         self.tensors, self.batch_size, self.shuffle = tensors, batch_size, shuffle
         self.augment, self.drop_last = augment, drop_last
         self.share = share
+        self.counts: int | None = None  # samples of the latest batch that count in this process; None: all of them
 
     @property
     def shared_out(self) -> bool:
@@ -63,7 +64,9 @@ class TensorBatches:
             if order is not None:
                 rows = order[rows]
             if self.share is not None and self.shared_out:
-                rows = self.share.of(torch.arange(n, device=device)[rows] if isinstance(rows, slice) else rows)
+                rows = torch.arange(n, device=device)[rows] if isinstance(rows, slice) else rows
+                self.counts = self.share.counts(len(rows))
+                rows = self.share.of(rows)
             x, *rest = (t[rows] for t in self.tensors)
             yield [x if self.augment is None else self.augment(x), *rest]
 

@@ -59,7 +59,7 @@ class GradientAverage:
         bucket_bytes: gradients that are sent together (default 25 MiB, PyTorch's).
 
     Attributes:
-        samples: of this process's batch; set it before each backward pass.
+        samples: of this process's batch that count, 0 or more; set it before each backward pass.
         vote: whether this process wants to end the training; set it before a backward pass.
         samples_by_rank: of the latest backward pass.
         voted: whether any process wanted to, at the latest backward pass.
@@ -107,7 +107,7 @@ class GradientAverage:
         self._sent += 1
         last = self._sent == len(self._buckets)
         dtype = torch.promote_types(bucket.parameters[0].dtype, torch.float32)
-        weight = 1.0 if self.summed else float(self.samples)
+        weight = float(self.samples > 0) if self.summed else float(self.samples)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket.parameters]
         notes = [float(p.grad is not None) for p in bucket.parameters]
         if last:

@@ -17,40 +17,40 @@ from avalanche_supermask.distributed.group import rank, size
 __all__ = ["for_this_process"]
 
 
-def for_this_process(loader: Any, *, epoch: int) -> Any:
+def for_this_process(loader: Any, *, seed: int) -> Any:
     """The loader with the share of this process, in an order of its own for this epoch.
 
     Args:
         loader: of any kind; one of another kind than Avalanche's and PyTorch's is returned as it is.
-        epoch: number that tells the epoch from the others, the same in every process.
+        seed: of the order of this epoch, the same in every process.
     """
     if isinstance(loader, MultiDatasetDataLoader):
-        _reorder(loader, epoch)
+        _reorder(loader, seed)
     elif isinstance(loader, DataLoader) and isinstance(loader.batch_sampler, BatchSampler):
         if not isinstance(loader.sampler, DistributedSampler):
             loader = _shared_out(loader)
-        loader.sampler.set_epoch(epoch)
+        loader.sampler.set_epoch(seed)
     return loader
 
 
-def _reorder(loader: MultiDatasetDataLoader, epoch: int) -> None:
-    """Let the samplers that it makes at the next pass, or has made for all passes, know the epoch."""
+def _reorder(loader: MultiDatasetDataLoader, seed: int) -> None:
+    """Let the samplers that it makes at the next pass, or has made for all passes, know which epoch it is."""
     make = type(loader)._create_samplers
 
     def create_samplers(*arguments: Any) -> list[Any]:
         made: list[Any] = make(*arguments)
-        _set_epoch(made, epoch)
+        _set_epoch(made, seed)
         return made
 
     loader._create_samplers = create_samplers
     if loader._persistent_loader is not None:
-        _set_epoch(loader._persistent_loader.batch_sampler.samplers, epoch)
+        _set_epoch(loader._persistent_loader.batch_sampler.samplers, seed)
 
 
-def _set_epoch(samplers: list[Any], epoch: int) -> None:
+def _set_epoch(samplers: list[Any], seed: int) -> None:
     for sampler in samplers:
         if isinstance(sampler.sampler, DistributedSampler):
-            sampler.sampler.set_epoch(epoch)
+            sampler.sampler.set_epoch(seed)
 
 
 def _shared_out(loader: DataLoader[Any]) -> DataLoader[Any]:

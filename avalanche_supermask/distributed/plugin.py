@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader
 from avalanche.training.plugins import SupervisedPlugin
-from torch import Tensor
 
+from avalanche_supermask import nested
 from avalanche_supermask.distributed.agreement import require_alike
 from avalanche_supermask.distributed.digests import digest, require_equal_tensors
 from avalanche_supermask.distributed.gradients import GradientAverage
-from avalanche_supermask.distributed.group import agreed, anywhere, in_group, is_first, size
+from avalanche_supermask.distributed.group import anywhere, in_group, is_first, rank, size
 from avalanche_supermask.distributed.loaders import for_this_process
-from avalanche_supermask.distributed.random_states import draw_alike, draw_apart
+from avalanche_supermask.distributed.random_states import draw_alike, draw_apart, seed_for
 from avalanche_supermask.distributed.statistics import average_statistics
-from avalanche_supermask.distributed.whole_batches import gathered, in_order
+from avalanche_supermask.distributed.whole_batches import whole
 
 __all__ = ["DistributedPlugin", "join", "refuse"]
 
@@ -123,7 +123,7 @@ class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: i
         strategy._stop_training = anywhere(strategy._stop_training or self._stop)
         self._stop = False
         draw_alike()
-        strategy.dataloader = for_this_process(strategy.dataloader, epoch=agreed(int(torch.randint(2**31, ()))))
+        strategy.dataloader = for_this_process(strategy.dataloader, seed=seed_for(strategy.clock.train_iterations))
         require_alike(
             {"their numbers of batches": len(strategy.dataloader)},
             remedy="pass the same data, the same train_mb_size and the same plugins in all of them",
@@ -137,7 +137,9 @@ class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: i
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Tell how many samples this process's part of the batch has."""
         if self._average is not None:
-            self._average.samples, self._average.vote = len(strategy.mb_y), self._stop
+            counts = getattr(strategy.dataloader, "counts", None)  # an empty share holds a sample of another process
+            self._average.samples = nested.batch_size(strategy.mb_y) if counts is None else counts
+            self._average.vote = self._stop
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Let metrics see the whole batch, and let the processes stop at the same batch."""
@@ -150,14 +152,12 @@ class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: i
             self._show_whole_batch(strategy, average.samples_by_rank)
 
     def _show_whole_batch(self, strategy: Any, samples: list[int]) -> None:
-        outputs, loss = strategy.mb_output, torch.as_tensor(strategy.loss).detach().reshape(1)
-        if not isinstance(outputs, Tensor) or len(outputs) != len(strategy.mb_y):
-            return
-        _, *rest = strategy.mbatch
-        parts = gathered([outputs, *rest, loss.expand(len(outputs)).contiguous()], rows=samples)
-        outputs, *rest, losses = (torch.cat(column) for column in zip(*parts, strict=True))
-        strategy.mb_output, strategy.loss = outputs, losses.mean()
-        strategy.mbatch = [strategy.mbatch[0], *rest]
+        rows = [max(1, n) for n in samples]
+        loss = torch.as_tensor(strategy.loss).detach().expand(rows[rank()]).clone()  # a row a sample
+        x, *rest = strategy.mbatch
+        everyones = whole((strategy.mb_output, rest, loss), rows=rows)
+        strategy.mb_output, rest, losses = nested.rows(everyones, slice(0, sum(samples)), n=sum(rows))
+        strategy.mbatch, strategy.loss = [x, *rest], losses.mean()
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Make the processes one again: running statistics and random states."""
@@ -198,17 +198,16 @@ class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: i
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Put the whole batch together, so that loss and metrics are those of all data, in the data's order."""
-        outputs = strategy.mb_output
-        if not self._dealt or not isinstance(outputs, Tensor) or len(outputs) != len(strategy.mb_y):
+        if not self._dealt:
             return
-        left = len(strategy.adapted_dataset) - self._seen
-        inferred = [t for t in (strategy.model.inferred_task,) if t is not None and len(t) == len(outputs)]
-        parts = gathered([outputs, *strategy.mbatch, *inferred], rows=[len(outputs)] * size())
-        outputs, *rest = (in_order(column)[:left] for column in zip(*parts, strict=True))
-        if inferred:
-            strategy.model.inferred_task = rest.pop()
-        strategy.mb_output, strategy.mbatch = outputs, rest
-        self._seen += len(outputs)
+        n = nested.batch_size(strategy.mb_y)
+        mine = (strategy.mb_output, list(strategy.mbatch), strategy.model.inferred_task)
+        everyones = whole(mine, rows=[n] * size(), dealt=True)
+        real = min(n * size(), len(strategy.adapted_dataset) - self._seen)  # the rest made the shares equal
+        strategy.mb_output, strategy.mbatch, strategy.model.inferred_task = nested.rows(
+            everyones, slice(0, real), n=n * size()
+        )
+        self._seen += real
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_average": None}

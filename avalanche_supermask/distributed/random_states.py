@@ -15,7 +15,7 @@ import torch
 from avalanche_supermask.distributed.digests import digest
 from avalanche_supermask.distributed.group import agreed, in_group, rank
 
-__all__ = ["draw_alike", "draw_apart"]
+__all__ = ["draw_alike", "draw_apart", "seed_for"]
 
 
 def draw_alike() -> None:
@@ -37,4 +37,9 @@ def draw_apart() -> None:
     """Let every process but rank 0 draw numbers of its own, which follow from the state of rank 0 and from its rank."""
     draw_alike()
     if rank():
-        torch.manual_seed(int.from_bytes(digest((rank(), digest(torch.get_rng_state())))[:7], "big"))
+        torch.manual_seed(seed_for(rank()))
+
+
+def seed_for(number: int) -> int:
+    """A seed that follows from PyTorch's random state and a number; nothing is drawn."""
+    return int.from_bytes(digest((number, digest(torch.get_rng_state())))[:4], "big")

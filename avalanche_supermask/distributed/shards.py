@@ -1,8 +1,9 @@
 """Which samples of a batch are whose: each process takes every n-th, as PyTorch's ``DistributedSampler`` does.
 
 The batches of all processes together are those that one process would draw with a batch as large as all of theirs. In
-training, every sample is seen exactly once; only a last batch with fewer samples than processes repeats some. In
-evaluation the shares are made equal, and what was repeated is dropped when the answers are put together again.
+training, every sample counts exactly once: where a last batch has fewer samples than there are processes, those without
+one take the first of them, and it does not count there. In evaluation the shares are made equal, and what was repeated
+is dropped when the answers are put together again.
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ class SampleShare:
         if len(mine) == 0 or (self.equal and len(mine) * self.size < len(rows)):
             mine = torch.cat([mine, rows[:1]])
         return mine
+
+    def counts(self, rows: int) -> int:
+        """How many samples of this share count, in a batch of so many."""
+        return len(range(self.rank, rows, self.size))
 
 
 def shared_permutation(n: int) -> Tensor:

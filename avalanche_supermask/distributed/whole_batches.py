@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableSequence, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from avalanche_supermask.distributed.group import in_group, on_backend, size, told
+from avalanche_supermask import nested
+from avalanche_supermask.distributed.group import in_group, on_backend, rank, size, told
 
-__all__ = ["gathered", "in_order", "whole_outputs"]
+__all__ = ["gathered", "whole", "whole_outputs"]
 
 
 @torch.no_grad()
@@ -23,7 +25,7 @@ def gathered(tensors: Sequence[Tensor], *, rows: Sequence[int] | None = None) ->
             within a process.
         rows: that first dimension by rank, where it is known; else it is exchanged before.
     """
-    if not in_group():
+    if not (in_group() and tensors):
         return [list(tensors)]
     rows = told(len(tensors[0])) if rows is None else rows
     most = max(rows)
@@ -35,6 +37,26 @@ def gathered(tensors: Sequence[Tensor], *, rows: Sequence[int] | None = None) ->
         [_read(part.to(t.device), t, n) for part, t in zip(r.split(sizes), tensors, strict=True)]
         for r, n in zip(received, rows, strict=True)
     ]
+
+
+def whole(x: Any, *, rows: Sequence[int], dealt: bool = False) -> Any:
+    """A structure of tensors, such as an output or a batch, with the samples of all processes.
+
+    Args:
+        x: of any form (see `nested`); tensors without a row a sample stay as they are here.
+        rows: samples by rank.
+        dealt: the shares are equal, and dealt out sample by sample; the samples come in the order of the data. Else
+            they come rank by rank.
+    """
+    mine = rows[rank()]
+    parts = gathered([t for t in nested.tensors(x) if _is_column(t, mine)], rows=rows)
+    columns = iter(zip(*parts, strict=True))
+    join = _in_order if dealt else torch.cat
+    return nested.mapped(lambda t: join(list(next(columns))) if _is_column(t, mine) else t, x)
+
+
+def _is_column(tensor: Tensor, rows: int) -> bool:
+    return tensor.dim() > 0 and len(tensor) == rows
 
 
 def whole_outputs(outputs: MutableSequence[Tensor], *, latest: int) -> None:
@@ -51,7 +73,7 @@ def whole_outputs(outputs: MutableSequence[Tensor], *, latest: int) -> None:
     outputs.append(torch.cat([part for (part,) in gathered([mine])]))
 
 
-def in_order(parts: Sequence[Tensor]) -> Tensor:
+def _in_order(parts: Sequence[Tensor]) -> Tensor:
     """The samples of a batch in the order in which they lie in the data, from equal shares (see `shards`)."""
     return torch.stack(list(parts), dim=1).flatten(0, 1)
 
