@@ -165,7 +165,7 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Find the units at the first task; look how many are free."""
         if not self.claims.units.count:
-            self.claims.find(model, model.arguments(self._held_out[0][:2], model.subnetworks.active_label))
+            self.claims.find(model, model.arguments(self._held_out[0][:2], model.subnetworks.active_label)[0])
         full = self.claims.full()
         if full:
             message = (
