@@ -50,7 +50,7 @@ __all__ = ["Basis", "ImpressLearn", "ImpressLearnPlugin"]
 Basis = Literal["heterogeneous", "homogeneous", "random", "tasks"]
 
 
-class ImpressLearnPlugin(SubnetworkPlugin):
+class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """ImpressLearn as a plugin of any template whose model is a `MaskedModel`.
 
     Args:
