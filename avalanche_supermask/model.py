@@ -1,7 +1,7 @@
 """`MaskedModel`: any ``nn.Module``, untouched, called with the weights of one task or another.
 
-With `learning`, the only place that touches the user's network. It is called through ``torch.func.functional_call``, so
-its classes, names and attributes stay as they are; which tensors it sees depends on the task:
+With `learning`, the only place that touches the user's network. It is called with other tensors in the places of its own
+(see `network_call`), so its classes, names and attributes stay as they are; which tensors it sees depends on the task:
 
 * *masked* weights (two or more dimensions): the task's subnetwork of weights that all tasks share;
 * *head* tensors (inside Avalanche's dynamic modules) and, on request, norm and bias parameters: the task's own;
@@ -19,9 +19,8 @@ import torch
 from avalanche.models import DynamicModule, MultiTaskModule
 from avalanche.models.utils import avalanche_model_adaptation
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from avalanche_supermask.frozen_channels import FrozenChannels, frozen_channels
+from avalanche_supermask.frozen_channels import FrozenChannels
 from avalanche_supermask.inference import Inference, by_name
 from avalanche_supermask.layout import (
     Init,
@@ -32,9 +31,9 @@ from avalanche_supermask.layout import (
     grow_heads,
     moving_buffers,
     redraw,
-    with_ties,
 )
 from avalanche_supermask.learning import Learning
+from avalanche_supermask.network_call import NetworkCall
 from avalanche_supermask.recent import Recent, TaskTensors
 from avalanche_supermask.routing import Router, forward_mixed
 from avalanche_supermask.subnetworks import Subnetworks
@@ -130,6 +129,7 @@ class MaskedModel(Learning):
         self.inferred_task: Tensor | None = None  # task key of each sample, after a call that inferred
         # BatchNorm layers of the task being learned in which some channels are claimed by earlier ones.
         self.frozen_channels: dict[str, FrozenChannels] = {}
+        self.call = NetworkCall()
         self._recent = Recent()
         self._set_learning(())
 
@@ -208,16 +208,14 @@ class MaskedModel(Learning):
     def forward_task(self, key: int | None, x: Any) -> Any:
         """Outputs under one task, by its key; None: the network as it was initialised, without a mask."""
         if key is None:  # nothing learned yet: the whole network as it was initialised
-            return functional_call(self.net, {**self.subnetworks.frozen, **self.shared}, self.arguments(x, 0))
+            return self.call(self.net, {**self.subnetworks.frozen, **self.shared}, self.arguments(x, 0))
         if key == self.active:
             weights = self.subnetworks.current_weights(self._live(self.masked_names))
-            with frozen_channels(self.net, self.frozen_channels):
-                return functional_call(
-                    self.net, {**weights, **self.shared}, self.arguments(x, self.subnetworks.active_label)
-                )
+            arguments = self.arguments(x, self.subnetworks.active_label)
+            return self.call(self.net, {**weights, **self.shared}, arguments, hooks=self.frozen_channels)
         arguments = self.arguments(x, self.subnetworks.tasks[key].label)
         tensors = self._recent.get(key, lambda: self._task_tensors(key)).for_call(training=self.training)
-        return functional_call(self.net, tensors, arguments, tie_weights=False)  # tied already
+        return self.call(self.net, tensors, arguments)
 
     def arguments(self, x: Any, label: int | None) -> tuple[Any, ...]:
         """Arguments of a call of the network itself, for a batch of one task label."""
@@ -230,7 +228,7 @@ class MaskedModel(Learning):
 
     def _task_tensors(self, key: int) -> TaskTensors:
         """The same, with what else a call has to know, kept for the next calls."""
-        tensors = with_ties(self.net, self.tensors_of(key))
+        tensors = self.tensors_of(key)
         trained, counted = (names & tensors.keys() for names in moving_buffers(self.net))
         return TaskTensors(tensors, trained, counted)
 
