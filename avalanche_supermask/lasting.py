@@ -1,7 +1,7 @@
 """Tensors that outlive the call that makes them.
 
-Under `torch.inference_mode` every new tensor is one that no later call may differentiate through. What is kept for later
-calls is therefore made outside of it, whatever the caller's mode.
+Under `torch.inference_mode` every new tensor is one that no later call may differentiate through. What is kept for
+later calls is therefore made outside of it, whatever the caller's mode.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ def ordinary(x: Any) -> Any:
     """
     if isinstance(x, Tensor):
         return x.clone() if x.is_inference() else x
+    kind: Any = type(x)
     if isinstance(x, Mapping):
-        return type(x)({key: ordinary(value) for key, value in x.items()})
+        return kind({key: ordinary(value) for key, value in x.items()})
     if isinstance(x, tuple) and hasattr(x, "_fields"):
-        return type(x)(*(ordinary(value) for value in x))
-    return type(x)(ordinary(value) for value in x) if isinstance(x, (tuple, list)) else x
+        return kind(*map(ordinary, x))
+    return kind(map(ordinary, x)) if isinstance(x, (tuple, list)) else x

@@ -1,7 +1,7 @@
 """`MaskedModel`: any ``nn.Module``, untouched, called with the weights of one task or another.
 
-With `learning`, the only place that touches the user's network. It is called with other tensors in the places of its own
-(see `network_call`), so its classes, names and attributes stay as they are; which tensors it sees depends on the task:
+With `learning`, the only place that touches the user's network. It is called with other tensors in the places of its
+own (see `network_call`), so its classes, names and attributes stay as they are. Which ones depends on the task:
 
 * *masked* weights (two or more dimensions): the task's subnetwork of weights that all tasks share;
 * *head* tensors (inside Avalanche's dynamic modules) and, on request, norm and bias parameters: the task's own;
