@@ -46,7 +46,7 @@ def test_what_a_phase_keeps_may_be_made_in_either_mode(phase):
         model.learn_coefficients()
     else:
         model.learn_scores(selection(model.masked_shapes, density=0.3))
-        model.learn_weights({n: torch.ones(s, dtype=torch.bool) for n, s in model.masked_shapes.items()})
+        model.learn_weights({name: ~mask for name, mask in model.owned().items()})
     with torch.inference_mode():
         model(inputs(), 2)
     model(inputs(), 2).sum().backward()

@@ -90,16 +90,16 @@ def learning(net, phase):
     model.begin(1, 1)
     model.subnetworks.set_scores(model.fresh_scores(1))
     select = selection(model.masked_shapes, density=0.5)
-    everything = {n: torch.ones(s, dtype=torch.bool) for n, s in model.masked_shapes.items()}
+    free = {name: ~mask for name, mask in model.owned().items()}
     if phase == "coefficients":
         model.subnetworks.add_to_basis(0)
         model.subnetworks.add_to_basis({n: select.mask(n, s) for n, s in model.subnetworks.scores.items()})
         model.subnetworks.mixtures.allocate(model.masked_names, model.subnetworks.frozen["a.weight"], 2)
         model.learn_coefficients(own={"c.weight"}, select=select)
     else:
-        model.learn_scores(select, trainable=everything if phase == "both" else None)
+        model.learn_scores(select, trainable=free if phase == "both" else None)
     if phase == "weights":
-        model.learn_weights(everything)
+        model.learn_weights(free)
     return model
 
 
