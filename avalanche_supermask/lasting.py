@@ -6,12 +6,13 @@ later calls is therefore made outside of it, whatever the caller's mode.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from avalanche_supermask.nested import mapped, tensors
 
 __all__ = ["lasting", "ordinary"]
 
@@ -34,14 +35,8 @@ def ordinary(x: Any) -> Any:
     """Inputs, with ordinary copies of those tensors that were made under `torch.inference_mode`.
 
     Args:
-        x: a tensor, or tuples, lists and dictionaries of them; other things stay as they are. To be called within
-            `lasting`.
+        x: a tensor, or what holds tensors (see `nested`). To be called within `lasting`.
     """
-    if isinstance(x, Tensor):
-        return x.clone() if x.is_inference() else x
-    kind: Any = type(x)
-    if isinstance(x, Mapping):
-        return kind({key: ordinary(value) for key, value in x.items()})
-    if isinstance(x, tuple) and hasattr(x, "_fields"):
-        return kind(*map(ordinary, x))
-    return kind(map(ordinary, x)) if isinstance(x, (tuple, list)) else x
+    if not any(tensor.is_inference() for tensor in tensors(x)):
+        return x
+    return mapped(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, x)
