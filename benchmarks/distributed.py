@@ -58,7 +58,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, int]] =
 def start_group(size: int, function: Callable[..., Any], folder: str, *arguments: Any) -> list[Any]:
     """Start processes that run ``function(rank, folder, *arguments)`` in one gloo group; what it returns is stored."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.distributed", "avalanche_supermask.strategies"])
+    context.set_forkserver_preload(
+        ["avalanche_supermask.strategies", "avalanche_supermask.saving.checkpoint_plugin", "benchmarks.streams"]
+    )
     meeting_place = tempfile.mktemp(dir=folder)
     group = [
         context.Process(target=_member, args=(rank, size, meeting_place, function, folder, arguments))

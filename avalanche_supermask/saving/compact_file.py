@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from avalanche_supermask.distributed import is_first
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.saving.atomic_write import written_whole
 
@@ -41,12 +42,16 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
 
     Raises:
         ValueError: a task is being learned.
+
+    Of several processes that learn together only rank 0 writes the file; the others hold the same.
     """
     if model.active is not None:
         raise ValueError(
             f"task {model.active} is being learned, and only finished tasks are saved: save between experiences, or "
             "use save_checkpoint()"
         )
+    if not is_first():
+        return
     state = model.state_dict()
     tensors = {
         name: value.detach().cpu().contiguous()
