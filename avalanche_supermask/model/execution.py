@@ -11,13 +11,16 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from avalanche_supermask.model.cache import TaskTensors
 from avalanche_supermask.model.sparse_kernels import CSR, complaint, kernels
-from avalanche_supermask.model.sparse_layers import SparseWeight, is_autocast, sparse_places, unserved
+from avalanche_supermask.model.sparse_places import is_thin, sparse_places, with_sparse
+from avalanche_supermask.model.sparse_weight import SparseWeight, is_autocast, unserved
 
 __all__ = ["Execution", "Executor", "batch_class", "checked"]
 
@@ -29,7 +32,7 @@ WORTH_TOGETHER = 0.97  # of the dense network's time
 ROUNDS, SECONDS = (5, 31), 0.04  # pairs that are timed: at least, at most, and until so much time is spent
 CALLS = 3  # of one layer within a pass that are timed: a recurrent one has hundreds
 
-Call = Callable[[Mapping[str, Tensor]], Any]
+Call = Callable[[TaskTensors], Any]
 Choices = dict[str, list[str]]  # by class of batches: the kernels, then the names of the weights that are sparse
 
 
@@ -76,7 +79,7 @@ class Executor:
         net: nn.Module,
         masked: Mapping[str, Tensor],
         choices: Choices,
-        dense: Callable[[], Mapping[str, Tensor]],
+        dense: Callable[[], TaskTensors],
         call: Call,
     ) -> frozenset[str]:
         """Names of the weights that are sparse in a call, under ``"sparse"`` or ``"auto"``.
@@ -163,7 +166,7 @@ class _Timed(SparseWeight):
     seconds: list[tuple[float, float]]  # of each call: sparse, dense
 
     @staticmethod
-    def __new__(cls, weight: Tensor) -> _Timed:
+    def __new__(cls: Any, weight: Tensor) -> _Timed:
         timed: _Timed = SparseWeight.__new__(cls, CSR(weight), strict=True)  # type: ignore[assignment]
         timed.full, timed.seconds = weight, []
         return timed
@@ -178,7 +181,9 @@ class _Timed(SparseWeight):
         x, *rest = args[0], *args[2:]
         ours = SparseWeight(self.csr)
         if len(self.seconds) < CALLS and unserved(x, self.csr) is None:
-            self.seconds.append(timed(lambda: dense(x, ours, *rest, **kwargs), lambda: dense(x, self.full, *rest, **kwargs)))
+            self.seconds.append(
+                timed(lambda: dense(x, ours, *rest, **kwargs), lambda: dense(x, self.full, *rest, **kwargs))
+            )
         return dense(x, self.full, *rest, **kwargs)
 
     @property
@@ -188,37 +193,34 @@ class _Timed(SparseWeight):
         return sparse < WORTH * dense
 
 
-def chosen(names: frozenset[str], tensors: Mapping[str, Tensor], call: Call) -> frozenset[str]:
+def chosen(names: frozenset[str], given: TaskTensors, call: Call) -> frozenset[str]:
     """Names of the weights whose layers are faster with sparse ones, measured in a pass of the network.
 
     None at all where the whole network does not gain by it.
 
     Args:
         names: of the weights that can be sparse.
-        tensors: of the network, dense.
+        given: tensors of the network, dense.
         call: runs the network with tensors in the places of its own.
     """
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        probes = {name: _Timed(tensors[name]) for name in names if _is_thin(tensors[name])}
-        call({**tensors, **probes})
-        faster = {name: probe for name, probe in probes.items() if probe.faster}
+        tensors = given.tensors
+        probes = {name: _Timed(tensors[name]) for name in names if is_thin(tensors[name])}
+        call(replace(given, tensors={**tensors, **probes}))
+        faster = frozenset(name for name, probe in probes.items() if probe.faster)
         if not faster:
             return NONE
-        mixed = {**tensors, **{name: SparseWeight(probe.csr, strict=False) for name, probe in faster.items()}}
-        together, dense = timed(lambda: call(mixed), lambda: call(tensors))
-        return frozenset(faster) if together < WORTH_TOGETHER * dense else NONE
-
-
-def _is_thin(weight: Tensor) -> bool:
-    """Whether it is worth a try: above half, sparse layers were slower without exception."""
-    return 2 * int(weight.count_nonzero()) < weight.numel()
+        mixed = replace(given, tensors=with_sparse(tensors, faster, strict=False))
+        together, dense = timed(lambda: call(mixed), lambda: call(given))
+        return faster if together < WORTH_TOGETHER * dense else NONE
 
 
 def timed(ours: Callable[[], Any], dense: Callable[[], Any]) -> tuple[float, float]:
     """Medians of the seconds of two calls that alternate, after one of each that does not count."""
     ours()
     dense()
-    a, b = [], []
+    a: list[float] = []
+    b: list[float] = []
     started = time.perf_counter()
     while len(a) < ROUNDS[0] or (len(a) < ROUNDS[1] and time.perf_counter() - started < SECONDS):
         for seconds, function in ((a, ours), (b, dense)):

@@ -10,6 +10,7 @@ Sums run in the order of the weights, whatever the number of threads, so that an
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -55,9 +56,10 @@ def in_parallel(call: Callable[[int, int], None], size: int, *, step: int, threa
         call(0, size)
         return
     bounds = [min(size, step * (steps * part // parts)) for part in range(parts + 1)]
+    first, *rest = itertools.pairwise(bounds)
     pool = _pool(os.getpid(), threads - 1)
-    others = [pool.submit(call, a, b) for a, b in zip(bounds[1:-1], bounds[2:], strict=True)]
-    call(bounds[0], bounds[1])
+    others = [pool.submit(call, start, stop) for start, stop in rest]
+    call(*first)
     for other in others:
         other.result()
 
@@ -73,7 +75,16 @@ def compiled() -> Loops:
     turn = njit(**options)(_turn)
 
     def linear(
-        starts: Any, places: Any, values: Any, bias: Any, x: Any, out: Any, b_from: int, b_to: int, r_from: int, r_to: int
+        starts: Any,
+        places: Any,
+        values: Any,
+        bias: Any,
+        x: Any,
+        out: Any,
+        b_from: int,
+        b_to: int,
+        r_from: int,
+        r_to: int,
     ) -> None:
         source = np.empty((x.shape[1], WIDTH), x.dtype)
         rows = np.empty((8, WIDTH), x.dtype)
