@@ -41,12 +41,14 @@ class CSR:
 
     def __init__(self, weight: Tensor) -> None:
         self.shape = tuple(weight.shape)
-        with warnings.catch_warnings():
+        # Made to last: what is made under inference_mode, later calls may not differentiate through.
+        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            found = weight.detach().flatten(1).to_sparse_csr()
+            weight = weight.clone() if weight.is_inference() else weight
+            found = weight.flatten(1).to_sparse_csr()
             self.starts = found.crow_indices().int()
             self.places = found.col_indices().int()
-            self.values = found.values()
+            self.values = found.values().detach()
             self.matrix = torch.sparse_csr_tensor(
                 self.starts, self.places, self.values, found.shape, check_invariants=False
             )
