@@ -21,8 +21,9 @@ from avalanche_supermask.model.cache import TaskTensors
 from avalanche_supermask.model.sparse_kernels import CSR, complaint, kernels
 from avalanche_supermask.model.sparse_places import is_thin, sparse_places, with_sparse
 from avalanche_supermask.model.sparse_weight import SparseWeight, is_autocast, unserved
+from avalanche_supermask.nested import tensors as nested_tensors
 
-__all__ = ["Execution", "Executor", "batch_class", "checked"]
+__all__ = ["NONE", "Arguments", "Execution", "Executor", "batch_class", "checked"]
 
 Execution = Literal["dense", "sparse", "auto"]
 NONE: frozenset[str] = frozenset()
@@ -32,6 +33,7 @@ WORTH_TOGETHER = 0.97  # of the dense network's time
 ROUNDS, SECONDS = (5, 31), 0.04  # pairs that are timed: at least, at most, and until so much time is spent
 CALLS = 3  # of one layer within a pass that are timed: a recurrent one has hundreds
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of the network, with keywords
 Call = Callable[[TaskTensors], Any]
 Choices = dict[str, list[str]]  # by class of batches: the kernels, then the names of the weights that are sparse
 
@@ -74,7 +76,7 @@ class Executor:
     def sparse_names(
         self,
         key: int,
-        arguments: Sequence[Any],
+        arguments: Arguments,
         *,
         net: nn.Module,
         masked: Mapping[str, Tensor],
@@ -127,36 +129,24 @@ class Executor:
             )
 
 
-def _shapes(arguments: Any) -> Any:
-    """Shapes and types of all tensors among a call's arguments, as a key."""
-    if isinstance(arguments, Tensor):
-        return (arguments.shape, arguments.dtype)
-    if isinstance(arguments, Mapping):
-        return tuple((key, _shapes(value)) for key, value in arguments.items())
-    if isinstance(arguments, (tuple, list)):
-        return tuple(_shapes(value) for value in arguments)
-    return None
+def _shapes(arguments: Arguments) -> tuple[tuple[torch.Size, torch.dtype], ...]:
+    """Shapes and types of all tensors among a call's arguments."""
+    return tuple((t.shape, t.dtype) for t in nested_tensors(arguments))
 
 
-def batch_class(arguments: Sequence[Any]) -> str:
+def batch_class(arguments: Arguments) -> str:
     """Class of the batches that share a choice: sizes rounded up to powers of two, types, threads.
 
     Example:
         >>> threads = torch.get_num_threads()
-        >>> batch_class((torch.zeros(100, 1, 28, 28),)) == f"128x1x32x32 float32, {threads} threads"
+        >>> batch_class(((torch.zeros(100, 1, 28, 28),), {})) == f"128x1x32x32 float32, {threads} threads"
         True
     """
     words = []
-    for shape, dtype in _flat(_shapes(arguments)):
+    for shape, dtype in _shapes(arguments):
         sizes = "x".join(str(1 << (size - 1).bit_length() if size else 0) for size in shape)
         words.append(f"{sizes} {str(dtype).removeprefix('torch.')}")
     return ", ".join([*words, f"{torch.get_num_threads()} threads"])
-
-
-def _flat(shapes: Any) -> list[tuple[Any, Any]]:
-    if isinstance(shapes, tuple) and len(shapes) == 2 and isinstance(shapes[0], torch.Size):
-        return [shapes]
-    return [found for part in shapes for found in _flat(part)] if isinstance(shapes, tuple) else []
 
 
 class _Timed(SparseWeight):

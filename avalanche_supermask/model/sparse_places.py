@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from avalanche_supermask.model.sparse_kernels import CSR
+from avalanche_supermask.model.sparse_kernels import CSR, complaint
 from avalanche_supermask.model.sparse_weight import SparseWeight
 
 __all__ = ["is_thin", "make_sparse", "sparse_places", "with_sparse"]
@@ -51,7 +51,15 @@ def with_sparse(tensors: Mapping[str, Tensor], names: frozenset[str], *, strict:
 
 
 def make_sparse(net: nn.Module, names: frozenset[str]) -> None:
-    """Give a network sparse weights in the places of these, where they can stand, in place."""
+    """Give a network sparse weights in the places of these, where they can stand, in place.
+
+    Raises:
+        NotImplementedError: there is no kernel for the network's device or type.
+    """
+    some = next(net.parameters())
+    reason = complaint(some.device, some.dtype)
+    if reason is not None:
+        raise NotImplementedError(f"{reason}; export without sparse=True, or use execution = 'auto'")
     parameters = dict(net.named_parameters())
     sparse = with_sparse({n: p.detach() for n, p in parameters.items()}, sparse_places(net) & names)
     made = {id(p): nn.Parameter(w, requires_grad=False) for n, p in parameters.items() if (w := sparse[n]) is not p}

@@ -47,7 +47,7 @@ __all__ = ["Basis", "ImpressLearn", "ImpressLearnPlugin"]
 Basis = Literal["heterogeneous", "homogeneous", "random"]
 
 
-class ImpressLearnPlugin(SubnetworkPlugin):
+class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """ImpressLearn as a plugin of any template whose model is a `MaskedModel`.
 
     Args:

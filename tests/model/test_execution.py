@@ -210,7 +210,7 @@ def test_choices_of_other_kernels_hold_with_a_warning(sparse_wins, monkeypatch):
     choices = copy.deepcopy(model.subnetworks.choices)
     model.to("cpu")
     monkeypatch.setattr(execution, "kernels", lambda: "mkl")
-    with pytest.warns(UserWarning, match="chosen with numba.mkl kernels, here are mkl: .* not to the bit"):
+    with pytest.warns(UserWarning, match=r"chosen with numba.mkl kernels, here are mkl: .* not to the bit"):
         outputs(model, inputs(40), 0)
     outputs(model, inputs(40), 0)
     assert model.subnetworks.choices == choices
@@ -309,9 +309,9 @@ def test_settings_and_devices_that_do_not_work_say_so():
         model.execution = "fast"
     model.bfloat16()
     model.execution = "sparse"
-    with pytest.raises(NotImplementedError, match="no sparse kernel for torch.bfloat16 on cpu.*execution = 'auto'"):
+    with pytest.raises(NotImplementedError, match=r"no sparse kernel for torch.bfloat16 on cpu.*execution = 'auto'"):
         outputs(model, inputs().bfloat16(), 0)
-    with pytest.raises(NotImplementedError, match="no sparse kernel for torch.bfloat16 on cpu.*'auto'"):
+    with pytest.raises(NotImplementedError, match=r"no sparse kernel for torch.bfloat16 on cpu.*'auto'"):
         model.export(0, sparse=True)
     model.execution = "auto"
     out = outputs(model, inputs().bfloat16(), 0)
@@ -325,7 +325,7 @@ def test_autocast(sparse_wins):
     with torch.autocast("cpu", torch.bfloat16):
         dense = outputs(model, x, 0)
         model.execution = "sparse"
-        with pytest.raises(NotImplementedError, match="autocast.*'auto'"):
+        with pytest.raises(NotImplementedError, match=r"autocast.*'auto'"):
             outputs(model, x, 0)
         model.execution = "auto"
         assert torch.equal(outputs(model, x, 0), dense)
@@ -337,9 +337,9 @@ def test_autocast(sparse_wins):
 
 def test_classes_of_batches():
     threads = torch.get_num_threads()
-    one = batch_class(({"ids": torch.zeros(30, 57, dtype=torch.long), "mask": torch.zeros(30, 57)}, 3))
+    one = batch_class((({"ids": torch.zeros(30, 57, dtype=torch.long)},), {"mask": torch.zeros(30, 57), "n": 3}))
     assert one == f"32x64 int64, 32x64 float32, {threads} threads"
-    assert batch_class((torch.zeros(0, 3),)) == f"0x4 float32, {threads} threads"
+    assert batch_class(((torch.zeros(0, 3),), {})) == f"0x4 float32, {threads} threads"
 
 
 def test_measured_times_alternate_and_are_medians():

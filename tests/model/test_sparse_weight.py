@@ -115,7 +115,9 @@ def test_moves_that_change_nothing_are_fine_and_others_say_what_to_do():
     _, sparse = pair(CASES["linear"][0])
     sparse.to("cpu").float()
     for move in (lambda net: net.double(), lambda net: net.to(torch.bfloat16), lambda net: net.to("meta")):
-        with pytest.raises(NotImplementedError, match="a sparse weight stays torch.float32 on cpu.*execution = 'auto'"):
+        with pytest.raises(
+            NotImplementedError, match=r"a sparse weight stays torch.float32 on cpu.*execution = 'auto'"
+        ):
             move(copy.deepcopy(sparse))
 
 
@@ -124,12 +126,12 @@ def test_inputs_without_a_kernel_say_so_and_name_auto():
     x = torch.randn(4, 16)
     with (
         torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(NotImplementedError, match="no sparse kernel under autocast.*'auto'"),
+        pytest.raises(NotImplementedError, match=r"no sparse kernel under autocast.*'auto'"),
     ):
         sparse(x)
-    with pytest.raises(NotImplementedError, match="input of torch.float64 and weight of torch.float32.*'auto'"):
+    with pytest.raises(NotImplementedError, match=r"input of torch.float64 and weight of torch.float32.*'auto'"):
         sparse(x.double())
-    with pytest.raises(NotImplementedError, match="within vmap.*'auto'"):
+    with pytest.raises(NotImplementedError, match=r"within vmap.*'auto'"):
         torch.vmap(sparse)(x)
 
 
