@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from avalanche_supermask.saving.checkpoint import maybe_load_checkpoint, save_checkpoint
     from avalanche_supermask.saving.checkpoint_plugin import CheckpointPlugin
     from avalanche_supermask.saving.compact_file import load, save
-    from avalanche_supermask.selection import Threshold, TopK, selection
+    from avalanche_supermask.selection import Threshold, TopK
     from avalanche_supermask.strategies.clnp import CLNP, CLNPPlugin
     from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
     from avalanche_supermask.strategies.hopsupsup import HopSupSup, HopSupSupPlugin, UnitMaskedModel
@@ -110,7 +110,6 @@ __all__ = [
     "register",
     "save",
     "save_checkpoint",
-    "selection",
     "supermask_metrics",
 ]
 

@@ -24,7 +24,7 @@ from avalanche_supermask.distributed import is_first
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.saving.atomic_write import written_whole
 
-__all__ = ["load", "save"]
+__all__ = ["load", "read_compact", "save"]
 
 FORMAT = 1
 SCRATCH = (
@@ -95,8 +95,7 @@ def load(path: str | os.PathLike[str], net: nn.Module, *, device: str | torch.de
         ValueError: the file is damaged, no file of `save`, of a later format, or of another network.
         FileNotFoundError: there is no such file.
     """
-    manifest, tensors = _read(path)
-    rows = _rows(manifest, tensors.pop("masks"))
+    manifest, tensors, rows = read_compact(path)
     wrapping = manifest["wrapping"]
     model = MaskedModel(net, **{**wrapping, "init": "keep"}, seed=manifest["seed"])
     model.init, model.wrapping = wrapping["init"], wrapping
@@ -112,6 +111,17 @@ def load(path: str | os.PathLike[str], net: nn.Module, *, device: str | torch.de
     model.execution = manifest.get("execution", "dense")  # files of 0.1.0 say nothing of it
     model.to(device).eval()
     return model
+
+
+def read_compact(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor], dict[int, bytes]]:
+    """Manifest, tensors and coded masks by slot of a file whose checksum is right.
+
+    Raises:
+        ValueError: the file is damaged, no file of `save`, or of a later format.
+        FileNotFoundError: there is no such file.
+    """
+    manifest, tensors = _read(path)
+    return manifest, tensors, _rows(manifest, tensors.pop("masks"))
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
