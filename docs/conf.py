@@ -12,9 +12,9 @@ author = "the avalanche-supermask authors"
 copyright = author
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build"]
-html_theme = "alabaster"
-html_theme_options = {"description": avalanche_supermask.__doc__.splitlines()[0], "page_width": "1100px"}
+exclude_patterns = ["_build", "draw_architecture.py"]
+html_theme = "furo"
+html_title = f"avalanche-supermask {avalanche_supermask.__version__}"
 default_role = "code"  # `Name` in a docstring
 autodoc_typehints = "none"  # the signatures show them, and the docstrings say what they mean
 autodoc_member_order = "bysource"
@@ -26,9 +26,9 @@ suppress_warnings = ["myst.xref_missing"]  # links to files of the checkout, whi
 
 
 def _equations(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Indented lines of a docstring stand as they are; |S| is no substitution."""
+    """Indented lines of a docstring stand as they are; |S| is no substitution; the formatter's marks are left out."""
     found: list[str] = []
-    for line in lines:
+    for line in (line.replace("  # fmt: skip", "") for line in lines):
         starts = what == "module" and line.startswith("    ") and found and not found[-1].strip()
         if starts and not _in_block(found):
             found += ["::", ""]
