@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.tensor_roles import Init, Maskable, Outside, PerTask, Scores, Statistics
 from avalanche_supermask.plugin import OnRevisit, SubnetworkPlugin, adopt_parameters
 
-__all__ = ["ModelArguments", "ModelFirst", "StrategyArguments", "SubnetworkStrategy", "fused_adam"]
+__all__ = ["ModelArguments", "ModelFirst", "Scenario", "StrategyArguments", "SubnetworkStrategy", "fused_adam"]
 
 
 class StrategyArguments(TypedDict, total=False):
@@ -58,6 +59,19 @@ class AllArguments(StrategyArguments, ModelArguments, total=False):
     """What a strategy takes besides its method's own arguments."""
 
 
+@dataclass(frozen=True)
+class Scenario:
+    """When a method has to be told which task a sample belongs to.
+
+    Attributes:
+        training: whether each experience must be one task.
+        test: whether labels must name the task at test; False where the task can be found from the input.
+    """
+
+    training: bool
+    test: bool
+
+
 class ModelFirst(SupervisedTemplate):  # type: ignore[misc]
     """A template whose strategies take their model as the first argument, and everything else by name."""
 
@@ -86,6 +100,9 @@ class SubnetworkStrategy(ModelFirst):
 
     method: SubnetworkPlugin
     """The method's plugin: its settings, and what it reports."""
+
+    scenario = Scenario(training=True, test=False)
+    """When the method has to be told the task; every mask method finds it at test with ``task_inference=``."""
 
     forgets = False
     """Whether old tasks may change; True only in controls, which the contract tests expect to fail."""
@@ -143,6 +160,16 @@ class SubnetworkStrategy(ModelFirst):
             **arguments,
         )
         self.method = method
+
+    def __repr__(self) -> str:
+        settings = {name: value for name, value in vars(self.method).items() if _tells(name, value)}
+        shown = "".join(f"{name}={value!r}, " for name, value in settings.items())
+        return f"{type(self).__name__}({shown}model={self.model!r})"
+
+
+def _tells(name: str, value: Any) -> bool:
+    """Whether a setting of a method belongs into its short form."""
+    return not name.startswith("_") and isinstance(value, (int, float, str)) and name not in ("task_key", "schedule")
 
 
 def fused_adam(parameters: Iterable[Tensor], lr: float) -> Adam:

@@ -340,6 +340,16 @@ class MaskedModel(Executing, Learning):
         learned = {task.label for task in self.subnetworks.tasks.values()}
         grow_heads(self.net, {label: n for label, n in outputs.items() if label not in learned})
 
+    def __repr__(self) -> str:
+        weights = sum(weight.numel() for weight in self.subnetworks.frozen.values())
+        tasks = self.bytes_per_task()
+        cost = f", {round(sum(tasks.values()) / len(tasks)):,} bytes per task" if tasks else ""
+        learning = "" if self.active is None else f", learning task {self.active}"
+        return (
+            f"MaskedModel({type(self.net).__name__}: {weights:,} masked weights in {len(self.masked_names)} layers, "
+            f"{len(tasks)} tasks{cost}{learning})"
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "call": NetworkCall(), "_recent": Recent(), "_superposition": None}
 

@@ -39,7 +39,7 @@ from avalanche_supermask.model.superposition import Superposition
 from avalanche_supermask.plugin import masked_model
 from avalanche_supermask.selection import LayerDensities, selection
 from avalanche_supermask.strategies.supsup import SupSupPlugin
-from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
+from avalanche_supermask.strategy import AllArguments, Scenario, SubnetworkStrategy
 
 __all__ = ["Look", "SupSupNNs", "SupSupNNsPlugin"]
 
@@ -273,6 +273,7 @@ class SupSupNNs(SubnetworkStrategy):
         []
     """
 
+    scenario = Scenario(training=False, test=False)
     method: SupSupNNsPlugin
 
     def __init__(

@@ -6,8 +6,9 @@ from avalanche.models import MTSimpleMLP
 from torch import nn
 from torch.optim import SGD
 
-from avalanche_supermask import MaskedModel, SupSup
+from avalanche_supermask import MaskedModel, SupSup, SupSupNNs
 from avalanche_supermask.selection import selection
+from avalanche_supermask.strategy import Scenario
 from benchmarks.networks import MultiHead
 from benchmarks.networks import mlp as plain_mlp
 from tests.streams import NETWORKS, ResNet, TiedEmbedding, class_stream, inputs, mlp, outputs, train_all
@@ -353,3 +354,16 @@ def test_a_task_with_nothing_of_its_own_adds_no_module():
     assert len(list(other.modules())) == before
     assert other.task_keys == [0, 1, 3, 4]
     assert other.bytes_per_task() == model.bytes_per_task()
+
+
+def test_the_short_form_of_a_model_and_a_strategy_tells_what_they_hold():
+    strategy = SupSup(mlp(), density=0.3, train_epochs=1, train_mb_size=16, evaluator=None, seed=0)
+    assert repr(strategy.model) == "MaskedModel(Sequential: 1,488 masked weights in 3 layers, 0 tasks)"
+    train_all(strategy, class_stream(2))
+    assert repr(strategy.model).endswith("2 tasks, 190 bytes per task)")
+    assert repr(strategy).startswith("SupSup(density=0.3, ")
+
+
+def test_a_method_says_when_it_needs_the_task():
+    assert SupSup.scenario == Scenario(training=True, test=False)
+    assert SupSupNNs.scenario == Scenario(training=False, test=False)
