@@ -28,7 +28,7 @@ SAYS = {
 }
 
 
-METHODS = {"own_method": "piggyback", "wsn": "wsn", "packnet": "packnet-norm"}  # each in one file
+METHODS = {"own_method": "piggyback", "wsn": "wsn", "packnet": "packnet-norm", "hat": "hat"}  # each in one file
 
 
 def run(name, *arguments, monkeypatch):

@@ -1,0 +1,159 @@
+"""A fourth method in one file: HAT, hard attention to the task (Serrà et al., ICML 2018), gates per unit, annealed.
+
+Every output unit of a layer has a gate. While a task learns, the gate is soft, and its slope s rises within each epoch
+from 1/s_max to s_max; at the end it is hard.
+
+    a_i = sigmoid(s e_i)     W_eff[i, :] = a_i W[i, :]     mask of a task: the rows with e_i > 0
+    loss += c * mean gate over the units that no earlier task uses
+
+Deviations. The published HAT scales the gradients of old weights by how much old tasks attend to them, which lets them
+move a little. Here rows of finished tasks are frozen entirely, so nothing moves. Gates belong to rows; the paper gates
+the activations of a layer, which is the same for what a unit computes.
+
+    python -m leaderboard run --suite digits --methods hat,exssnet --import examples.hat --out runs/hat
+    python -m pytest -p examples.hat -k hat tests/test_contract.py
+"""
+
+import argparse
+import re
+from typing import Any
+
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.training.plugins import EvaluationPlugin
+from torch import Tensor, nn
+
+from avalanche_supermask import (
+    CachedTensors,
+    MaskedModel,
+    Phase,
+    SubnetworkPlugin,
+    SubnetworkStrategy,
+    methods,
+    register,
+)
+from avalanche_supermask.model.tensor_roles import output_layer
+
+
+class Gates:
+    """A gate per row of each weight, from the mean score of the row."""
+
+    def __init__(self) -> None:
+        self.slope = 1.0  # s
+
+    def mask(self, name: str, scores: Tensor) -> Tensor:
+        """Rows whose gate is open; at least one of each layer, the widest open."""
+        e = self.embedding(scores.detach())
+        is_open = (e > 0) | (e == e.max())
+        return is_open.expand_as(scores).clone()
+
+    def weight(self, name: str, scores: Tensor, weight: Tensor) -> Tensor:
+        """Each row times its soft gate."""
+        return weight * torch.sigmoid(self.slope * self.embedding(scores))
+
+    @staticmethod
+    def embedding(scores: Tensor) -> Tensor:
+        """E of each row, in the shape of a column."""
+        return scores.mean(dim=tuple(range(1, scores.dim())), keepdim=True) if scores.dim() > 1 else scores
+
+
+class HATPlugin(SubnetworkPlugin):
+    """Gates and free weights learn at once.
+
+    Args:
+        s_max: largest slope (default 400, the paper's).
+        strength: c, of the penalty on open gates (default 0.75, the paper's).
+        arguments: see `SubnetworkPlugin`.
+    """
+
+    def __init__(self, *, s_max: float = 400.0, strength: float = 0.75, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.s_max, self.strength = s_max, strength
+        self.gates = Gates()
+
+    def phases(self, epochs: int) -> list[Phase]:
+        """One."""
+        return [Phase("gates and weights", epochs)]
+
+    def begin_task(self, strategy: Any, model: MaskedModel) -> None:
+        """Fresh gates: a normal number for each row, from the scores of the task."""
+        fresh = model.fresh_scores(model.active or 0)
+        rows = {name: s.flatten(1)[:, :1] if s.dim() > 1 else s for name, s in fresh.items()}
+        spread = {name: r / r.std().clamp_min(1e-6) for name, r in rows.items()}
+        model.set_scores(
+            {name: spread[name].reshape(-1, *[1] * (s.dim() - 1)).expand_as(s) for name, s in fresh.items()}
+        )
+
+    def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
+        """What no task has may learn, beside the gates."""
+        model.learn_scores(self.gates, trainable={name: ~owned for name, owned in model.owned().items()})
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Anneal: s rises linearly over the batches of an epoch."""
+        super().before_training_iteration(strategy, **kwargs)
+        done = strategy.clock.train_epoch_iterations / max(1, len(strategy.dataloader) - 1)
+        self.gates.slope = 1 / self.s_max + (self.s_max - 1 / self.s_max) * min(1.0, done)
+
+    @torch.no_grad()
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """The penalty's gradient, and the paper's compensation for the slope."""
+        model: MaskedModel = strategy.model
+        s, owned = self.gates.slope, model.owned()
+        total = sum(scores.shape[0] for scores in model.scores.values())
+        for name, scores in model.scores.items():
+            if scores.grad is None:
+                continue
+            e = self.gates.embedding(scores)
+            a = torch.sigmoid(s * e)
+            free = ~owned[name].flatten(1).any(dim=1).reshape(e.shape)
+            per_entry = scores.shape[0] / scores.numel()
+            scores.grad += self.strength / total * s * a * (1 - a) * free * per_entry
+            clamped = (s * e).clamp(-50, 50)
+            scores.grad *= (self.s_max / s) * (clamped.cosh() + 1) / (e.cosh() + 1)
+
+
+@register("hat")
+class HAT(SubnetworkStrategy):
+    """Hard attention to the task, with old tasks frozen entirely."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        s_max: float = 400.0,
+        strength: float = 0.75,
+        optimizer: Any = None,
+        **arguments: Any,
+    ) -> None:
+        schedule = "cosine" if optimizer is None else "constant"
+        method = HATPlugin(s_max=s_max, strength=strength, schedule=schedule)
+        arguments.setdefault("init", "keep")
+        if not isinstance(model, MaskedModel):  # as in the paper, the output layer is each task's own
+            arguments.setdefault("own", [re.escape(output_layer(model)) + r"\..*"])
+        super().__init__(model=model, method=method, optimizer=optimizer, default_lr=1e-2, **arguments)
+
+
+def main() -> None:
+    """Learn five tasks with it."""
+    from digits import network, stream  # beside this file
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=6, help="a task (default %(default)s)")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    tasks = stream()
+    strategy = methods()["hat"](
+        network(), train_epochs=options.epochs, train_mb_size=32, plugins=[CachedTensors()], seed=0,
+        evaluator=EvaluationPlugin(accuracy_metrics(experience=True), loggers=[]),
+    )  # fmt: skip
+    for experience in tasks.train_stream:
+        strategy.train(experience)
+    results = strategy.eval(tasks.test_stream)
+    accuracies = [value for name, value in results.items() if name.startswith("Top1_Acc_Exp/")]
+    print("accuracy of each task:", *map("{:.3f}".format, accuracies))
+    for layer, capacity in strategy.model.capacity().items():
+        print(f"{layer}: {capacity.owned} of {capacity.total} weights owned, {capacity.reused} by two tasks or more")
+
+
+if __name__ == "__main__":
+    main()
