@@ -282,6 +282,47 @@ class Subnetworks(nn.Module):
         self.next_slot += 1
         self.abandon()
 
+    @torch.no_grad()
+    def adopt(
+        self,
+        key: int,
+        label: int | None,
+        mask: Mapping[str, Tensor],
+        values: Mapping[str, Tensor],
+        private: Mapping[str, Tensor],
+        *,
+        entropy: float | None = None,
+    ) -> None:
+        """Add a task that was learned elsewhere.
+
+        Its values go to the frozen weights; or, where other tasks have other values there, are kept with the task.
+
+        Args:
+            key: of the task; not in use.
+            label: see `Task`.
+            mask: bool by name.
+            values: at the entries of the mask, in order, by name.
+            private: what only this task has.
+            entropy: see `Task`.
+        """
+        owned = self.owned()
+        wanted = {n: w.masked_scatter(mask[n].to(w.device), values[n].to(w)) for n, w in self.frozen.items()}
+        clash = any(bool(((wanted[n] != w) & owned[n]).any()) for n, w in self.frozen.items())
+        self.masks.commit(self.next_slot, {n: m.to(self.frozen[n].device) for n, m in mask.items()})
+        if clash:
+            kept = {name: values[name].detach().clone().to(weight) for name, weight in self.frozen.items()}
+            self.carried[str(self.next_slot)] = NamedTensors(kept)
+        else:
+            for name, weight in self.frozen.items():
+                weight.copy_(wanted[name])
+        if private:
+            device = next(iter(self.frozen.values())).device
+            self.private[str(self.next_slot)] = NamedTensors(
+                {n: t.detach().clone().to(device) for n, t in private.items()}
+            )
+        self.tasks[key] = Task(self.next_slot, label, entropy)
+        self.next_slot += 1
+
     def add_to_basis(self, mask: Mapping[str, Tensor] | int) -> None:
         """Let mixtures use a mask: that of a finished task, by its key, or one that belongs to no task."""
         if isinstance(mask, int):
