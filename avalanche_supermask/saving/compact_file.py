@@ -63,6 +63,7 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
         "task_inference": model.task_inference if isinstance(model.task_inference, str) else "given",
         "logits": None if callable(model.logits) else model.logits,
         "class_dimension": model.class_dimension,
+        "execution": model.execution,
         "extra": {name: value for name, value in state.items() if name.endswith(EXTRA)},
         "masks": [[slot, len(code)] for slot, code in codes.items()],
     }
@@ -99,6 +100,7 @@ def load(path: str | os.PathLike[str], net: nn.Module, *, device: str | torch.de
     model.load_state_dict({**kept, **stored})
     model.task_inference = manifest["task_inference"]
     model.logits, model.class_dimension = manifest.get("logits"), manifest.get("class_dimension", 1)
+    model.execution = manifest.get("execution", "dense")  # files of 0.1.0 say nothing of it
     model.to(device).eval()
     return model
 
