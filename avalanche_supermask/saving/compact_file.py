@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_supermask.bits.rice import decode, encode
+from avalanche_supermask.distributed import is_first
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.saving.sealed_file import read_sealed, write_sealed
 
@@ -38,12 +39,16 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
 
     Raises:
         ValueError: a task is being learned.
+
+    Of several processes that learn together only rank 0 writes the file; the others hold the same.
     """
     if model.active is not None:
         raise ValueError(
             f"task {model.active} is being learned, and only finished tasks are saved: save between experiences, or "
             "use save_checkpoint()"
         )
+    if not is_first():
+        return
     state = model.state_dict()
     tensors = {
         name: value.detach().cpu().contiguous()

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
+from avalanche_supermask.distributed import is_first
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.saving.atomic_write import written_whole
 from avalanche_supermask.saving.task_file import base_digest, save_task
@@ -41,6 +42,8 @@ def export_task(
         KeyError: the task is not learned.
     """
     about = _about(model, key)
+    if not is_first():
+        return
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     save_task(model, key, place / TASK)

@@ -18,6 +18,7 @@ from avalanche.models import DynamicModule
 from torch import Tensor
 
 from avalanche_supermask.bits.rice import decode, encode
+from avalanche_supermask.distributed import is_first
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.tensor_roles import grow_heads
 from avalanche_supermask.saving.sealed_file import digest, read_sealed, write_sealed
@@ -38,6 +39,8 @@ def save_task(model: MaskedModel, key: int, path: str | os.PathLike[str]) -> Non
 
     Raises:
         KeyError: the task is not learned.
+
+    Of several processes that learn together only rank 0 writes the file; the others hold the same.
     """
     masks, values = model.subnetworks.task_mask(key), model.subnetworks.task_values(key)
     task = model.subnetworks.tasks[key]
@@ -57,7 +60,8 @@ def save_task(model: MaskedModel, key: int, path: str | os.PathLike[str]) -> Non
         "base": base_digest(model),
         "layers": [[n, list(masks[n].shape), len(code), str(values[n].dtype)] for n, code in codes.items()],
     }
-    write_sealed(path, manifest, tensors, kind=KIND)
+    if is_first():
+        write_sealed(path, manifest, tensors, kind=KIND)
 
 
 def load_task(model: MaskedModel, path: str | os.PathLike[str], *, key: int | None = None) -> int:
