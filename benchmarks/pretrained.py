@@ -14,9 +14,10 @@ peft, one adapter per task), ``sparse:DENSITY[:CHOOSE]`` (`SparseFineTuning`, al
 ``supsup:DENSITY`` (masks that cut the network). ``full``, ``norm`` and ``lora`` learn each task from the pretrained
 network, apart from the others.
 
-The same for all: the images or texts, the epochs, batches of 32, Adam with a cosine. The rate of a row is the best of
-its few candidates on a fifth of the first task's training data, held out; test data choose nothing. A cell is a row and
-a seed; it is written when it is done, and cells that the file already has are not run again.
+The same for all: the images or texts, the epochs, batches of 32, Adam with a cosine. The rate of a row is the first of
+its candidates, fixed beforehand; with ``--search``, the best of them on a fifth of the first task's training data, held
+out. Test data choose nothing. A cell is a row and a seed; it is written when it is done, and cells that the file
+already has are not run again.
 
 Bytes are what a task adds on disk: float32 numbers, and for masks their entropy code. ``bytes_with_values`` counts the
 values of a sparse task; ``bytes`` does not, as they lie in one buffer of the network's size, however many the tasks.
@@ -49,14 +50,14 @@ from benchmarks.provenance import write_result
 
 Data = tuple[Tensor, Tensor]
 ROWS = {
-    "vision": "linear,sparse:0.01,full,sparse:0.1,norm,lora:8,supsup:0.8",
+    "vision": "linear,sparse:0.01,full,sparse:0.1,lora:8,norm,supsup:0.8",
     "text": "linear,sparse:0.01,lora:8,full,sparse:0.001,norm,sparse:0.1,supsup:0.8",
 }
-RATES = {  # candidates, by board and the first word of a row
-    "vision": {"linear": (3e-3, 1e-2), "full": (3e-4, 1e-3), "norm": (3e-3, 1e-2), "lora": (1e-3, 3e-3)},
-    "text": {"linear": (1e-2, 3e-2), "full": (3e-4, 1e-3), "norm": (3e-3, 1e-2), "lora": (1e-3, 3e-3)},
-}
-MASK_RATES = {"sparse": (1e-3, 3e-3), "supsup": (2e-3, 1e-2)}
+RATES = {  # candidates, by the first word of a row; None: what the density stands for
+    "linear": (1e-2, 3e-3), "full": (1e-3, 3e-4), "norm": (1e-2, 3e-3), "lora": (3e-3, 1e-3),
+    "sparse": (None, 1e-3, 1e-2), "supsup": (1e-2, 2e-3),
+}  # fmt: skip
+TOGETHER = ("sparse", "supsup")
 BATCH = 32
 
 
@@ -214,7 +215,7 @@ def accuracy(net: Callable[[Tensor], Tensor], data: Data) -> float:
 # ---------------------------------------------------------------------- all tasks in one network
 
 
-def strategy_of(row: str, net: nn.Module, *, lr: float, epochs: int, seed: int) -> Any:
+def strategy_of(row: str, net: nn.Module, *, lr: float | None, epochs: int, seed: int) -> Any:
     """The strategy of a row of masks."""
     word, density, *choose = row.split(":")
     common: dict[str, Any] = {
@@ -297,16 +298,16 @@ def cell(row: str, seed: int, tasks: list[tuple[Data, Data]], options: argparse.
         tasks, net = features(net, tasks), copy.deepcopy(net.get_submodule(output_layer(net)))
         row = "full"  # of what is left of the network
     settings = {"epochs": options.epochs, "seed": seed}
-    rates = MASK_RATES.get(word) or RATES[options.board][word]
+    rates = RATES[word] if options.search else RATES[word][:1]
     inner, outer = held_out(tasks[0][0])
     found = {}
-    for lr in rates:
-        if word in MASK_RATES:
+    for lr in rates if options.search else ():
+        if word in TOGETHER:
             found[lr] = together(row, net, [(inner, outer)], lr=lr, **settings)["accuracies"][0]
         else:
             found[lr] = accuracy(apart(row, net, inner, lr=lr, **settings)[0], outer)
-    best = max(found, key=lambda lr: found[lr])
-    if word in MASK_RATES:
+    best = max(found, key=lambda lr: found[lr]) if found else rates[0]
+    if word in TOGETHER:
         result = together(row, net, tasks, lr=best, **settings)
     else:
         accuracies, sizes, started = [], [], time.process_time()
@@ -355,6 +356,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="per task (default %(default)s)")
     parser.add_argument("--per-class", type=int, default=100, help="training samples (default %(default)s)")
     parser.add_argument("--test-per-class", type=int, default=100, help="test samples (default %(default)s)")
+    parser.add_argument("--search", action="store_true", help="choose each row's rate on held-out training data")
     parser.add_argument("--dataset-root", type=Path, help="folder of the data (see benchmarks/text.py for texts)")
     parser.add_argument("--out", type=Path, required=True, help="result file, written at each cell")
     parser.add_argument("--plot", type=Path, help="draw the result file OUT into this picture; nothing is run")
@@ -365,7 +367,9 @@ def main() -> None:
     if options.dataset_root is None:
         parser.error("--dataset-root DIR is needed to run")
     torch.set_num_threads(1)
-    settings = {name: getattr(options, name) for name in ("board", "tasks", "epochs", "per_class", "test_per_class")}
+    settings = {
+        name: getattr(options, name) for name in ("board", "tasks", "epochs", "per_class", "test_per_class", "search")
+    }
     before = json.loads(options.out.read_text()) if options.out.exists() else {"settings": settings, "cells": []}
     if before["settings"] != settings:
         parser.error(f"{options.out} holds cells of other settings, {before['settings']}; name another file")
