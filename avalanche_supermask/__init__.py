@@ -6,21 +6,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from avalanche_supermask.augment import RandomCropFlip
-    from avalanche_supermask.checkpoint import maybe_load_checkpoint, save_checkpoint
-    from avalanche_supermask.compact import load, save
-    from avalanche_supermask.data import CachedTensors
+    from avalanche_supermask.data.augment import RandomCropFlip
+    from avalanche_supermask.data.cached import CachedTensors
     from avalanche_supermask.metrics import supermask_metrics
-    from avalanche_supermask.model import MaskedModel
+    from avalanche_supermask.model.masked_model import MaskedModel
     from avalanche_supermask.plugin import SubnetworkPlugin
     from avalanche_supermask.registry import methods, register
-    from avalanche_supermask.resume import CheckpointPlugin
-    from avalanche_supermask.strategies.clnp import CLNP, CLNPPlugin
+    from avalanche_supermask.saving.checkpoint import maybe_load_checkpoint, save_checkpoint
+    from avalanche_supermask.saving.checkpoint_plugin import CheckpointPlugin
+    from avalanche_supermask.saving.compact_file import load, save
+    from avalanche_supermask.strategies.clnp.strategy import CLNP, CLNPPlugin
     from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
     from avalanche_supermask.strategies.hopsupsup import HopSupSup, HopSupSupPlugin, UnitMaskedModel
     from avalanche_supermask.strategies.impresslearn import ImpressLearn, ImpressLearnPlugin
-    from avalanche_supermask.strategies.nns import SupSupNNs, SupSupNNsPlugin
     from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
+    from avalanche_supermask.strategies.supsup_nns import SupSupNNs, SupSupNNsPlugin
     from avalanche_supermask.strategy import SubnetworkStrategy
 
 __version__ = "0.1.0"
@@ -29,30 +29,30 @@ __version__ = "0.1.0"
 _HOME = {
     "CLNP": "strategies.clnp",
     "CLNPPlugin": "strategies.clnp",
-    "CachedTensors": "data",
-    "CheckpointPlugin": "resume",
+    "CachedTensors": "data.cached",
+    "CheckpointPlugin": "saving.checkpoint_plugin",
     "ExSSNeT": "strategies.exssnet",
     "ExSSNeTPlugin": "strategies.exssnet",
     "HopSupSup": "strategies.hopsupsup",
     "HopSupSupPlugin": "strategies.hopsupsup",
     "ImpressLearn": "strategies.impresslearn",
     "ImpressLearnPlugin": "strategies.impresslearn",
-    "MaskedModel": "model",
-    "RandomCropFlip": "augment",
+    "MaskedModel": "model.masked_model",
+    "RandomCropFlip": "data.augment",
     "SSNeT": "strategies.exssnet",
     "SubnetworkPlugin": "plugin",
     "SubnetworkStrategy": "strategy",
     "SupSup": "strategies.supsup",
-    "SupSupNNs": "strategies.nns",
-    "SupSupNNsPlugin": "strategies.nns",
+    "SupSupNNs": "strategies.supsup_nns",
+    "SupSupNNsPlugin": "strategies.supsup_nns",
     "SupSupPlugin": "strategies.supsup",
     "UnitMaskedModel": "strategies.hopsupsup",
-    "load": "compact",
-    "maybe_load_checkpoint": "checkpoint",
+    "load": "saving.compact_file",
+    "maybe_load_checkpoint": "saving.checkpoint",
     "methods": "strategies",
     "register": "registry",
-    "save": "compact",
-    "save_checkpoint": "checkpoint",
+    "save": "saving.compact_file",
+    "save_checkpoint": "saving.checkpoint",
     "supermask_metrics": "metrics",
 }
 

@@ -16,8 +16,8 @@ from avalanche.models import avalanche_forward
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from avalanche_supermask.data import load_tensors
-from avalanche_supermask.model import MaskedModel
+from avalanche_supermask.data.cached import load_tensors
+from avalanche_supermask.model.masked_model import MaskedModel
 
 __all__ = [
     "AccuracyOverSteps",

@@ -18,7 +18,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_supermask.model import MaskedModel
+from avalanche_supermask.model.masked_model import MaskedModel
 
 __all__ = ["OnRevisit", "Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "adopt_parameters", "cosine"]
 

@@ -14,8 +14,8 @@ from torch.optim import Adam, Optimizer
 from typing_extensions import TypedDict
 
 from avalanche_supermask.inference import Inference
-from avalanche_supermask.layout import Init, Maskable, PerTask, Scores
-from avalanche_supermask.model import MaskedModel
+from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.model.tensor_roles import Init, Maskable, PerTask, Scores
 from avalanche_supermask.plugin import OnRevisit, SubnetworkPlugin, adopt_parameters
 
 __all__ = ["ModelArguments", "ModelFirst", "StrategyArguments", "SubnetworkStrategy", "fused_adam"]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from avalanche_supermask.data import load_tensors
+from avalanche_supermask.data.cached import load_tensors
 
 __all__ = ["accuracy"]
 

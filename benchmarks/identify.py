@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from avalanche_supermask import CachedTensors, ImpressLearn, SupSup
-from avalanche_supermask.data import load_tensors
+from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.inference import Entropy, EntropyDescent, ExpectedEntropy, Inference, OneShot
 from benchmarks.endless import KINDS, Endless
 from benchmarks.provenance import write_result

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from avalanche_supermask import CachedTensors, MaskedModel, SupSup, SupSupNNs
-from avalanche_supermask.data import load_tensors
+from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.inference import OneShot
 from benchmarks.endless import Endless
 from benchmarks.networks import mlp

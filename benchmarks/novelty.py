@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from avalanche_supermask import CachedTensors, methods
-from avalanche_supermask.data import load_tensors
+from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.inference import entropy
 from avalanche_supermask.text import TokenFeatures, text_cnn, tokenise
 from benchmarks.command import run_or_draw

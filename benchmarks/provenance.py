@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from avalanche_supermask.atomic import written_whole
+from avalanche_supermask.saving.atomic_write import written_whole
 
 __all__ = ["provenance", "write_json", "write_result"]
 

@@ -85,7 +85,7 @@ def kill_and_resume(method: str, *, kills: int, seed: int) -> dict[str, Any]:
     """
     context, draw = mp.get_context("forkserver"), random.Random(seed)
     context.set_forkserver_preload(
-        ["avalanche_supermask.strategies", "avalanche_supermask.resume", "benchmarks.streams"]
+        ["avalanche_supermask.strategies", "avalanche_supermask.saving.checkpoint_plugin", "benchmarks.streams"]
     )
 
     def start(folder: str, seed: int) -> Any:
@@ -182,8 +182,9 @@ and followed by one with another seed, until the run was through:
 Files of `save` with a bit, a stretch or an end changed, lost or added: {files} tried, {errors} told by an error,
 {same} loaded as the very same model (the damage was to white space), {wrong} loaded as a wrong one.
 
-Not in this table: bad input, each with a test of its own (`tests/test_plugin.py`, `tests/test_model.py`), and the drift
-of old tasks under every optimizer and companion plugin (`tests/test_contract.py`).
+Not in this table: bad input, each with a test of its own (`tests/test_plugin.py`,
+`tests/model/test_masked_model.py`), and the drift of old tasks under every optimizer and companion plugin
+(`tests/test_contract.py`).
 """
 
 

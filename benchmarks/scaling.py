@@ -5,8 +5,8 @@
 LeNet-300-100. A batch of 128 that mixes 8 finished tasks, against 8 dense forward passes of 16. ``SupSup.train()`` on
 50 batches of 128 after K tasks, against the same in a fresh model. The one-shot inference of one batch that shares a
 task, against a forward and a backward pass of the dense network plus one read of all packed bits. ``import
-avalanche_supermask.masks`` against ``import torch``, each in a fresh process. Calls alternate; a ratio is the median of
-the pairwise ratios after a warm-up.
+avalanche_supermask.masks`` against ``import torch``, each in a fresh process. Calls alternate; a ratio is the median
+of the pairwise ratios after a warm-up.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch import nn
 
 from avalanche_supermask import CachedTensors, MaskedModel, SupSup
 from avalanche_supermask.inference import OneShot
+from avalanche_supermask.model.superposition import Superposition
 from avalanche_supermask.selection import selection
-from avalanche_supermask.superposition import Superposition
 from benchmarks.networks import mlp
 from benchmarks.provenance import write_result
 from benchmarks.speed import WARM_UP, ratio
@@ -125,7 +125,7 @@ def imports(repeats: int) -> float:
 
         return call
 
-    return ratio(importing("avalanche_supermask.masks"), importing("torch"), repeats)
+    return ratio(importing("avalanche_supermask.bits.packed_masks"), importing("torch"), repeats)
 
 
 def main() -> None:

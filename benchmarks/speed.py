@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_supermask import MaskedModel
-from avalanche_supermask.partition import FREE, Partition
-from avalanche_supermask.rice import encode
+from avalanche_supermask.bits.rice import encode
 from avalanche_supermask.selection import selection
-from avalanche_supermask.units import find_units, slim
+from avalanche_supermask.strategies.clnp.entries import FREE, Partition
+from avalanche_supermask.strategies.clnp.units import find_units, slim
 from benchmarks.networks import SlimResNet18, mlp
 from benchmarks.provenance import write_result
 

@@ -26,9 +26,9 @@ from torch.optim import RMSprop
 from tqdm import tqdm
 
 from avalanche_supermask import CachedTensors, MaskedModel, SupSup, save
-from avalanche_supermask.data import load_tensors
+from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.inference import Binary, OneShot
-from avalanche_supermask.superposition import Superposition
+from avalanche_supermask.model.superposition import Superposition
 from benchmarks.command import run_or_draw
 from benchmarks.endless import Endless
 from benchmarks.networks import mlp

@@ -12,8 +12,8 @@ from torchvision.models import ConvNeXt, VisionTransformer, mobilenet_v3_small, 
 from torchvision.models.convnext import CNBlockConfig
 
 from avalanche_supermask import CLNP, ExSSNeT, ImpressLearn, SupSup
-from avalanche_supermask.partition import FREE
-from avalanche_supermask.pruning import PruningReport
+from avalanche_supermask.strategies.clnp.entries import FREE
+from avalanche_supermask.strategies.clnp.pruning import PruningReport
 from tests.streams import class_stream, inputs, mlp, outputs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:task .. no free unit is left")
@@ -81,7 +81,7 @@ def test_clnp_on_residual_depthwise_and_squeeze_and_excitation_layers(network, m
         mine = (claimed == FREE) & (torch.rand(len(claimed), generator=torch.Generator().manual_seed(place)) < 0.4)
         return PruningReport(0.0, 1.0, 1.0, {}), torch.where(mine, place, claimed), mine
 
-    monkeypatch.setattr("avalanche_supermask.strategies.clnp.prune", claim_some)  # random labels claim no unit
+    monkeypatch.setattr("avalanche_supermask.strategies.clnp.strategy.prune", claim_some)  # random labels claim no unit
     strategy = CLNP(NETWORKS[network](), train_mb_size=6, evaluator=None, seed=0)
     x = torch.rand(4, 3, 32, 32)
     learns_without_forgetting(strategy, images(2, n=24), x)

@@ -14,7 +14,7 @@ from avalanche.training.plugins import EWCPlugin, LwFPlugin
 from torch.optim import SGD, Adam, AdamW
 
 from avalanche_supermask import CachedTensors, methods
-from avalanche_supermask.data import load_tensors
+from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.strategy import ModelArguments, StrategyArguments
 from tests.streams import NETWORKS, class_stream, inputs, mlp, outputs, train_all
 

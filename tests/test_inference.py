@@ -7,13 +7,13 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from avalanche_supermask import CLNP, ExSSNeT, MaskedModel, SupSup
-from avalanche_supermask import masks as masks_module
-from avalanche_supermask import superposition as superposition_module
+from avalanche_supermask.bits import packed_masks as masks_module
 from avalanche_supermask.inference import Binary, Entropy, ExpectedEntropy, MaxLogit, OneShot
+from avalanche_supermask.model import superposition as superposition_module
+from avalanche_supermask.model.superposition import Superposition
 from avalanche_supermask.selection import Threshold, selection
-from avalanche_supermask.superposition import Superposition
+from tests.model.test_masked_model import learn_nothing
 from tests.streams import NETWORKS, ResNet, class_stream, inputs, mlp, outputs, train_all
-from tests.test_model import learn_nothing
 
 METHODS = [
     "oneshot", "binary", "entropy", "expected_entropy", "max_logit", OneShot(objective="G", classes=2),

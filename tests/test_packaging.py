@@ -55,7 +55,13 @@ def test_the_source_holds_tests_and_licence(built):
     (source,) = built.glob("*.tar.gz")
     with tarfile.open(source) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "tests/test_contract.py", "avalanche_supermask/model.py"} <= names
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "tests/test_contract.py",
+        "avalanche_supermask/model/masked_model.py",
+    } <= names
     assert not {name for name in names if name.startswith(("leaderboard/results", ".venv"))}
 
 

@@ -14,7 +14,7 @@ from avalanche.benchmarks.classic import PermutedMNIST, RotatedMNIST, SplitMNIST
 from PIL import Image
 from torchvision.datasets import MNIST
 
-from avalanche_supermask.data import load_tensors
+from avalanche_supermask.data.cached import load_tensors
 from benchmarks.image_data import load_cifar100, standardised, uint8_pixels
 from benchmarks.networks import SlimResNet18
 from benchmarks.streams import STREAMS, SUITES, build_stream, with_validation

@@ -1,12 +1,12 @@
 """One file a method: paper, idea, equations, deviations; the plugin; a thin strategy."""
 
 from avalanche_supermask.registry import methods
-from avalanche_supermask.strategies.clnp import CLNP, CLNPPlugin
+from avalanche_supermask.strategies.clnp.strategy import CLNP, CLNPPlugin
 from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
 from avalanche_supermask.strategies.hopsupsup import HopSupSup, HopSupSupPlugin, UnitMaskedModel
 from avalanche_supermask.strategies.impresslearn import ImpressLearn, ImpressLearnPlugin
-from avalanche_supermask.strategies.nns import SupSupNNs, SupSupNNsPlugin
 from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
+from avalanche_supermask.strategies.supsup_nns import SupSupNNs, SupSupNNsPlugin
 
 __all__ = [
     "CLNP",

@@ -31,13 +31,13 @@ from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
 from avalanche_supermask.functional import reordered
-from avalanche_supermask.model import MaskedModel
+from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Phase, Schedule, TaskKey
 from avalanche_supermask.registry import register
 from avalanche_supermask.selection import LayerDensities
+from avalanche_supermask.strategies.kkt import Sources, choose_sources, features, knn_accuracy
 from avalanche_supermask.strategies.supsup import SupSupPlugin, Transfer
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
-from avalanche_supermask.transfer import Sources, choose_sources, features, knn_accuracy
 
 __all__ = ["ExSSNeT", "ExSSNeTPlugin", "SSNeT"]
 

@@ -36,9 +36,9 @@ from torch.optim import SGD
 from typing_extensions import Unpack
 
 from avalanche_supermask.functional import signed_constant, threshold_weight
-from avalanche_supermask.hopfield import Hopfield
 from avalanche_supermask.inference import entropy
 from avalanche_supermask.plugin import cosine
+from avalanche_supermask.strategies.hopfield import Hopfield
 from avalanche_supermask.strategy import ModelFirst, StrategyArguments
 
 __all__ = ["HopSupSup", "HopSupSupPlugin", "UnitMaskedModel"]

@@ -32,15 +32,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from avalanche_supermask.layout import output_layer
 from avalanche_supermask.metrics import AccuracyOverSteps
-from avalanche_supermask.mixtures import ALL_LAYERS
-from avalanche_supermask.model import MaskedModel
+from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.model.mixtures import ALL_LAYERS
+from avalanche_supermask.model.tensor_roles import output_layer
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.registry import register
 from avalanche_supermask.selection import LayerDensities, Selection, selection
+from avalanche_supermask.strategies.short_training import train_copy
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
-from avalanche_supermask.trials import train_copy
 
 __all__ = ["Basis", "ImpressLearn", "ImpressLearnPlugin"]
 

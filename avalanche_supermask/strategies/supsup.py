@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from avalanche_supermask.functional import reordered
-from avalanche_supermask.model import MaskedModel
+from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.registry import register
 from avalanche_supermask.selection import LayerDensities, selection

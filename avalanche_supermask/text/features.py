@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from avalanche_supermask.atomic import written_whole
+from avalanche_supermask.saving.atomic_write import written_whole
 from avalanche_supermask.text.hub import pretrained
 
 __all__ = ["TokenFeatures", "check_texts"]

@@ -138,7 +138,7 @@ def test_kkt_finds_the_task_that_is_the_same():
     """Task 2 is task 0 again under another label; task 1 is noise of another shape."""
     from avalanche.benchmarks import tensors_benchmark
 
-    from avalanche_supermask.data import load_tensors
+    from avalanche_supermask.data.cached import load_tensors
 
     stream = class_stream(2, n=160)
     a, b = (load_tensors(e.dataset, torch.device("cpu"))[:2] for e in stream.train_stream)

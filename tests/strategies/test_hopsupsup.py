@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from avalanche_supermask import HopSupSup, UnitMaskedModel
-from avalanche_supermask.data import load_tensors
+from avalanche_supermask.data.cached import load_tensors
 from tests.streams import class_stream, lenet
 
 

@@ -10,11 +10,11 @@ from avalanche.training.templates import SupervisedTemplate
 from torch.optim import Adam, AdamW
 
 from avalanche_supermask import ImpressLearn, ImpressLearnPlugin, MaskedModel, SupSup
-from avalanche_supermask.data import load_tensors
+from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.inference import Entropy, EntropyDescent, OneShot, entropy
 from avalanche_supermask.metrics import AccuracyOverSteps
+from avalanche_supermask.model.superposition import Superposition
 from avalanche_supermask.selection import selection
-from avalanche_supermask.superposition import Superposition
 from tests.streams import NETWORKS, class_stream, inputs, mlp, outputs, train_all
 
 BASES = ["heterogeneous", "homogeneous", "random"]

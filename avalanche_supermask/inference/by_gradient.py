@@ -1,0 +1,96 @@
+"""One-shot and binary inference: the gradient of the superposition names the task (SupSup, sections 3.3 and 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from avalanche_supermask.inference.base import Candidates, Objective, Per, check_per, entropy, first_smallest
+
+__all__ = ["Binary", "OneShot"]
+
+
+@dataclass(frozen=True)
+class _ByGradient:
+    """Settings of the methods that use the superposition's gradient.
+
+    Attributes:
+        objective: ``"H"`` or ``"G"``.
+        classes: for G, how many outputs are real; the network must have more (superfluous neurons).
+        per: one task for a whole batch, or one for each sample.
+        images: for ``per="batch"``, how many samples decide (the paper: 1); None: all.
+        first: only the tasks learned first, so many; None: all. With ImpressLearn's n, one-shot over its basis.
+        layers: names of the masked weights that are asked (ours); None: all, as in the paper. Where tasks differ in
+            the order of their inputs, only the first layer knows the task, and the others add noise: there
+            ``layers=(model.masked_names[0],)`` makes fewer errors (``docs/methods/unknown_tasks.md``).
+    """
+
+    objective: Objective = "H"
+    classes: int | None = None
+    per: Per = "sample"
+    images: int | None = None
+    first: int | None = None
+    layers: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, str):
+            raise ValueError(f"layers takes names, as in layers=({self.layers!r},); got one string")
+        if self.objective not in ("H", "G"):
+            raise ValueError(f"objective must be 'H' or 'G'; got {self.objective!r}")
+        check_per(self.per)
+        if self.objective == "G" and self.classes is None:
+            raise ValueError("objective 'G' needs classes, the number of outputs that are real")
+
+    def __call__(self, model: Candidates, n_tasks: int, x: Tensor) -> Tensor:
+        """See `Inference`."""
+        n = min(self.first or n_tasks, n_tasks)
+        groups = [x[: self.images]] if self.per == "batch" else list(x.split(1))
+        found = self._find(model, n, n_tasks, groups) if n > 1 else torch.zeros(len(groups), dtype=torch.long)
+        return found.expand(len(x)).clone() if self.per == "batch" else found
+
+    def _find(self, model: Candidates, n: int, n_tasks: int, groups: Sequence[Tensor]) -> Tensor:
+        """Number of the task of each group, one of the first n."""
+        raise NotImplementedError
+
+    def _loss(self, logits: Tensor) -> Tensor:
+        if self.objective == "H":
+            return entropy(logits).mean()
+        assert self.classes is not None
+        if logits.shape[-1] <= self.classes:
+            raise ValueError(
+                f"objective 'G' has no gradient: the network has {logits.shape[-1]} outputs for {self.classes} "
+                "classes; give it more outputs than classes, or use objective 'H'"
+            )
+        held = torch.cat([logits[..., : self.classes].detach(), logits[..., self.classes :]], dim=-1)
+        return held.logsumexp(dim=-1).mean()
+
+
+@dataclass(frozen=True)
+class OneShot(_ByGradient):
+    """One forward and one backward pass a group, whatever the number of tasks."""
+
+    def _find(self, model: Candidates, n: int, n_tasks: int, groups: Sequence[Tensor]) -> Tensor:
+        equal = torch.zeros(n_tasks)
+        equal[:n] = 1.0 / n
+        return first_smallest(model.gradients(groups, equal, self._loss, layers=self.layers)[:, :n])
+
+
+@dataclass(frozen=True)
+class Binary(_ByGradient):
+    """Halves the candidates until one is left: at most ceil(log2 K) rounds, ties included."""
+
+    def _find(self, model: Candidates, n: int, n_tasks: int, groups: Sequence[Tensor]) -> Tensor:
+        return torch.tensor([self._one(model, n, n_tasks, group) for group in groups])
+
+    def _one(self, model: Candidates, n: int, n_tasks: int, group: Tensor) -> int:
+        left = torch.arange(n)
+        while len(left) > 1:
+            coefficients = torch.zeros(n_tasks)
+            coefficients[left] = 1.0 / len(left)
+            gradient = model.gradients([group], coefficients, self._loss, layers=self.layers)[0, left]
+            order = gradient.argsort(stable=True)  # ties: the task learned first stays
+            left = left[order[: (len(left) + 1) // 2].sort().values]
+        return int(left[0])

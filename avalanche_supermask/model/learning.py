@@ -1,0 +1,222 @@
+"""How a task is learned in a `MaskedModel`: it begins, goes through phases, is committed, and may be forgotten.
+
+A phase says what requires a gradient: scores, coefficients, or marked entries of the weights; and, in any of them, the
+task's own tensors. Weights learn in the network's parameters, a copy of the committed ones, so that nothing of a
+finished task is ever within an optimizer's reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.models import MultiTaskModule
+from torch import Tensor, nn
+
+from avalanche_supermask.functional import initial_scores, reordered, signed_constant
+from avalanche_supermask.inference import entropy
+from avalanche_supermask.model.accounting import Accounting
+from avalanche_supermask.model.frozen_batchnorm import FrozenChannels
+from avalanche_supermask.model.tensor_roles import Init, head_tensors
+from avalanche_supermask.named_tensors import NamedTensors
+
+__all__ = ["Learning"]
+
+
+class Learning(Accounting, MultiTaskModule):
+    """The part of `MaskedModel` that changes what it has learned."""
+
+    init: Init
+    wrapping: dict[str, Any]
+    seed: int
+    shared: NamedTensors
+    fresh: NamedTensors
+    frozen_channels: dict[str, FrozenChannels]
+    _own_names: list[str]
+    _buffer_names: list[str]
+
+    @property
+    def net(self) -> nn.Module:
+        """The network, whose parameters are the trainable copy of the weights."""
+        raise NotImplementedError
+
+    def _clear_kept(self) -> None:
+        """Drop what was made of finished tasks to answer faster."""
+        raise NotImplementedError
+
+    def fresh_scores(self, key: int) -> dict[str, Tensor]:
+        """Scores that a task starts from; their values depend on the model's seed and the key, not on other tasks.
+
+        Args:
+            key: of the task; negative for masks that belong to none, which are always random.
+        """
+        generator = _generator(self.seed, key, 0)
+        scores = {name: initial_scores(s, generator=generator) for name, s in self.masked_shapes.items()}
+        if self.wrapping.get("scores") != "magnitude" or key < 0:  # files of 0.1.0 say nothing of it
+            return scores
+        return {name: reordered(s, self.subnetworks.frozen[name].abs().cpu()) for name, s in scores.items()}
+
+    @torch.no_grad()
+    def begin(self, key: int, label: int | None = None) -> None:
+        """Start a task: per-task parameters and running statistics go back to fresh ones.
+
+        Raises:
+            ValueError: the task is learned already.
+        """
+        if key in self.subnetworks.tasks:
+            raise ValueError(
+                f"task {key} is learned already, and finished tasks never change; learned: {self.task_keys}. "
+                "Give it a new key, or forget(task) first"
+            )
+        self.subnetworks.begin(key, label)
+        for name, live in self._live(list(self.fresh)).items():
+            live.copy_(self.fresh[name])
+
+    def learn_scores(self, select: Any, *, trainable: Mapping[str, Tensor] | None = None) -> None:
+        """Phase in which the scores learn, and with them the weights marked in ``trainable``, if any.
+
+        Args:
+            select: turns the scores into the mask (see `selection`).
+            trainable: bool by name; leave out what finished tasks own, or they change.
+        """
+        self.subnetworks.learn_scores(select, trainable=trainable)
+        self._learn_live_weights(self.masked_names if trainable else ())
+
+    def learn_coefficients(self, *, own: Collection[str] = (), select: Any = None) -> None:
+        """Phase in which the coefficients of a mixture learn, from 1/n (see `mixtures`).
+
+        Args:
+            own: masked weights whose scores learn instead, for a mask of the task's own.
+            select: turns those scores into the mask.
+        """
+        self.subnetworks.mixtures.restart()
+        self.subnetworks.learn_coefficients(own=frozenset(own), select=select)
+        self._set_learning(())
+
+    @torch.no_grad()
+    def learn_weights(self, trainable: Mapping[str, Tensor], *, mask: Mapping[str, Tensor] | None = None) -> None:
+        """Phase in which the weights marked in ``trainable`` learn, under a mask that stands still.
+
+        Args:
+            trainable: bool by name; only entries inside the mask count.
+            mask: bool by name; the current mask if None.
+        """
+        mask = self.subnetworks.current_mask() if mask is None else mask
+        self.subnetworks.learn_weights(trainable, mask=mask)
+        self._learn_live_weights(self.masked_names)
+
+    @torch.no_grad()
+    def _learn_live_weights(self, names: Sequence[str]) -> None:
+        """Start these weights, of which some or all entries learn, from their committed values."""
+        for name, weight in self._live(names).items():
+            weight.copy_(self.subnetworks.frozen[name])
+        self._set_learning(names)
+
+    @torch.no_grad()
+    def commit(self, outputs: Sequence[Tensor] = ()) -> None:
+        """Finish the task being learned. From now on its outputs never change.
+
+        Args:
+            outputs: logits of batches of its training samples, each ``(batch, outputs)``: how sure the task is of its
+                own data is stored with it, for `ExpectedEntropy`.
+
+        Raises:
+            RuntimeError: no task is being learned.
+            FloatingPointError: a learned value is NaN or infinite; the task is abandoned.
+        """
+        buffers = self._live(self._buffer_names)
+        for name, channels in self.frozen_channels.items():
+            channels.restore(buffers[f"{name}.running_mean"], buffers[f"{name}.running_var"])
+        private = {
+            **{name: b for name, b in buffers.items() if not torch.equal(b, self.fresh[name])},
+            **self._live(self._own_names),
+            **self._head_tensors(),
+        }
+        learned = [*private.values(), *(p for p in self.parameters() if p.requires_grad)]
+        if not all(bool(t.isfinite().all()) for t in learned):
+            key = self.active
+            self.abandon()
+            raise FloatingPointError(
+                f"task {key} learned NaN or infinite values and was not stored; the {len(self.task_keys)} "
+                "earlier tasks are intact; lower the learning rate"
+            )
+        expected = float(torch.cat([entropy(out.float()) for out in outputs]).mean()) if outputs else None
+        self.subnetworks.commit(self._live(self.masked_names), private, entropy=expected)
+        self._end()
+
+    @torch.no_grad()
+    def reopen(self, select: Any) -> None:
+        """Take the task that was committed last back into the phase in which its scores learn.
+
+        Args:
+            select: turns the scores, which are still as they were at the commit, into the mask.
+        """
+        key = self.task_keys[-1]
+        label, kept = self.subnetworks.tasks[key].label, self.subnetworks.task_private(key)
+        self.subnetworks.forget(key)
+        self.begin(key, label)
+        for name, live in self._live([name for name in self.fresh if name in kept]).items():
+            live.copy_(kept[name])
+        self.learn_scores(select)
+
+    def abandon(self) -> None:
+        """Stop learning the current task and keep nothing of it."""
+        self.subnetworks.abandon()
+        self._end()
+
+    @torch.no_grad()
+    def forget(self, task: int) -> int:
+        """Delete a finished task and free exactly the weights that only it owned.
+
+        Freed weights get new signed constants, so nothing of the task is left; with ``init="keep"`` they keep
+        their value, as the brought one is not stored. Other tasks stay bit-identical.
+
+        Returns:
+            Number of weights freed.
+
+        Raises:
+            KeyError: the task is not learned.
+        """
+        freed = self.subnetworks.forget(task)
+        self._clear_kept()
+        if self.init == "signed_constant":
+            generator = _generator(self.seed, task, 1)
+            for name, mask in freed.items():
+                weight = self.subnetworks.frozen[name]
+                weight[mask] = signed_constant(weight.shape, generator=generator).to(weight)[mask]
+        return sum(int(mask.sum()) for mask in freed.values())
+
+    # ------------------------------------------------------------------ what learns
+
+    def _head_tensors(self) -> dict[str, Tensor]:
+        known = {*self.masked_names, *self.shared, *self.fresh}
+        return head_tensors(self.net, known, self.subnetworks.active_label)
+
+    def _live(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Tensors of the network as they are now."""
+        tensors = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
+        return {name: tensors[name] for name in names}
+
+    def _end(self) -> None:
+        self.frozen_channels = {}
+        self._clear_kept()
+        self._set_learning(())
+
+    def _set_learning(self, weights: Sequence[str]) -> None:
+        """Let these weights learn, what else the phase trains and, while a task is active, its own tensors."""
+        own = {*self._own_names, *self._head_tensors()} if self.active is not None else set()
+        for name, p in self.net.named_parameters():
+            p.requires_grad_(name in weights or name in own)
+            p.grad = None
+        learning = {id(p) for p in self.subnetworks.learning()}
+        for p in self.subnetworks.parameters():
+            p.requires_grad_(id(p) in learning)
+            p.grad = None
+
+
+def _generator(seed: int, key: int, purpose: int) -> torch.Generator:
+    """Independent streams for each task and purpose, whatever the order in which they are asked for."""
+    state = np.random.SeedSequence([seed % 2**63, key % 2**63, purpose]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))

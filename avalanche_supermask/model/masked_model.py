@@ -1,0 +1,293 @@
+"""`MaskedModel`: any ``nn.Module``, untouched, called with the weights of one task or another.
+
+With `learning`, the only place that touches the user's network. It is called through ``torch.func.functional_call``, so
+its classes, names and attributes stay as they are; which tensors it sees depends on the task:
+
+* *masked* weights (two or more dimensions): the task's subnetwork of weights that all tasks share;
+* *head* tensors (inside Avalanche's dynamic modules) and, on request, norm and bias parameters: the task's own;
+* buffers that training changes (running statistics): the task's own, never shared;
+* everything else: frozen, the same for every task.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from avalanche.models import DynamicModule, MultiTaskModule
+from avalanche.models.utils import avalanche_model_adaptation
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from avalanche_supermask.inference import Inference, by_name
+from avalanche_supermask.model.cache import Recent, TaskTensors
+from avalanche_supermask.model.frozen_batchnorm import FrozenChannels, frozen_channels
+from avalanche_supermask.model.learning import Learning
+from avalanche_supermask.model.routing import Router, forward_mixed
+from avalanche_supermask.model.subnetworks import Subnetworks
+from avalanche_supermask.model.superposition import Superposition
+from avalanche_supermask.model.tensor_roles import (
+    Init,
+    Maskable,
+    PerTask,
+    Scores,
+    classify,
+    grow_heads,
+    moving_buffers,
+    redraw,
+    with_ties,
+)
+from avalanche_supermask.named_tensors import NamedTensors
+
+__all__ = ["MaskedModel"]
+
+
+class _Unset:
+    """Type of the default of ``task_labels``: omitted is not the same as None."""
+
+
+_UNSET = _Unset()
+
+
+class _Host(DynamicModule):
+    """Keeps Avalanche from adapting the network on its own, as it would for tasks that are only evaluated."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(auto_adapt=False)
+        self.net = net
+
+
+class MaskedModel(Learning):
+    """A network that holds many tasks, each in a subnetwork of its own.
+
+    Args:
+        net: any module; deep-copied, so the caller's stays as it is.
+        init: ``"signed_constant"`` redraws the masked weights as ``±sqrt(2 / fan_in)`` and zeroes the biases
+            (SupSup's default); ``"keep"`` keeps the weights that were brought, for pretrained networks.
+        per_task: which parameters besides the masked weights each task learns for itself: ``"none"`` (the
+            papers: norms without gain and shift, no biases), ``"norm"``, or ``"all"`` (norms and biases).
+            They cost 4 bytes a task and number. Running statistics and heads are per task in any case.
+        exclude: regular expressions; parameters whose whole name matches one are not masked.
+        own: regular expressions; parameters whose whole name matches one are each task's own, unmasked, and start
+            anew for every task: an output layer named here becomes a head a task.
+        mask: ``"weights"`` masks parameters of two or more dimensions; ``"all"`` biases and norms as well.
+        scores: where the scores of a task start: ``"random"`` (SupSup's), or in the order of ``"magnitude"``, so that
+            the first mask keeps the largest weights: for pretrained networks, with ``init="keep"``.
+        seed: of the constants and of every task's fresh scores; drawn from torch's generator if None.
+        task_inference: who names the task at evaluation: ``"given"`` (the labels), ``"oneshot"``, ``"binary"``,
+            ``"entropy"``, ``"expected_entropy"``, ``"max_logit"``, ``"entropy_descent"``, or an object of `inference`
+            with settings. Can be set later.
+
+    Raises:
+        ValueError: nothing to mask in ``net``, or an unknown option.
+
+    Example:
+        >>> model = MaskedModel(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), seed=0)
+        >>> model.masked_names, model.task_keys
+        (['0.weight', '2.weight'], [])
+    """
+
+    _superposition: Superposition | None = None  # of the finished tasks, once inference asked for it
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        init: Init = "signed_constant",
+        per_task: PerTask = "none",
+        exclude: Sequence[str] = (),
+        own: Sequence[str] = (),
+        mask: Maskable = "weights",
+        scores: Scores = "random",
+        seed: int | None = None,
+        task_inference: str | Inference = "given",
+    ) -> None:
+        super().__init__()
+        if init not in ("signed_constant", "keep"):
+            raise ValueError(f"init must be 'signed_constant' or 'keep'; got {init!r}")
+        if scores not in ("random", "magnitude"):
+            raise ValueError(f"scores must be 'random' or 'magnitude'; got {scores!r}")
+        self.init: Init = init
+        # How to wrap another copy of the network in the same way.
+        self.wrapping = {
+            "init": init, "per_task": per_task, "exclude": [*exclude], "own": [*own], "mask": mask, "scores": scores
+        }  # fmt: skip
+        self.seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
+        self.host = _Host(copy.deepcopy(net))
+        layout = classify(self.net, per_task=per_task, exclude=exclude, own=own, mask=mask)
+        if init == "signed_constant":
+            redraw(layout, self.seed)
+        self.subnetworks = Subnetworks(_copies(layout.masked))
+        self.shared = NamedTensors(_copies(layout.shared))
+        # What a new task starts from: its own parameters, and every buffer.
+        self.fresh = NamedTensors(_copies({**layout.private, **layout.buffers}))
+        self._own_names = list(layout.private)
+        self._buffer_names = list(layout.buffers)
+        self.router = Router()
+        self.task_inference = task_inference
+        self.inferred_task: Tensor | None = None  # task key of each sample, after a call that inferred
+        # BatchNorm layers of the task being learned in which some channels are claimed by earlier ones.
+        self.frozen_channels: dict[str, FrozenChannels] = {}
+        self._recent = Recent()
+        self._set_learning(())
+
+    # ------------------------------------------------------------------ the network's tensors
+
+    @property
+    def net(self) -> nn.Module:
+        """The network: a copy of the caller's. Its parameters are the trainable copy of the weights."""
+        return self.host.net
+
+    # ------------------------------------------------------------------ calling the network
+
+    def forward(self, x: Any, task_labels: Any = _UNSET) -> Any:
+        """Outputs of the network for a batch.
+
+        Args:
+            x: what the network takes; its first dimension is the batch.
+            task_labels: an int, or a tensor of one label a sample (mixed tasks are fine); omitted: the task
+                being learned, else the latest; None: a dictionary of outputs by task key. A label that was
+                never trained is answered by the latest task, with one warning.
+
+        Returns:
+            The network's output; with mixed tasks of different widths, zero-padded to the widest.
+        """
+        if self.infers and not (task_labels is None or self.training):
+            return self._forward_inferred(x)
+        if isinstance(task_labels, _Unset):
+            return self.forward_task(self.router.latest(self.subnetworks), x)
+        if task_labels is None:
+            return self.forward_all_tasks(x)
+        labels = torch.as_tensor(task_labels).reshape(-1)
+        if len(labels) == 1 or bool((labels == labels[0]).all()):
+            return self._forward_label(x, int(labels[0]))
+        return forward_mixed(x, labels, self._forward_label)
+
+    def _forward_label(self, x: Any, label: int) -> Any:
+        return self.forward_task(self.router.resolve(label, self.subnetworks), x)
+
+    @property
+    def task_inference(self) -> str | Inference:
+        """Who names the task at evaluation, while no task is being learned."""
+        return self._task_inference
+
+    @task_inference.setter
+    def task_inference(self, inference: str | Inference) -> None:
+        by_name(inference)  # complain now
+        self._task_inference = inference
+        self._superposition = None  # it keeps what the last way started from
+
+    @property
+    def infers(self) -> bool:
+        """Whether a call in evaluation mode would infer the task."""
+        return self._task_inference != "given" and self.active is None and bool(self.task_keys)
+
+    def _forward_inferred(self, x: Any) -> Any:
+        find = by_name(self._task_inference)
+        assert find is not None
+        if self._superposition is None:
+            self._superposition = Superposition(self)
+        answer = find(self._superposition, len(self.task_keys), x)
+        if answer.is_floating_point():
+            self.inferred_task = None  # no single task answered
+            return answer
+        self.inferred_task = torch.tensor(self.task_keys)[answer]
+        return forward_mixed(x, self.inferred_task, lambda part, key: self.forward_task(key, part))
+
+    def forward_single_task(self, x: Any, task_label: int) -> Any:
+        """Outputs for a batch of one task."""
+        return self.forward(x, task_label)
+
+    def forward_all_tasks(self, x: Any) -> dict[int, Any]:
+        """Outputs of every learned task, and of the one being learned, by task key."""
+        keys = self.task_keys + ([] if self.active is None else [self.active])
+        return {key: self.forward_task(key, x) for key in keys}
+
+    def forward_task(self, key: int | None, x: Any) -> Any:
+        """Outputs under one task, by its key; None: the network as it was initialised, without a mask."""
+        if key is None:  # nothing learned yet: the whole network as it was initialised
+            return functional_call(self.net, {**self.subnetworks.frozen, **self.shared}, self.arguments(x, 0))
+        if key == self.active:
+            weights = self.subnetworks.current_weights(self._live(self.masked_names))
+            with frozen_channels(self.net, self.frozen_channels):
+                return functional_call(
+                    self.net, {**weights, **self.shared}, self.arguments(x, self.subnetworks.active_label)
+                )
+        arguments = self.arguments(x, self.subnetworks.tasks[key].label)
+        tensors = self._recent.get(key, lambda: self._task_tensors(key)).for_call(training=self.training)
+        return functional_call(self.net, tensors, arguments, tie_weights=False)  # tied already
+
+    def arguments(self, x: Any, label: int | None) -> tuple[Any, ...]:
+        """Arguments of a call of the network itself, for a batch of one task label."""
+        return (x, label or 0) if isinstance(self.net, MultiTaskModule) else (x,)
+
+    def tensors_of(self, key: int) -> dict[str, Tensor]:
+        """All tensors of the network under a finished task, by name."""
+        task = self.subnetworks
+        return {**task.task_weights(key), **self.shared, **self.fresh, **task.task_private(key)}
+
+    def _task_tensors(self, key: int) -> TaskTensors:
+        """The same, with what else a call has to know, kept for the next calls."""
+        tensors = with_ties(self.net, self.tensors_of(key))
+        trained, counted = (names & tensors.keys() for names in moving_buffers(self.net))
+        return TaskTensors(tensors, trained, counted)
+
+    # ------------------------------------------------------------------ what Avalanche calls
+
+    def adaptation(self, experience: Any) -> None:
+        """Adapt the network's heads before training; evaluation allocates nothing."""
+        if self.training:
+            avalanche_model_adaptation(self.net, experience)
+
+    def train(self, mode: bool = True) -> MaskedModel:
+        """Set the mode of the network and of everything in it."""
+        super().train(mode)
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> MaskedModel:
+        self._clear_kept()
+        super()._apply(fn, recurse)
+        return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As of any module; a model without tasks takes all the tasks of the state, heads included."""
+        device = next(iter(self.subnetworks.frozen.values())).device
+        self.grow_heads(state_dict)
+        result = super().load_state_dict(state_dict, *args, **kwargs)
+        self.to(device)
+        self._set_learning(self.masked_names if self.subnetworks.phase == "weights" else ())
+        return result
+
+    def grow_heads(self, state: Mapping[str, Any]) -> None:
+        """Give a multi-head network the heads of all tasks of a state, so that the state loads into it."""
+        outputs = {}
+        for _, slot, label, *_ in state.get("subnetworks._extra_state", {}).get("tasks", ()):
+            prefix = f"subnetworks.private.{slot}."
+            heads = [t for n, t in state.items() if n.startswith(prefix) and n.endswith("weight") and t.dim() == 2]
+            outputs[label or 0] = len(heads[-1]) if heads else 1
+        learned = {task.label for task in self.subnetworks.tasks.values()}
+        grow_heads(self.net, {label: n for label, n in outputs.items() if label not in learned})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_recent": Recent(), "_superposition": None}
+
+    def _clear_kept(self) -> None:
+        """Drop what was made of finished tasks to answer faster."""
+        self._recent.clear()
+        self._superposition = None
+
+    # ------------------------------------------------------------------ taking tasks out
+
+    def export(self, task: int) -> nn.Module:
+        """A plain copy of the network with one task's weights: no masks, equal outputs."""
+        net = copy.deepcopy(self.net)
+        slots = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+        for name, tensor in self.tensors_of(task).items():
+            slots[name].data = tensor.detach().clone()  # .data: tied weights stay tied
+        return net.requires_grad_(True).eval()
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().clone() for name, t in tensors.items()}

@@ -1,0 +1,137 @@
+"""Tasks that are mixtures: coefficients over a basis of masks, in the place of a mask of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_supermask.bits.packed_masks import PackedMasks, pack, unpack
+from avalanche_supermask.bits.weighted_sums import combine, encode
+from avalanche_supermask.named_tensors import NamedTensors
+
+__all__ = ["ALL_LAYERS", "Mixtures"]
+
+ALL_LAYERS = "*"  # name of coefficients that every layer uses
+
+
+class Mixtures(nn.Module):
+    """The basis, the coefficients that learn, and those of finished tasks.
+
+    Attributes:
+        basis: slots, in the packed masks, of the n masks that are mixed.
+        coefficients: of the task being learned: parameters of shape ``(n,)`` by layer, or under `ALL_LAYERS`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.basis: list[int] = []
+        self.coefficients = NamedTensors(trainable=True)
+        # slot -> by layer: its coefficients; or the packed bits (uint8) of a mask that the task has for itself
+        self.finished = nn.ModuleDict()
+        self._codes: dict[str, Tensor] = {}
+
+    def __contains__(self, slot: int) -> bool:
+        return str(slot) in self.finished
+
+    def allocate(self, names: Sequence[str], like: Tensor, n: int) -> None:
+        """Make the coefficients, once, before an optimizer collects them."""
+        for name in names:
+            if name not in self.coefficients:
+                self.coefficients[name] = torch.full((n,), 1.0 / n, dtype=like.dtype, device=like.device)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Every coefficient at 1/n, n the masks of the basis.
+
+        Raises:
+            RuntimeError: the basis is not complete.
+        """
+        for a in self.coefficients.values():
+            if len(a) != len(self.basis):
+                raise RuntimeError(f"the basis holds {len(self.basis)} of {len(a)} masks; learn its tasks first")
+            a.fill_(1.0 / len(a))
+
+    def extend(self, slot: int) -> None:
+        """Take the mask in a slot into the basis."""
+        self.basis.append(slot)
+        self._codes = {}
+
+    def reduce(self, slot: int) -> None:
+        """Take the mask in a slot out of the basis, if it is there."""
+        self.basis = [other for other in self.basis if other != slot]
+        self._codes = {}
+
+    def drop(self, slot: int) -> None:
+        """Delete a finished mixture."""
+        del self.finished[str(slot)]
+
+    def finish(self, slot: int, own: Mapping[str, Tensor]) -> None:
+        """Keep the coefficients of the task being learned.
+
+        Args:
+            slot: of the task.
+            own: bool masks of layers that have a mask of their own, and no coefficients.
+        """
+        kept = {name: a.detach().clone() for name, a in self.coefficients.items() if name not in own}
+        self.finished[str(slot)] = NamedTensors({**kept, **{name: pack(mask) for name, mask in own.items()}})
+
+    def of(self, slot: int) -> dict[str, Tensor]:
+        """What a finished mixture keeps, by layer."""
+        stored: NamedTensors = self.finished[str(slot)]  # type: ignore[assignment]
+        return dict(stored)
+
+    def weights(
+        self, chosen: Mapping[str, Tensor], frozen: Mapping[str, Tensor], masks: PackedMasks
+    ) -> dict[str, Tensor]:
+        """Effective weights ``W ⊙ Σ_i a_i M_i``, differentiable in the coefficients.
+
+        Args:
+            chosen: coefficients, or packed bits, by layer; layers without either are left out.
+            frozen: W by name.
+            masks: that hold the basis.
+        """
+        if not self._codes:
+            self._codes = encode([masks.read(slot) for slot in self.basis])
+        found = {}
+        for name, weight in frozen.items():
+            entry = chosen.get(name, chosen.get(ALL_LAYERS))
+            if entry is not None and entry.dtype == torch.uint8:
+                found[name] = weight * unpack(entry, weight.shape)
+            elif entry is not None:
+                found[name] = combine(entry, self._codes[name], weight)
+        return found
+
+    def coefficients_of(self, slot: int, name: str) -> Tensor:
+        """Coefficients ``(n,)`` of a finished mixture in one layer.
+
+        Raises:
+            ValueError: the layer has a mask of its own.
+        """
+        entries = self.of(slot)
+        entry = entries.get(name, entries.get(ALL_LAYERS))
+        if entry is None or entry.dtype == torch.uint8:
+            raise ValueError(
+                f"layer {name!r} of this task has a mask of its own, which cannot be superposed with combinations; "
+                "use task_inference='entropy' or 'max_logit'"
+            )
+        return entry
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Mixtures:
+        self._codes = {}
+        super()._apply(fn, recurse)
+        return self
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The basis, and which tasks are mixtures."""
+        return {"basis": list(self.basis), "finished": list(self.finished)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Make room for the mixtures of a saved state."""
+        self.basis, self._codes = list(state["basis"]), {}
+        self.finished = nn.ModuleDict({slot: NamedTensors() for slot in state["finished"]})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_codes": {}}

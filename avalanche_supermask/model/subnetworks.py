@@ -1,0 +1,348 @@
+"""What the tasks own: frozen weights, a bit mask a task, a few floats a task, and the task being learned.
+
+Frozen by construction. What a finished task uses lives in buffers; what the current task trains lives in
+parameters that exist once, whatever the number of tasks. The effective weight is
+
+    mask * where(trainable, parameter, frozen)
+
+and at the end of a task the trained values are written to the buffer. No optimizer, hook or plugin can reach
+a finished task, because none of its tensors is a parameter. A task may also be a mixture of the masks of a basis:
+then its coefficients take the place of the mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_supermask.bits.packed_masks import PackedMasks
+from avalanche_supermask.functional import partly_trained_weight
+from avalanche_supermask.model.mixtures import Mixtures
+from avalanche_supermask.named_tensors import NamedTensors
+from avalanche_supermask.selection import Selection
+
+__all__ = ["LayerCapacity", "Subnetworks", "Task"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One finished task.
+
+    Attributes:
+        slot: where its mask or mixture is kept.
+        label: of Avalanche, under which it was learned; None without labels.
+        entropy: mean entropy of its outputs on its training data, at the end; None if nobody measured it.
+    """
+
+    slot: int
+    label: int | None
+    entropy: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerCapacity:
+    """Weights of one layer: ``owned`` by at least one finished task, ``reused`` by two or more, or ``free``."""
+
+    total: int
+    owned: int
+    reused: int
+
+    @property
+    def free(self) -> int:
+        """Weights that no finished task uses."""
+        return self.total - self.owned
+
+
+class Subnetworks(nn.Module):
+    """The weights that tasks share and the masks that tell them apart.
+
+    Args:
+        frozen: committed value of each masked weight, by name.
+    """
+
+    def __init__(self, frozen: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        shapes = {name: tuple(weight.shape) for name, weight in frozen.items()}
+        self.frozen = NamedTensors(frozen)
+        self.masks = PackedMasks(shapes)
+        self.mixtures = Mixtures()
+        # slot -> what only that task has: norm statistics, head, ... Nothing of a task that has nothing: a module a
+        # task is passed over at every move and every search for parameters.
+        self.private = nn.ModuleDict()
+        self.scores = NamedTensors(trainable=True)
+        self.tasks: dict[int, Task] = {}
+        self.next_slot = 0
+        # The task being learned.
+        self.active: int | None = None
+        self.active_label: int | None = None
+        self.phase: Literal["scores", "weights", "coefficients"] | None = None  # what learns
+        self.select: Selection | None = None
+        self.own_masks: frozenset[str] = frozenset()  # of the coefficients phase: layers whose scores learn
+        self.mask = NamedTensors()  # of the weights phase; before it, the scores choose
+        self.trainable = NamedTensors()
+        # While the mask stands still: what of each weight is fixed, and 1 where it learns. Numbers, not bool: on a
+        # CPU, arithmetic with numbers is several times faster.
+        self._standing: dict[str, tuple[Tensor, Tensor]] = {}
+
+    # ------------------------------------------------------------------ the task being learned
+
+    @torch.no_grad()
+    def set_scores(self, values: Mapping[str, Tensor]) -> None:
+        """Write the scores in place; the first call makes them: one tensor a layer, whatever the number of tasks."""
+        for name, value in values.items():
+            if name in self.scores:
+                self.scores[name].copy_(value)
+            else:
+                self.scores[name] = value.detach().clone().to(self.frozen[name])
+
+    def begin(self, key: int, label: int | None) -> None:
+        """Start a task; whatever another unfinished one left is dropped."""
+        self.abandon()
+        self.active, self.active_label = key, label
+
+    def learn_scores(self, select: Selection, *, trainable: Mapping[str, Tensor] | None = None) -> None:
+        """The scores choose the mask and learn; and with them the weights marked in ``trainable`` (bool), if any."""
+        self._clear_weights()
+        self.phase, self.select = "scores", select
+        self.trainable.update({name: t.clone() for name, t in (trainable or {}).items()})
+
+    def learn_coefficients(self, *, own: frozenset[str] = frozenset(), select: Selection | None = None) -> None:
+        """The coefficients of a mixture learn, and in the layers ``own`` the scores."""
+        self._clear_weights()
+        self.phase, self.own_masks, self.select = "coefficients", own, select
+
+    def learning(self) -> list[Tensor]:
+        """Scores and coefficients that learn in this phase."""
+        scores = {"scores": set(self.scores), "coefficients": self.own_masks}.get(self.phase or "", set())
+        mixed = self.mixtures.coefficients if self.phase == "coefficients" else {}
+        return [
+            *(p for name, p in self.scores.items() if name in scores),
+            *(a for name, a in mixed.items() if name not in self.own_masks),
+        ]
+
+    def learn_weights(self, trainable: Mapping[str, Tensor], *, mask: Mapping[str, Tensor]) -> None:
+        """The mask stands still; the weights marked in ``trainable`` (bool, inside the mask) learn."""
+        mask = {name: m.clone() for name, m in mask.items()}
+        self._clear_weights()
+        self.phase = "weights"
+        self.mask.update(mask)
+        self.trainable.update({name: trainable[name] & m for name, m in mask.items()})
+
+    def current_mask(self) -> dict[str, Tensor]:
+        """Mask of the task being learned: bool tensors by name. Of a mixture: where its weights are not zero."""
+        if self.phase == "weights":
+            return dict(self.mask)
+        if self.phase == "coefficients":
+            return {name: w.detach() != 0 for name, w in self._mixed_weights().items()}
+        if self.select is None:
+            raise RuntimeError("no phase has begun, so there is no current mask; call learn_scores() first")
+        return {name: self.select.mask(name, scores) for name, scores in self.scores.items()}
+
+    # Exact top-k is not for a compiler; what it would compile is the network.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def current_weights(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Effective weights of the task being learned, differentiable in what is learning.
+
+        Args:
+            live: the trainable copy of each weight.
+        """
+        if self.phase == "scores" and self.select is not None:
+            select = self.select
+            weights = self._learning_weights(live) if len(self.trainable) else self.frozen
+            return {name: select.weight(name, s, weights[name]) for name, s in self.scores.items()}
+        if self.phase == "coefficients":
+            return self._mixed_weights()
+        return self._learning_weights(live)
+
+    def _learning_weights(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``where(trainable, live, frozen)``, inside the mask while one stands still."""
+        if not self._standing:
+            for name, trainable in self.trainable.items():
+                frozen = self.frozen[name]
+                stays = self.mask[name] & ~trainable if name in self.mask else ~trainable
+                self._standing[name] = (frozen * stays, trainable.to(frozen.dtype))
+        return {
+            name: partly_trained_weight(live[name], fixed, learns) for name, (fixed, learns) in self._standing.items()
+        }
+
+    def _mixed_weights(self) -> dict[str, Tensor]:
+        mixed = {name: weight for name, weight in self.frozen.items() if name not in self.own_masks}
+        own: dict[str, Tensor] = {}
+        if self.select is not None:
+            own = {n: self.select.weight(n, self.scores[n], self.frozen[n]) for n in self.own_masks}
+        return {**self.mixtures.weights(self.mixtures.coefficients, mixed, self.masks), **own}
+
+    @torch.no_grad()
+    def commit(
+        self, live: Mapping[str, Tensor], private: Mapping[str, Tensor], *, entropy: float | None = None
+    ) -> None:
+        """Finish the task: write its trained values to the buffers, store its mask and its private tensors.
+
+        Args:
+            live: trained values, by name.
+            private: what only this task has.
+            entropy: see `Task`.
+
+        Raises:
+            RuntimeError: no task is being learned.
+        """
+        if self.active is None:
+            raise RuntimeError("commit() without begin(): no task is being learned")
+        if self.phase == "coefficients":
+            own = {n: self.select.mask(n, self.scores[n]) for n in self.own_masks} if self.select else {}
+            self.mixtures.finish(self.next_slot, own)
+        else:
+            mask = self.current_mask()
+            for name, trainable in self.trainable.items():
+                self.frozen[name].copy_(torch.where(trainable, live[name], self.frozen[name]))
+            self.masks.commit(self.next_slot, mask)
+        if private:
+            self.private[str(self.next_slot)] = NamedTensors(
+                {name: tensor.detach().clone() for name, tensor in private.items()}
+            )
+        self.tasks[self.active] = Task(self.next_slot, self.active_label, entropy)
+        self.next_slot += 1
+        self.abandon()
+
+    def add_to_basis(self, mask: Mapping[str, Tensor] | int) -> None:
+        """Let mixtures use a mask: that of a finished task, by its key, or one that belongs to no task."""
+        if isinstance(mask, int):
+            self.mixtures.extend(self._slot(mask))
+        else:
+            self.masks.commit(self.next_slot, mask)
+            self.mixtures.extend(self.next_slot)
+            self.next_slot += 1
+
+    def abandon(self) -> None:
+        """Drop the task being learned; nothing more of it is kept."""
+        self._clear_weights()
+        self.active = self.active_label = self.phase = self.select = None
+        self.own_masks = frozenset()
+
+    def _clear_weights(self) -> None:
+        self.mask.clear()
+        self.trainable.clear()
+        self._standing = {}
+
+    # ------------------------------------------------------------------ finished tasks
+
+    def task_mask(self, key: int) -> dict[str, Tensor]:
+        """Mask of a finished task: bool tensors by name. Of a mixture: where its weights are not zero."""
+        slot = self._slot(key)
+        if slot in self.mixtures:
+            return {name: w != 0 for name, w in self.task_weights(key).items()}
+        return self.masks.read(slot)
+
+    def task_weights(self, key: int) -> dict[str, Tensor]:
+        """Effective weights ``W * M`` of a finished task."""
+        slot = self._slot(key)
+        if slot in self.mixtures:
+            return self.mixtures.weights(self.mixtures.of(slot), self.frozen, self.masks)
+        return {name: self.frozen[name] * mask for name, mask in self.masks.read(slot).items()}
+
+    def task_private(self, key: int) -> dict[str, Tensor]:
+        """Tensors that only this task has, by name in the network."""
+        slot = str(self._slot(key))
+        if slot not in self.private:
+            return {}
+        stored: NamedTensors = self.private[slot]  # type: ignore[assignment]
+        return dict(stored)
+
+    def owned(self, keys: list[int] | None = None) -> dict[str, Tensor]:
+        """Weights that any of these finished tasks uses (all of them if None): bool tensors by name."""
+        slots = self.masks.slots() if keys is None else self._slots_used(keys)
+        union = self.masks.union(slots)
+        return {name: mask.to(self.frozen[name].device) for name, mask in union.items()}
+
+    def _slots_used(self, keys: list[int]) -> list[int]:
+        slots = [self._slot(key) for key in keys]
+        mixed = self.mixtures.basis if any(slot in self.mixtures for slot in slots) else []
+        return [*dict.fromkeys([*(slot for slot in slots if slot not in self.mixtures), *mixed])]
+
+    def task_bytes(self, key: int, *, private: bool = True) -> int:
+        """Bytes stored for a finished task: its packed mask or its coefficients, and its private numbers."""
+        slot = self._slot(key)
+        chosen = _nbytes(self.mixtures.of(slot)) if slot in self.mixtures else self.masks.row_bytes
+        entropy = 0 if self.tasks[key].entropy is None else 4
+        return chosen + (_nbytes(self.task_private(key)) + entropy if private else 0)
+
+    @property
+    def basis_bytes(self) -> int:
+        """Bytes of masks that belong to no finished task: of a basis that was drawn, or whose task is forgotten."""
+        owned = sum(task.slot not in self.mixtures for task in self.tasks.values())
+        return (len(self.masks) - owned) * self.masks.row_bytes
+
+    def capacity(self) -> dict[str, LayerCapacity]:
+        """How far each masked layer is filled."""
+        once, twice = self.masks.coverage()
+        return {
+            name: LayerCapacity(mask.numel(), int(mask.sum()), int(twice[name].sum())) for name, mask in once.items()
+        }
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Subnetworks:
+        self._standing = {}
+        super()._apply(fn, recurse)
+        return self
+
+    @torch.no_grad()
+    def forget(self, key: int) -> dict[str, Tensor]:
+        """Delete a finished task. Returns the weights that only it owned (bool by name), now free.
+
+        A mask that mixtures are made of stays, and its weights with it.
+        """
+        slot = self._slot(key)
+        freed = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in self.frozen.items()}
+        if slot in self.mixtures:
+            self.mixtures.drop(slot)
+        elif slot not in self.mixtures.basis or not len(self.mixtures.finished):
+            rest = self.masks.union([other for other in self.masks.slots() if other != slot])
+            freed = {name: mask & ~rest[name] for name, mask in self.masks.read(slot).items()}
+            self.masks.drop(slot)
+            self.mixtures.reduce(slot)
+        if str(slot) in self.private:
+            del self.private[str(slot)]
+        del self.tasks[key]
+        return freed
+
+    def _slot(self, key: int) -> int:
+        if key not in self.tasks:
+            raise KeyError(f"task {key} is not learned; learned tasks: {list(self.tasks)}")
+        return self.tasks[key].slot
+
+    # ------------------------------------------------------------------ state
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Tasks and phase: what the tensors alone do not say."""
+        return {
+            "tasks": [(key, task.slot, task.label, task.entropy) for key, task in self.tasks.items()],
+            "next_slot": self.next_slot,
+            "active": self.active,
+            "phase": self.phase,
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take over the tasks of a saved state.
+
+        A state that was taken while the same task was being learned goes back to that point, as early stopping
+        does; any other one drops the task being learned.
+        """
+        if self.active is None or state["active"] != self.active:
+            self.abandon()
+        self.phase = state["phase"] if self.active is not None else None
+        self._standing = {}
+        self.tasks = {key: Task(*task) for key, *task in state["tasks"]}
+        self.next_slot = state["next_slot"]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        start = f"{prefix}private."
+        slots = dict.fromkeys(key[len(start) :].partition(".")[0] for key in state_dict if key.startswith(start))
+        self.private = nn.ModuleDict({slot: NamedTensors() for slot in slots})  # their tensors follow
+
+
+def _nbytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors.values())

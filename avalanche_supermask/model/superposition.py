@@ -1,0 +1,245 @@
+"""All finished tasks of a model at once: the network of ``W ⊙ Σ a_i M_i``, and its gradient by the coefficients."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from avalanche.models import MultiTaskModule
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from avalanche_supermask.bits.packed_masks import CHUNK_BYTES
+
+__all__ = ["Superposition"]
+
+GROUPS = 32  # gradients of the whole network that are alive at a time
+
+
+class Superposition:
+    """Finished tasks of a model, numbered in the order in which they were learned; what inference asks of it.
+
+    Args:
+        model: a `MaskedModel` in evaluation mode; nothing of it changes.
+        extra: masks of no task (bool by name), numbered after the tasks; what a task has for itself they have not.
+
+    Raises:
+        ValueError: see `gradients`.
+    """
+
+    def __init__(self, model: Any, *, extra: Sequence[Mapping[str, Tensor]] = ()) -> None:
+        self.model = model
+        self._extra = extra
+        self.keys = model.task_keys
+        store = model.subnetworks
+        slot_of = [store.tasks[key].slot for key in self.keys]
+        self._mixed = torch.tensor([slot in store.mixtures for slot in slot_of], dtype=torch.bool)
+        self._mixtures = [slot for slot in slot_of if slot in store.mixtures]
+        own = [slot for slot in slot_of if slot not in store.mixtures]
+        basis = store.mixtures.basis if self._mixtures else []
+        self._slots = list(dict.fromkeys([*own, *basis]))  # of the masks, each once
+        place = {slot: i for i, slot in enumerate(self._slots)}
+        self._own_places = torch.tensor([place[slot] for slot in own], dtype=torch.long)
+        self._basis_places = torch.tensor([place[slot] for slot in basis], dtype=torch.long)
+        self._start: tuple[Tensor, dict[str, Tensor]] | None = None
+
+    @property
+    def expected(self) -> Tensor:
+        """Mean entropy of every task's outputs on its own training data; infinite where nobody measured it."""
+        known = [self.model.subnetworks.tasks[key].entropy for key in self.keys]
+        return torch.tensor([float("inf") if value is None else value for value in known])
+
+    @torch.no_grad()
+    def outputs(self, x: Any) -> Iterator[Tensor]:
+        """Logits under every task in turn, a few tasks at a time: ``(tasks, batch, outputs)``."""
+        start = 0
+        if self._batches:
+            size = max(1, CHUNK_BYTES // sum(t.nbytes for t in self.model.subnetworks.frozen.values()))
+            try:
+                for start in range(0, len(self.keys), size):
+                    yield self._at_once(self.keys[start : start + size], x)
+                return
+            except RuntimeError as error:
+                if "vmap" not in str(error) and "Batching rule" not in str(error):
+                    raise  # recurrent layers and random ones cannot be batched over weights; those go one by one
+        for key in self.keys[start:]:
+            yield self.model.forward_task(key, x).unsqueeze(0)
+
+    @property
+    def _batches(self) -> bool:
+        """Whether several tasks are tried in one call: it saves launches on a GPU, and costs convolutions on a CPU.
+
+        Heads of their own have shapes of their own, and never are.
+        """
+        on_cpu = all(t.device.type == "cpu" for t in self.model.subnetworks.frozen.values())
+        return not on_cpu and not isinstance(self.model.net, MultiTaskModule)
+
+    def _at_once(self, keys: Sequence[int], x: Any) -> Tensor:
+        tensors = [self.model.tensors_of(key) for key in keys]
+        stacked = {name: torch.stack([task[name] for task in tensors]) for name in tensors[0]}
+        arguments = self.model.arguments(x, None)
+        with warnings.catch_warnings():  # some layers are batched by a loop inside, which is no news
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            out: Tensor = vmap(lambda task: functional_call(self.model.net, task, arguments))(stacked)
+        return out
+
+    def gradients(
+        self,
+        groups: Sequence[Any],
+        coefficients: Tensor,
+        objective: Callable[[Tensor], Tensor],
+        *,
+        layers: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Derivative of an objective of the logits by the coefficients, for each group of inputs: ``(groups, K)``.
+
+        Args:
+            groups: inputs.
+            coefficients: a_i, one a task, then one for each extra mask.
+            objective: of the logits of a group.
+            layers: names of the masked weights whose coefficients the derivative is by; None: of all, and of what a
+                task has for itself.
+
+        The masks are passed over once for the superposition, if it is a new one, and once for every few groups.
+        Running statistics are superposed too, but held constant, as PyTorch does not differentiate by them.
+
+        Raises:
+            ValueError: tasks have tensors under different names (heads of their own), so there is no sum of them; or
+                there is no masked weight of such a name.
+        """
+        store = self.model.subnetworks
+        private = self._private
+        leaves = self._weights(coefficients)
+        coefficients = coefficients[: len(self.keys)]
+        own = _weighted(private, coefficients / coefficients.sum() if self._extra else coefficients)
+        buffers = {name for name, _ in self.model.net.named_buffers()}
+        asked = {**leaves, **own} if layers is None else {name: leaves[name] for name in self._checked(layers)}
+        learns = {n: t.detach().requires_grad_(True) for n, t in asked.items() if n not in buffers}
+
+        def of_group(x: Any) -> dict[str, Tensor]:
+            with torch.enable_grad():
+                loss = objective(self._call(x, {**leaves, **own, **learns}))
+                found = torch.autograd.grad(loss, list(learns.values()), allow_unused=True)
+            return {name: g for name, g in zip(learns, found, strict=True) if g is not None}
+
+        totals = []
+        for start in range(0, len(groups), GROUPS):
+            chunk = [of_group(x) for x in groups[start : start + GROUPS]]
+            weighted = {n: torch.stack([g[n] * store.frozen[n] for g in chunk]) for n in leaves if n in chunk[0]}
+            total = self._by_task({n: v.cpu() for n, v in store.masks.project(weighted, self._slots).items()})
+            for i, task in enumerate(private if private[0] else ()):
+                for q, grads in enumerate(chunk):
+                    total[i, q] += sum(float((grads[name] * t).sum()) for name, t in task.items() if name in grads)
+            for mask in self._extra:
+                by_layer = torch.stack([(w * mask[name]).flatten(1).sum(dim=1).cpu() for name, w in weighted.items()])
+                total = torch.cat([total, by_layer.sum(dim=0, keepdim=True)])
+            totals.append(total.T)
+        return torch.cat(totals)
+
+    def _checked(self, layers: Sequence[str]) -> Sequence[str]:
+        masked = self.model.masked_names
+        if not layers or not set(layers) <= set(masked):
+            raise ValueError(f"layers: expected names of masked weights, some of {list(masked)}; got {list(layers)}")
+        return layers
+
+    def _weights(self, coefficients: Tensor) -> dict[str, Tensor]:
+        """``W ⊙ Σ a_i M_i``; those of the first call are kept, as inference starts every batch from the same."""
+        if self._start is not None and torch.equal(self._start[0], coefficients):
+            return self._start[1]
+        store = self.model.subnetworks
+        of_tasks, of_extra = coefficients[: len(self.keys)], coefficients[len(self.keys) :]
+        sums = store.masks.superpose(self._by_slot(of_tasks), self._slots)
+        for a, mask in zip(of_extra, self._extra, strict=True):
+            sums = {name: total + a * mask[name] for name, total in sums.items()}
+        weights = {name: store.frozen[name] * m.to(store.frozen[name]) for name, m in sums.items()}
+        if self._start is None:
+            self._start = coefficients.clone(), weights
+        return weights
+
+    def mean_mixture(self) -> dict[str, Tensor]:
+        """Coefficients 1/n of every mask of the basis, by layer.
+
+        Raises:
+            ValueError: the model has no basis.
+        """
+        store = self.model.subnetworks
+        n = len(store.mixtures.basis)
+        if n == 0:
+            raise ValueError("there is no basis of masks to mix: 'entropy_descent' serves ImpressLearn only")
+        return {name: torch.full((n,), 1.0 / n).to(weight) for name, weight in store.frozen.items()}
+
+    def mixed(self, x: Any, coefficients: Mapping[str, Tensor]) -> Tensor:
+        """Logits of a mixture of the basis, differentiable in its coefficients; what tasks own at its mean.
+
+        Args:
+            x: inputs.
+            coefficients: by layer, ``(n,)``.
+        """
+        store = self.model.subnetworks
+        own = _weighted(self._private, torch.full((len(self.keys),), 1 / len(self.keys)))
+        return self._call(x, {**own, **store.mixtures.weights(coefficients, store.frozen, store.masks)})
+
+    def _call(self, x: Any, tensors: Mapping[str, Tensor]) -> Tensor:
+        label = self.model.subnetworks.tasks[self.keys[0]].label
+        fresh = {name: t.clone() for name, t in self.model.fresh.items()}  # a network may move its buffers
+        given = {**fresh, **self.model.shared, **tensors}
+        out: Tensor = functional_call(self.model.net, given, self.model.arguments(x, label))
+        return out
+
+    def _by_slot(self, coefficients: Tensor) -> dict[str, Tensor]:
+        """The coefficients of tasks as coefficients of masks, by layer: mixtures stand for what they mix."""
+        coefficients = coefficients.float()
+        plain = torch.zeros(len(self._slots)).index_copy(0, self._own_places, coefficients[~self._mixed])
+        if not self._mixtures:
+            return dict.fromkeys(self.model.masked_names, plain)
+        mixed = coefficients[self._mixed]
+        return {n: plain.index_add(0, self._basis_places, mixed @ alphas) for n, alphas in self._alphas.items()}
+
+    def _by_task(self, by_slot: Mapping[str, Tensor]) -> Tensor:
+        """Sums over the layers, of what belongs to each task: ``(K, groups)``."""
+        total = torch.stack(list(by_slot.values())).sum(dim=0)
+        found = total.new_zeros(len(self.keys), total.shape[1])
+        found[~self._mixed] = total[self._own_places]
+        if self._mixtures:
+            parts = [self._alphas[name] @ values[self._basis_places] for name, values in by_slot.items()]
+            found[self._mixed] = torch.stack(parts).sum(dim=0)
+        return found
+
+    @cached_property
+    def _alphas(self) -> dict[str, Tensor]:
+        """Coefficients of all mixtures, by layer: ``(mixtures, n)``."""
+        mixtures = self.model.subnetworks.mixtures
+        return {
+            name: torch.stack([mixtures.coefficients_of(slot, name).cpu().float() for slot in self._mixtures])
+            for name in self.model.masked_names
+        }
+
+    @cached_property
+    def _private(self) -> list[dict[str, Tensor]]:
+        """What is each task's own, as numbers; a statistic that it never moved is the fresh one.
+
+        Raises:
+            ValueError: the names differ.
+        """
+        stored = [self.model.subnetworks.task_private(key) for key in self.keys]
+        moved = {name for task in stored for name in task}
+        found = []
+        for task in stored:
+            tensors = {name: task.get(name, self.model.fresh.get(name)) for name in moved}
+            found.append({name: t for name, t in tensors.items() if t is not None and t.is_floating_point()})
+        if any(set(task) != set(found[0]) for task in found):
+            raise ValueError(
+                "the tasks have heads of their own, which cannot be superposed; use task_inference='entropy' or "
+                "'max_logit', or one shared output layer"
+            )
+        return found
+
+
+def _weighted(tasks: Sequence[Mapping[str, Tensor]], coefficients: Tensor) -> dict[str, Tensor]:
+    return {
+        name: torch.einsum("k,k...->...", coefficients.to(t), torch.stack([task[name] for task in tasks]))
+        for name, t in tasks[0].items()
+    }

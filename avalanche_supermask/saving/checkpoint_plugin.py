@@ -1,0 +1,131 @@
+"""`CheckpointPlugin`: checkpoints at epoch boundaries, so that a run that is killed goes on inside its experience.
+
+A checkpoint of an unfinished experience is an ordinary one, with the experience's index. When it is loaded and that
+experience is trained again, Avalanche first sets everything up anew: loaders, heads, a fresh task. Then, before the
+first epoch, the plugin puts back what the checkpoint held, in every plugin, metric, weight, optimizer and random state,
+and lets only the epochs that are missing run. What belongs to the data (experience, loader) stays as it was set up.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+from typing import Any
+
+import dill
+import numpy as np
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+
+from avalanche_supermask.saving.checkpoint import by_reference, save_checkpoint
+
+__all__ = ["CheckpointPlugin"]
+
+OF_THE_DATA = ("experience", "adapted_dataset", "dataloader", "mbatch", "mb_output", "loss", "_eval_streams",
+               "current_eval_stream")  # fmt: skip
+
+
+class CheckpointPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
+    """Saves a strategy every few epochs and after each experience; `maybe_load_checkpoint` reads it back.
+
+    Put it first among the plugins. ``kill -9`` at any moment loses at most ``every`` epochs, and the resumed run
+    equals the uninterrupted one bit for bit: on a CPU, or with deterministic kernels, and with data that do not change.
+
+    Args:
+        path: file to write, each time in one step; the old one stays until the new one is complete.
+        every: epochs between two checkpoints inside an experience (default 1).
+
+    Raises:
+        ValueError: ``every`` below 1, or no folder to write into: it should not show after the first epoch.
+
+    Example:
+        >>> from avalanche_supermask import SupSup, maybe_load_checkpoint
+        >>> strategy = SupSup(torch.nn.Linear(2, 2), plugins=[CheckpointPlugin("run.pkl")], evaluator=None)
+        >>> strategy, first = maybe_load_checkpoint(strategy, "no such file")
+        >>> first  # for experience in stream.train_stream[first:]: strategy.train(experience)
+        0
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, every: int = 1) -> None:
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"every counts epochs: expected 1 or more, got {every}")
+        folder = os.path.dirname(os.path.abspath(path))
+        if not os.path.isdir(folder):
+            raise ValueError(f"no folder {folder} to write checkpoints into; make it first")
+        self.path, self.every = os.fspath(path), every
+        self._epochs_done = 0  # of the experience that a checkpoint interrupts
+        self._random: dict[str, Any] = {}
+        self._held: bytes = b""  # the state to put back, while Avalanche sets up
+
+    # ------------------------------------------------------------------ Avalanche's callbacks
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """After a load: hold what was loaded, as the set-up will overwrite it."""
+        if self._epochs_done:
+            state = {k: v for k, v in strategy.__dict__.items() if k not in OF_THE_DATA}
+            buffer = io.BytesIO()
+            with by_reference():
+                torch.save(state, buffer, pickle_module=dill)
+            self._held = buffer.getvalue()
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """After a load: put everything back. Else save, when all of the last epoch is done."""
+        if self._held:
+            self._put_back(strategy)
+            return
+        done = strategy.clock.train_exp_epochs
+        unfinished = 0 < done < strategy.train_epochs and not strategy._stop_training
+        if unfinished and done % self.every == 0:
+            self._save(strategy, epochs_done=done)
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """End an experience that was resumed: Avalanche counts its epochs from where it went on."""
+        if self._epochs_done and strategy.clock.train_exp_epochs + 1 >= strategy.train_epochs:
+            strategy.stop_training()
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """The experience is done, resumed or not."""
+        self._epochs_done = 0
+
+    def after_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Save between experiences."""
+        self._save(strategy, epochs_done=0)
+
+    # ------------------------------------------------------------------ saving and putting back
+
+    def _save(self, strategy: Any, *, epochs_done: int) -> None:
+        resumed, self._epochs_done = self._epochs_done, epochs_done
+        self._random = _random_state()
+        save_checkpoint(strategy, self.path, exclude=[name for name in OF_THE_DATA if name in strategy.__dict__])
+        self._epochs_done = resumed
+
+    def _put_back(self, strategy: Any) -> None:
+        with by_reference():
+            state = torch.load(io.BytesIO(self._held), pickle_module=dill, weights_only=False)
+        for plugin, saved in zip(strategy.plugins, state.pop("plugins"), strict=True):
+            if plugin is not self:
+                put_back = getattr(plugin, "put_back", plugin.__dict__.update)
+                put_back({k: v for k, v in saved.__dict__.items() if k != "loggers"})
+        for shared in ("evaluator", "clock"):
+            state.pop(shared, None)  # they are among the plugins
+        strategy.__dict__.update(state)
+        self._held = b""
+        _set_random_state(self._random)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": b""}
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,154 @@
+"""The compact file: all finished tasks of a model, in safetensors with a JSON manifest. No pickle, no code.
+
+Stored are the frozen weights, one entropy-coded mask a task (see `rice`), coefficients of mixtures, what each task has
+for itself, and what new tasks start from. A SHA-256 over all of it is checked before anything is built. What is scratch
+while a task is learned (scores, the trainable copy of the weights) is not stored, nor is a strategy: for resuming a run
+there is `save_checkpoint`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.saving.atomic_write import written_whole
+
+__all__ = ["load", "save"]
+
+FORMAT = 1
+SCRATCH = ("host.", "subnetworks.scores.", "subnetworks.mixtures.coefficients.", "subnetworks.masks.")
+EXTRA = "_extra_state"
+
+
+def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
+    """Write a model's finished tasks to a compact file; what was there stays until the new one is whole.
+
+    Args:
+        model: between tasks.
+        path: file to write.
+
+    Raises:
+        ValueError: a task is being learned.
+    """
+    if model.active is not None:
+        raise ValueError(
+            f"task {model.active} is being learned, and only finished tasks are saved: save between experiences, or "
+            "use save_checkpoint()"
+        )
+    state = model.state_dict()
+    tensors = {
+        name: value.detach().cpu().contiguous()
+        for name, value in state.items()
+        if isinstance(value, Tensor) and not name.startswith(SCRATCH)
+    }
+    masks = model.subnetworks.masks
+    codes = {slot: masks.row_code(slot) for slot in masks.slots()}
+    joined = b"".join(codes.values())
+    tensors["masks"] = torch.frombuffer(bytearray(joined), dtype=torch.uint8) if joined else torch.empty(0).byte()
+    manifest = {
+        "format": FORMAT,
+        "version": version("avalanche-supermask"),
+        "torch": torch.__version__,
+        "wrapping": model.wrapping,
+        "seed": model.seed,
+        "task_inference": model.task_inference if isinstance(model.task_inference, str) else "given",
+        "extra": {name: value for name, value in state.items() if name.endswith(EXTRA)},
+        "masks": [[slot, len(code)] for slot, code in codes.items()],
+    }
+    text = json.dumps(manifest, sort_keys=True)
+    with written_whole(path) as temporary:
+        save_file(tensors, temporary, {"supermask": text, "sha256": _digest(text, tensors)})
+
+
+def load(path: str | os.PathLike[str], net: nn.Module, *, device: str | torch.device = "cpu") -> MaskedModel:
+    """Read a compact file.
+
+    Args:
+        path: file of `save`.
+        net: the network that was wrapped, or another of the same structure; only its structure counts.
+        device: where the model goes.
+
+    Returns:
+        A model with all the file's tasks, in evaluation mode; their outputs are what they were.
+
+    Raises:
+        ValueError: the file is damaged, no file of `save`, of a later format, or of another network.
+        FileNotFoundError: there is no such file.
+    """
+    manifest, tensors = _read(path)
+    rows = _rows(manifest, tensors.pop("masks"))
+    wrapping = manifest["wrapping"]
+    model = MaskedModel(net, **{**wrapping, "init": "keep"}, seed=manifest["seed"])
+    model.init, model.wrapping = wrapping["init"], wrapping
+    _expect_same_network(path, model, tensors)
+    for slot, code in rows.items():
+        model.subnetworks.masks.commit_code(slot, code)
+    stored = {**tensors, **manifest["extra"]}
+    model.grow_heads(stored)
+    kept = {n: v for n, v in model.state_dict().items() if n.startswith(SCRATCH)}
+    model.load_state_dict({**kept, **stored})
+    model.task_inference = manifest["task_inference"]
+    model.to(device).eval()
+    return model
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Manifest and tensors of a file whose checksum is right."""
+    with open(path, "rb"):
+        pass  # says that there is no such file, in Python's own words
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, OverflowError, MemoryError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged, or no file of save(): {error}") from None
+    if "supermask" not in header or "sha256" not in header:
+        raise ValueError(f"{path} holds tensors, but is no file of save(): its manifest is missing")
+    if _digest(header["supermask"], tensors) != header["sha256"]:
+        raise ValueError(f"{path} is damaged: its checksum does not match; take another copy")
+    manifest: dict[str, Any] = json.loads(header["supermask"])
+    if manifest["format"] > FORMAT:
+        raise ValueError(
+            f"{path} has format {manifest['format']}, written by avalanche-supermask {manifest['version']}; this "
+            f"version reads up to {FORMAT}: upgrade it"
+        )
+    return manifest, tensors
+
+
+def _digest(manifest: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the manifest and of every tensor's name, type, shape and bytes."""
+    found = hashlib.sha256(manifest.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return found.hexdigest()
+
+
+def _rows(manifest: Mapping[str, Any], joined: Tensor) -> dict[int, bytes]:
+    data, rows = joined.numpy().tobytes(), {}
+    for slot, length in manifest["masks"]:
+        rows[slot], data = data[:length], data[length:]
+    return rows
+
+
+def _expect_same_network(path: Any, model: MaskedModel, tensors: Mapping[str, Tensor]) -> None:
+    prefix = "subnetworks.frozen."
+    stored = {n[len(prefix) :].replace("/", "."): tuple(t.shape) for n, t in tensors.items() if n.startswith(prefix)}
+    mine = model.masked_shapes
+    if stored != mine:
+        name = next(n for n in [*stored, *mine] if stored.get(n) != mine.get(n))
+        raise ValueError(
+            f"{path} is of another network: its weight {name!r} has shape {stored.get(name)}, that of "
+            f"{type(model.net).__name__} has {mine.get(name)}; pass the network that was saved"
+        )

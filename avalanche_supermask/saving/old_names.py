@@ -1,0 +1,56 @@
+"""Where the modules of version 0.1.0 are today, so that its checkpoints, which are pickles, stay readable."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import dill
+
+__all__ = ["old_names"]
+
+_PACKAGE = "avalanche_supermask."
+_MOVED = {
+    "activity": "strategies.clnp.activity",
+    "augment": "data.augment",
+    "claims": "strategies.clnp.unit_owners",
+    "data": "data.cached",
+    "frozen_channels": "model.frozen_batchnorm",
+    "hopfield": "strategies.hopfield",
+    "l1": "strategies.clnp.l1",
+    "layout": "model.tensor_roles",
+    "masks": "bits.packed_masks",
+    "mixtures": "model.mixtures",
+    "model": "model.masked_model",
+    "partition": "strategies.clnp.entries",
+    "pruning": "strategies.clnp.pruning",
+    "recent": "model.cache",
+    "resume": "saving.checkpoint_plugin",
+    "routing": "model.routing",
+    "strategies.clnp": "strategies.clnp.strategy",
+    "strategies.nns": "strategies.supsup_nns",
+    "subnetworks": "model.subnetworks",
+    "superposition": "model.superposition",
+    "tensors": "named_tensors",
+    "transfer": "strategies.kkt",
+    "trials": "strategies.short_training",
+    "units": "strategies.clnp.units",
+}
+
+
+@contextlib.contextmanager
+def old_names() -> Iterator[None]:
+    """Let dill find classes under the module names of version 0.1.0 while this lasts."""
+    find_class = dill.Unpickler.find_class
+
+    def find(self: dill.Unpickler, module: str, name: str) -> Any:
+        if module.startswith(_PACKAGE):
+            module = _PACKAGE + _MOVED.get(module[len(_PACKAGE) :], module[len(_PACKAGE) :])
+        return find_class(self, module, name)
+
+    dill.Unpickler.find_class = find
+    try:
+        yield
+    finally:
+        dill.Unpickler.find_class = find_class

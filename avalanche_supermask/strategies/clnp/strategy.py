@@ -1,0 +1,401 @@
+"""CLNP: continual learning via neural pruning. A task keeps the neurons that were active, and frees the rest.
+
+Golkar, Kagan & Cho, "Continual Learning via Neural Pruning", 2019 (arXiv 1903.04476).
+
+Idea. Units (neurons, filters) are active, once claimed by a task, or free. A new task may read active units but
+never write to them. With A_l the active units of layer l, the entry (i, j) of W_l, from unit j to unit i, is
+
+    frozen         i ∈ A_l and j ∈ A_{l-1}      stays as it is
+    interference   i ∈ A_l and j ∉ A_{l-1}      is zero, or a later task would disturb unit i
+    free           i ∉ A_l                      trains, with an L1 penalty α Σ|w|
+
+After training, a unit is kept if its mean activity exceeds a threshold θ: the largest one at which accuracy on
+held-out training data stays within a margin (graceful forgetting, the only one that ever happens). Kept units are
+claimed; all others are re-initialised for the tasks to come. So a weight is used from task t on if and only if
+
+    claimed(j) ≤ claimed(i) ≤ t        (inputs are claimed from the start)
+
+Heads. By default each task has an output layer of its own (the paper's multi-head). ``head="gated"`` shares one:
+task t sees the columns of units claimed by t, and trains those of free units.
+
+BatchNorm. A claimed channel normalises with the statistics it had when it was claimed, in training as well.
+
+Deviations. θ is sought over 40 geometric steps, ascending, up to the first that costs too much, and then by
+bisection below that one; ``min_new`` lets a task claim more than θ does, ``max_new`` less. With ``reads="active"`` a
+task's units train on their own first, and then read, of the units claimed before, those that are active on it; in the
+paper they read all of them from the start. Old tasks do not rest on the zeros alone: each keeps the bit mask of its
+weights, like every other method.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import Unpack
+
+from avalanche_supermask.data.cached import load_tensors
+from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.model.tensor_roles import output_layer as last_layer
+from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
+from avalanche_supermask.registry import register
+from avalanche_supermask.strategies.clnp.activity import Activity, unit_activity
+from avalanche_supermask.strategies.clnp.l1 import L1, L1Form
+from avalanche_supermask.strategies.clnp.pruning import PruningReport, UnitCapacity, capacity_after, prune
+from avalanche_supermask.strategies.clnp.unit_owners import Claims, Reads
+from avalanche_supermask.strategies.short_training import train_copy
+from avalanche_supermask.strategy import StrategyArguments, SubnetworkStrategy
+
+__all__ = ["CLNP", "CLNPPlugin"]
+
+BATCH = 1024
+
+
+class CLNPPlugin(SubnetworkPlugin):
+    """CLNP as a plugin of any template whose model is a ``MaskedModel(net, mask="all", init="keep")``.
+
+    Args:
+        l1: strength α of the penalty Σ|w| on the weights that train (default 1e-4; the paper's is unknown).
+        l1_search: strengths to choose from at each task: a copy is trained at each for ``search_epochs`` and pruned;
+            of those whose accuracy is within the margin of the best, the one that claims the fewest units wins.
+        search_epochs: epochs of a copy (default 1), besides ``train_epochs``.
+        l1_form: ``"subgradient"`` adds α sign(w) to the gradient; ``"proximal"`` shrinks weights by the learning
+            rate times α after each step, which gives exact zeros, but under Adam needs an α a hundred to ten
+            thousand times larger, as Adam scales the gradient and not the step.
+        margin: accuracy that pruning may cost, absolute (default 0.005, half a point).
+        min_new: share of each layer's units that a task claims at least, as far as free ones were active (default
+            0, the paper's). The margin looks at accuracy before fine-tuning; only new units fine-tune.
+        max_new: share of each layer's free units that a task claims at most (default 1, the paper's). For networks
+            with BatchNorm, whose activities no penalty on weights brings down: the first task would claim them all.
+        reads: which claimed units a task's new ones read: ``"all"``, from the start (the paper's); or ``"active"``:
+            none until the pruning, and then, beginning at zero, those at least as active on the task as the least
+            active unit of their layer that it claims. For tasks that have little in common: the rest is noise to them.
+        activity: ``"mean"`` activation after the ReLU (the paper's); ``"rate"``, how often it is positive; or the mean
+            ``"relative"`` to its layer's, where one threshold would empty one layer and leave another full.
+        validation_share: of the experience's training data, held out to choose the threshold (default 0.1).
+        finetune_epochs: last epochs of ``train_epochs``, in which the kept weights train on without penalty.
+        head: ``"own"``: what is each task's own in the model is its head; ``"gated"``: one shared output layer.
+        on_exhausted: ``"warn"`` and train what is left, or ``"error"``, where a layer has no free unit.
+        weight_lr: learning rate; None: the optimizer's.
+        task_key: see `SubnetworkPlugin`.
+        schedule: see `SubnetworkPlugin`.
+
+    Raises:
+        ValueError: an unknown or impossible option.
+    """
+
+    def __init__(
+        self,
+        *,
+        l1: float = 1e-4,
+        l1_search: Sequence[float] = (),
+        search_epochs: int = 1,
+        l1_form: L1Form = "subgradient",
+        margin: float = 0.005,
+        min_new: float = 0.0,
+        max_new: float = 1.0,
+        reads: Reads = "all",
+        activity: Activity = "mean",
+        validation_share: float = 0.1,
+        finetune_epochs: int = 0,
+        head: Literal["own", "gated"] = "own",
+        on_exhausted: Literal["warn", "error"] = "warn",
+        weight_lr: float | None = None,
+        task_key: TaskKey = "auto",
+        schedule: Schedule = "constant",
+    ) -> None:
+        super().__init__(task_key=task_key, schedule=schedule)
+        _expect("l1_form", l1_form, ("proximal", "subgradient"))
+        _expect("reads", reads, ("all", "active"))
+        _expect("activity", activity, ("mean", "rate", "relative"))
+        _expect("head", head, ("own", "gated"))
+        _expect("on_exhausted", on_exhausted, ("warn", "error"))
+        if l1 < 0 or not 0 <= margin <= 1 or not 0 < validation_share < 1:
+            raise ValueError(
+                "expected l1 >= 0, 0 <= margin <= 1 and 0 < validation_share < 1; got "
+                f"{l1}, {margin} and {validation_share}"
+            )
+        if not 0 <= min_new <= 1 or not 0 < max_new <= 1:
+            raise ValueError(f"expected 0 <= min_new <= 1 and 0 < max_new <= 1; got {min_new} and {max_new}")
+        if reads == "active" and not finetune_epochs:
+            raise ValueError('reads="active" reads claimed units while it fine-tunes: give finetune_epochs')
+        self.l1, self.l1_form, self.margin, self.activity = l1, l1_form, margin, activity
+        self.min_new, self.max_new = min_new, max_new
+        self.l1_search, self.search_epochs = tuple(l1_search), search_epochs
+        self.validation_share, self.finetune_epochs = validation_share, finetune_epochs
+        self.head, self.on_exhausted, self.weight_lr = head, on_exhausted, weight_lr
+        self.reports: dict[int, PruningReport] = {}
+        self.claims = Claims(reads=reads)
+        self._held_out: list[Tensor] = []
+        self._trained_on: Any = None
+        self._pruned = False
+
+    # ------------------------------------------------------------------ the lifecycle of a task
+
+    def phases(self, epochs: int) -> list[Phase]:
+        """Training, then fine-tuning of what is kept."""
+        if not 0 <= self.finetune_epochs < epochs:
+            raise ValueError(
+                f"finetune_epochs is part of train_epochs: expected 0 to {epochs - 1}, got {self.finetune_epochs}"
+            )
+        return [
+            Phase("train", epochs - self.finetune_epochs, self.weight_lr),
+            Phase("finetune", self.finetune_epochs, self.weight_lr),
+        ]
+
+    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Take the held-out share out of the training data, before a loader is made of them."""
+        dataset = strategy.adapted_dataset
+        seed = getattr(strategy.model, "seed", 0) + strategy.experience.current_experience
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
+        cut = round(self.validation_share * len(dataset))
+        self._held_out = load_tensors(dataset.eval().subset(order[:cut] or order), strategy.device)
+        strategy.adapted_dataset = self._trained_on = dataset.subset(order[cut:])
+
+    def begin_task(self, strategy: Any, model: MaskedModel) -> None:
+        """Find the units at the first task; look how many are free."""
+        if not self.claims.units.count:
+            self.claims.find(model, model.arguments(self._held_out[0][:2], model.subnetworks.active_label))
+        full = self.claims.full()
+        if full:
+            message = (
+                f"task {model.active}: no free unit is left in {', '.join(full)}; what is left trains on, nothing "
+                "is overwritten. Use a wider network, a larger l1 or margin"
+            )
+            if self.on_exhausted == "error":
+                model.abandon()
+                raise RuntimeError(message)
+            warnings.warn(message, stacklevel=2)
+        self._pruned = False
+        model.frozen_channels = dict(self.claims.statistics)
+        if self.l1_search:
+            self.l1 = self._search_l1(strategy, model)
+
+    def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
+        """Train the free weights; or prune, and train those of them that are kept."""
+        if phase.name == "train":
+            model.learn_weights(self.claims.free(model), mask=self.claims.seen(model))
+        else:
+            self._claim(model)
+
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """L1 as a sub-gradient, until the pruning."""
+        if not self._pruned:
+            self._penalty.after_backward(strategy.model)
+
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+        """L1 as a proximal step, until the pruning."""
+        if not self._pruned:
+            self._penalty.after_step(strategy.model, strategy.optimizer.param_groups[0]["lr"])
+
+    @property
+    def _penalty(self) -> L1:
+        return L1(self.l1, self.l1_form)
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Prune if no fine-tuning did, commit, and re-initialise what is free."""
+        model: MaskedModel = strategy.model
+        if self._iterations and not self._pruned:
+            self._claim(model)
+        if self._iterations:
+            self.claims.keep_statistics(model)
+        super().after_training_exp(strategy, **kwargs)
+        if self._iterations:
+            self.claims.reinitialise(model)
+        self._held_out, self._trained_on = [], None
+
+    # ------------------------------------------------------------------ pruning
+
+    def _claim(self, model: MaskedModel) -> None:
+        """Claim the units that matter; what of them is new goes on to learn."""
+        assert model.active is not None
+        trainable = self.claims.free(model)
+        self.reports[model.active], self.claims.claimed, active = self._prune(model)
+        read = active if self.claims.reads == "active" else None
+        model.subnetworks.learn_weights(trainable, mask=self.claims.kept(model, self.claims.claimed, read=read))
+        self._pruned = True
+
+    @torch.no_grad()
+    def _prune(self, model: MaskedModel) -> tuple[PruningReport, Tensor, Tensor]:
+        """Find the largest threshold within the margin; the model's mask moves, its weights do not.
+
+        Returns:
+            As `prune`.
+        """
+        claims, was_training = self.claims, model.training
+        model.eval()
+        data = load_tensors(self._trained_on.eval(), self._held_out[0].device)[0]
+        activity = unit_activity(model, claims.units, data.split(BATCH), statistic=self.activity).cpu()
+        trainable = claims.free(model)
+
+        def accuracy(mask: dict[str, Tensor]) -> float:
+            model.subnetworks.learn_weights(trainable, mask=mask)
+            x, y, t = self._held_out[0], self._held_out[1], self._held_out[-1]
+            right = sum(
+                int((model(a, c).argmax(dim=1) == b).sum())
+                for a, b, c in zip(x.split(BATCH), y.split(BATCH), t.split(BATCH), strict=True)
+            )
+            return right / len(y)
+
+        result = prune(
+            claims.units,
+            claims.claimed,
+            activity,
+            place=len(model.task_keys),
+            before=accuracy(claims.seen(model)),
+            accuracy=lambda claimed: accuracy(claims.kept(model, claimed)),
+            margin=self.margin,
+            min_new=self.min_new,
+            max_new=self.max_new,
+        )
+        model.train(was_training)
+        return result
+
+    def _search_l1(self, strategy: Any, model: MaskedModel) -> float:
+        """Train a copy at each strength; of those within the margin of the best, the one that claims least."""
+        found = []
+        for strength in self.l1_search:
+            self.l1 = strength
+            trial = copy.deepcopy(model)
+            trial.learn_weights(self.claims.free(trial), mask=self.claims.seen(trial))
+            train_copy(
+                trial,
+                strategy.dataloader,
+                lr=self.weight_lr or strategy.optimizer.param_groups[0]["lr"],
+                epochs=self.search_epochs,
+                criterion=strategy._criterion,
+                after_backward=L1(strength).after_backward,
+                device=strategy.device,
+            )
+            report, *_ = self._prune(trial)
+            found.append((sum(use.new for use in report.layers.values()), report.accuracy_after, strength))
+        best = max(accuracy for _, accuracy, _ in found)
+        return min(trial for trial in found if trial[1] >= best - self.margin)[2]
+
+    # ------------------------------------------------------------------ questions
+
+    def unit_capacity(self) -> UnitCapacity | None:
+        """Units that the latest task used and left, and how many more tasks fit; None before the first."""
+        return capacity_after(self.reports[next(reversed(self.reports))]) if self.reports else None
+
+    def slim(self, model: MaskedModel, task: int) -> nn.Module:
+        """A plain network with only the units that a task uses: equal outputs, fewer operations."""
+        return self.claims.slim(model, task)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held_out": [], "_trained_on": None}
+
+    def put_back(self, state: dict[str, Any]) -> None:
+        """Take a saved state, and keep the data, which belong to the experience (see `CheckpointPlugin`)."""
+        self.__dict__.update({k: v for k, v in state.items() if k not in ("_held_out", "_trained_on")})
+
+
+def _expect(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, known))}; got {value!r}")
+
+
+@register("clnp")
+class CLNP(SubnetworkStrategy):
+    """CLNP (Golkar et al. 2019): each task keeps its active neurons, and leaves the others to later tasks.
+
+    Uses task identities. Forgets nothing after its own pruning step, which costs a task at most ``margin``.
+
+    Args:
+        model: Linear, convolution and BatchNorm layers with ReLU, residual sums included; or an Avalanche
+            multi-head model of such layers.
+        optimizer: None for Adam at 1e-3 with a cosine schedule.
+        l1: see `CLNPPlugin`.
+        l1_search: see `CLNPPlugin`.
+        search_epochs: see `CLNPPlugin`.
+        l1_form: see `CLNPPlugin`.
+        margin: see `CLNPPlugin`.
+        min_new: see `CLNPPlugin`.
+        max_new: see `CLNPPlugin`.
+        reads: see `CLNPPlugin`.
+        activity: see `CLNPPlugin`.
+        validation_share: see `CLNPPlugin`.
+        finetune_epochs: see `CLNPPlugin`.
+        head: ``"own"``: the output layer is each task's own; ``"gated"``: all tasks share it.
+        output_layer: name of the output layer; None: the last module that holds a weight.
+        on_exhausted: see `CLNPPlugin`.
+        weight_lr: learning rate; None: the optimizer's.
+        task_key: ``"auto"``, ``"task_label"`` or ``"experience"``.
+        schedule: ``"constant"`` or ``"cosine"``; by default cosine for our optimizer, constant for yours.
+        seed: of the re-initialisation and the held-out samples.
+        arguments: of any Avalanche strategy.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> CLNP(net, train_epochs=2, evaluator=None).model.masked_names
+        ['0.weight', '0.bias']
+    """
+
+    any_module = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: Optimizer | None = None,
+        l1: float = 1e-4,
+        l1_search: Sequence[float] = (),
+        search_epochs: int = 1,
+        l1_form: L1Form = "subgradient",
+        margin: float = 0.005,
+        min_new: float = 0.0,
+        max_new: float = 1.0,
+        reads: Reads = "all",
+        activity: Activity = "mean",
+        validation_share: float = 0.1,
+        finetune_epochs: int = 0,
+        head: Literal["own", "gated"] = "own",
+        output_layer: str | None = None,
+        on_exhausted: Literal["warn", "error"] = "warn",
+        weight_lr: float | None = None,
+        task_key: TaskKey = "auto",
+        schedule: Schedule | None = None,
+        seed: int | None = None,
+        **arguments: Unpack[StrategyArguments],
+    ) -> None:
+        method = CLNPPlugin(
+            l1=l1,
+            l1_search=l1_search,
+            search_epochs=search_epochs,
+            l1_form=l1_form,
+            margin=margin,
+            min_new=min_new,
+            max_new=max_new,
+            reads=reads,
+            activity=activity,
+            validation_share=validation_share,
+            finetune_epochs=finetune_epochs,
+            head=head,
+            on_exhausted=on_exhausted,
+            weight_lr=weight_lr,
+            task_key=task_key,
+            schedule=schedule or ("cosine" if optimizer is None else "constant"),
+        )
+        method.phases(arguments.get("train_epochs", 1))
+        own: tuple[str, ...] = ()
+        if head == "own" and not isinstance(model, MaskedModel):
+            own = (re.escape(f"{output_layer or last_layer(model)}.".lstrip(".")) + ".*",)
+        super().__init__(
+            model=model, method=method, optimizer=optimizer, default_lr=1e-3, init="keep", mask="all", own=own,
+            seed=seed, **arguments,
+        )  # fmt: skip
+        self.method = method
+
+    def export(self, task: int, *, slim: bool = False) -> nn.Module:
+        """A plain network with one task's weights; ``slim``: without the units that it does not use."""
+        return self.method.slim(self.model, task) if slim else self.model.export(task)
+
+    def capacity(self) -> UnitCapacity | None:
+        """Units that the latest task used and left, and how many more tasks fit; None before the first task."""
+        return self.method.unit_capacity()

@@ -1,0 +1,116 @@
+"""Who claimed which unit, and what that makes of a model's weights: what is read, what trains, what a task keeps."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_supermask.model.frozen_batchnorm import FrozenChannels, kept_statistics
+from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.strategies.clnp.entries import FREE, Partition, redrawn
+from avalanche_supermask.strategies.clnp.units import Units, find_units, slim
+
+__all__ = ["Claims", "Reads"]
+
+Reads = Literal["all", "active"]
+
+
+class Claims:
+    """The units of a network, and the task that claimed each.
+
+    Args:
+        reads: ``"all"``: a task reads what was claimed before it; ``"active"``: not while it trains.
+
+    Attributes:
+        units: of the network; none until `find`.
+        claimed: by unit, the place of the task that claimed it, or `FREE`.
+        statistics: of its claimed channels, by BatchNorm layer.
+    """
+
+    def __init__(self, *, reads: Reads) -> None:
+        self.reads = reads
+        self.units = Units({}, {}, {}, {})
+        self.claimed = torch.empty(0, dtype=torch.long)
+        self.statistics: dict[str, FrozenChannels] = {}
+        self._example: tuple[Any, ...] = ()
+
+    def find(self, model: MaskedModel, example: tuple[Any, ...]) -> None:
+        """Find the units of the model's network, all free, from arguments of a forward pass.
+
+        Raises:
+            ValueError: there are none.
+        """
+        self.units = find_units(model.net, example, masked=frozenset(model.masked_names))
+        if self.units.count == 0:
+            raise ValueError("the network has no hidden units to prune: CLNP needs a hidden layer")
+        self.claimed = torch.full((self.units.count,), FREE)
+        self._example = example
+
+    def of(self, layer: str) -> Tensor:
+        """`claimed`, of one layer's units."""
+        ids = self.units.layers[layer]
+        return self.claimed[ids.start : ids.stop]
+
+    def full(self) -> list[str]:
+        """Layers that have no free unit."""
+        return [layer for layer in self.units.layers if not (self.of(layer) == FREE).any()]
+
+    # ------------------------------------------------------------------ entries of weights, bool, by name
+
+    def visible(self, model: MaskedModel) -> dict[str, Tensor]:
+        """All but interference."""
+        return _to(model, self._partition(model).visible(self.claimed))
+
+    def seen(self, model: MaskedModel) -> dict[str, Tensor]:
+        """What is visible while a task trains, before its pruning."""
+        return self.visible(model) if self.reads == "all" else _to(model, self._partition(model).alone(self.claimed))
+
+    def free(self, model: MaskedModel) -> dict[str, Tensor]:
+        """What trains."""
+        return _to(model, self._partition(model).free(self.claimed, first_task=not model.task_keys))
+
+    def kept(self, model: MaskedModel, claimed: Tensor, *, read: Tensor | None = None) -> dict[str, Tensor]:
+        """What a task keeps if these are its claims; of what it reads, if given, only the units in ``read`` (bool)."""
+        partition = self._partition(model)
+        kept = _to(model, partition.kept(claimed))
+        if read is None:
+            return kept
+        unread = _to(model, partition.unread(claimed, len(model.task_keys), read))
+        return {name: entries & ~unread[name] for name, entries in kept.items()}
+
+    def _partition(self, model: MaskedModel) -> Partition:
+        return Partition(self.units, model.masked_shapes)
+
+    # ------------------------------------------------------------------ the end of a task
+
+    def keep_statistics(self, model: MaskedModel) -> None:
+        """Remember the running statistics of the channels that the task claims, for all later tasks."""
+        place = len(model.task_keys)
+        claimed = {
+            name.rpartition(".")[0]: self.claimed[rows] <= place
+            for name, rows in self.units.rows.items()
+            if name.endswith(".weight")
+        }
+        self.statistics = kept_statistics(model.net, claimed, before=self.statistics)
+
+    @torch.no_grad()
+    def reinitialise(self, model: MaskedModel) -> None:
+        """Free units start anew; interference becomes zero, and so does what they shall not read yet."""
+        drawn = redrawn(model.net, seed=model.seed + len(model.task_keys))
+        seen, free = self.seen(model), self.free(model)
+        for name, weight in model.subnetworks.frozen.items():
+            weight.copy_(torch.where(free[name], drawn[name].to(weight), weight) * seen[name])
+
+    def slim(self, model: MaskedModel, task: int) -> nn.Module:
+        """A plain network with only the units that a task uses: equal outputs, fewer operations."""
+        place = model.task_keys.index(task)
+        keep = {layer: self.of(layer) <= place for layer in self.units.layers}
+        example = tuple(x.cpu() if isinstance(x, Tensor) else x for x in self._example)
+        return slim(model.export(task).cpu(), example, keep)
+
+
+def _to(model: MaskedModel, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    device = next(iter(model.subnetworks.frozen.values())).device
+    return {name: entry.to(device) for name, entry in entries.items()}

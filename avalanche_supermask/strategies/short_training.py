@@ -1,0 +1,58 @@
+"""Short trainings of a copy, to try a setting before a task is learned with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.plugin import Schedule, cosine
+
+__all__ = ["train_copy"]
+
+
+def train_copy(
+    model: MaskedModel,
+    batches: Any,
+    *,
+    lr: float,
+    epochs: int,
+    criterion: Callable[[Any, Tensor], Tensor],
+    device: torch.device,
+    after_backward: Callable[[MaskedModel], None] | None = None,
+    schedule: Schedule = "constant",
+    seed: int | None = None,
+) -> None:
+    """Train what learns in a model, in place, by Adam, and leave torch's random state as it was.
+
+    Args:
+        model: a copy whose phase has begun.
+        batches: loader of minibatches ``[x, y, ..., task_label]``; passed over once an epoch.
+        lr: learning rate.
+        epochs: passes.
+        criterion: loss of outputs and labels.
+        device: of the model.
+        after_backward: called with the model when the gradients are there.
+        schedule: of the learning rate.
+        seed: of the order of the batches; None: the order that comes next.
+    """
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
+    total = epochs * len(batches)
+    factor = cosine if schedule == "cosine" else lambda done: 1.0
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step / total))
+    model.train()
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        for _ in range(epochs):
+            for batch in batches:
+                x, y, t = batch[0].to(device), batch[1].to(device), batch[-1].to(device)
+                optimizer.zero_grad()
+                criterion(model(x, t), y).backward()
+                if after_backward is not None:
+                    after_backward(model)
+                optimizer.step()
+                scheduler.step()

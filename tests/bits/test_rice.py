@@ -1,0 +1,73 @@
+"""Codes of masks: exact, close to the entropy bound, and safe against bytes that are no code."""
+
+import math
+
+import numpy as np
+import pytest
+
+from avalanche_supermask.bits.rice import HEAD, RAW, decode, encode
+
+
+def drawn(n, density, seed=0):
+    mask = np.zeros(n, dtype=bool)
+    mask[np.random.default_rng(seed).permutation(n)[: round(density * n)]] = True
+    return mask
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 1000])
+@pytest.mark.parametrize("density", [0.0, 0.001, 0.02, 0.1, 0.5, 0.9, 1.0])
+def test_a_code_gives_the_mask_back_and_says_where_it_ends(n, density):
+    mask = drawn(n, density)
+    found, used = decode(encode(mask) + b"next", n)
+    assert np.array_equal(found, mask)
+    assert used == len(encode(mask))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_clustered_masks_too(seed):
+    random = np.random.default_rng(seed)
+    mask = np.repeat(random.random(40) < 0.4, random.integers(1, 60, 40))
+    assert np.array_equal(decode(encode(mask), mask.size)[0], mask)
+
+
+@pytest.mark.parametrize(("density", "at_most"), [(0.02, 1.05), (0.05, 1.05), (0.1, 1.12), (0.5, 1.01), (0.98, 1.05)])
+def test_close_to_the_entropy_bound(density, at_most):
+    n = 200_000
+    bound = n * -(density * math.log2(density) + (1 - density) * math.log2(1 - density)) / 8
+    assert bound <= len(encode(drawn(n, density))) <= at_most * bound
+
+
+def test_never_much_longer_than_the_bits():
+    alternating = np.arange(8000) % 2 == 0
+    assert len(encode(alternating)) <= 1000 + HEAD.size
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"",
+        b"\x01\x02",
+        HEAD.pack(3, 5, 100) + b"short",
+        HEAD.pack(30, 1, 1) + b"\x00",
+        HEAD.pack(2, 50, 1) + bytes(20),
+        HEAD.pack(0, 1, 4) + b"\xff\xff\xff\xff",
+        HEAD.pack(0, 1, 3) + b"\xff\xff\xfe",
+        HEAD.pack(RAW, 0, 1) + b"\xff",
+        HEAD.pack(0, 2**32 - 1, 0),
+    ],
+)
+def test_bytes_that_are_no_code_are_refused(code):
+    with pytest.raises(ValueError, match="mask"):
+        decode(code, 20)
+
+
+def test_random_bytes_never_crash():
+    random = np.random.default_rng(0)
+    for _ in range(2000):
+        code = random.integers(0, 256, random.integers(0, 40)).astype(np.uint8).tobytes()
+        try:
+            mask, used = decode(code, 64)
+        except ValueError:
+            continue
+        assert mask.shape == (64,)
+        assert used <= len(code)

@@ -1,0 +1,124 @@
+"""A run that is saved, and resumed in a fresh process with another seed, equals the uninterrupted one."""
+
+import json
+import subprocess
+import sys
+
+import dill
+import pytest
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.logging import InteractiveLogger
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.supervised import EWC, LwF, Naive, Replay
+from torch.nn import CrossEntropyLoss
+from torch.optim import SGD
+
+from avalanche_supermask import maybe_load_checkpoint, methods, save_checkpoint
+from tests.streams import ResNet, class_stream, inputs, mlp, outputs
+from tests.test_contract import build
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:task .. no free unit is left")
+
+
+def make(name, optimizer="sgd"):
+    net = ResNet() if name in methods() else mlp()
+    sgd = SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+    common = {"optimizer": sgd, "train_epochs": 2, "train_mb_size": 16, "evaluator": None}
+    if name in methods():
+        options = {"kkt": "knn_best", "keep_scores": True} if name == "exssnet" else {}
+        return build(name, net, optimizer=optimizer, seed=None, **options)
+    extra = {"ewc": {"ewc_lambda": 1.0}, "lwf": {"alpha": 1.0, "temperature": 2.0}, "replay": {"mem_size": 20}}
+    classes = {"naive": Naive, "ewc": EWC, "lwf": LwF, "replay": Replay}
+    return classes[name](model=net, criterion=CrossEntropyLoss(), **extra.get(name, {}), **common)
+
+
+def run(name, path, stop_after=None, seed=0, optimizer="sgd"):
+    """Logits of all tasks after the last one, starting from the checkpoint if there is one."""
+    torch.manual_seed(seed)
+    strategy, first = maybe_load_checkpoint(make(name, optimizer), path)
+    stream = class_stream(3)
+    for experience in stream.train_stream[first:]:
+        strategy.train(experience)
+        if stop_after is not None:
+            save_checkpoint(strategy, path)
+            if experience.current_experience == stop_after:
+                return None
+    is_masked = name in methods()
+    return [
+        (outputs(strategy.model, inputs(), key) if is_masked else strategy.model.eval()(inputs())).tolist()
+        for key in range(3)
+    ]
+
+
+@pytest.mark.parametrize("name", [*methods(), "naive", "ewc", "lwf", "replay"])
+def test_a_resumed_run_equals_the_uninterrupted_one(name, tmp_path):
+    path = tmp_path / "checkpoint.pkl"
+    whole = run(name, tmp_path / "none.pkl")
+    run(name, path, stop_after=0)
+    assert run(name, path, seed=123) == whole
+
+
+def test_with_the_default_optimizer(tmp_path):
+    whole = run("exssnet", tmp_path / "none.pkl", optimizer=None)
+    run("exssnet", tmp_path / "checkpoint.pkl", stop_after=1, optimizer=None)
+    assert run("exssnet", tmp_path / "checkpoint.pkl", seed=5, optimizer=None) == whole
+
+
+def test_in_a_fresh_process(tmp_path):
+    path = tmp_path / "checkpoint.pkl"
+    whole = run("exssnet", tmp_path / "none.pkl")
+    run("exssnet", path, stop_after=1)
+    code = (
+        "import json, sys, torch; torch.set_num_threads(1); from tests.saving.test_checkpoint import run; "
+        "print(json.dumps(run('exssnet', sys.argv[1], seed=99)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == whole
+
+
+def test_without_a_file_nothing_is_loaded(tmp_path):
+    strategy = make("supsup")
+    assert maybe_load_checkpoint(strategy, tmp_path / "none.pkl") == (strategy, 0)
+
+
+def test_saving_leaves_dills_settings_and_no_other_file(tmp_path, capsys):
+    before = dict(dill.settings)
+    strategy = make("supsup")
+    strategy.train(class_stream(1).train_stream[0])
+    save_checkpoint(strategy, tmp_path / "checkpoint.pkl")
+    maybe_load_checkpoint(make("supsup"), tmp_path / "checkpoint.pkl")
+    assert dict(dill.settings) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pkl"]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path):
+    path = tmp_path / "checkpoint.pkl"
+    strategy = make("supsup")
+    strategy.train(class_stream(1).train_stream[0])
+    save_checkpoint(strategy, path)
+    before = path.read_bytes()
+    strategy.cannot_be_pickled = (i for i in range(3))
+    with pytest.raises(TypeError):
+        save_checkpoint(strategy, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pkl"]
+
+
+def test_a_logger_goes_on_printing_where_one_looks(tmp_path, capsys):
+    def strategy():
+        logger = InteractiveLogger()
+        evaluator = EvaluationPlugin(accuracy_metrics(epoch=True), loggers=[logger])
+        return build("supsup", mlp(), evaluator=evaluator)
+
+    first, path = strategy(), tmp_path / "checkpoint.pkl"
+    first.train(class_stream(1).train_stream[0])
+    save_checkpoint(first, path)  # capsys has replaced sys.stdout, as a notebook does
+    capsys.readouterr()
+    resumed, _ = maybe_load_checkpoint(strategy(), path)
+    resumed.train(class_stream(2).train_stream[1])
+    assert "Top1_Acc_Epoch" in capsys.readouterr().out
