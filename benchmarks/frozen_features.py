@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from avalanche_supermask.atomic import written_whole
+from avalanche_supermask.saving.atomic_write import written_whole
 from avalanche_supermask.text.streams import read_csv
 from benchmarks.image_data import Split, load_cifar100, uint8_pixels
 
