@@ -27,7 +27,7 @@ from benchmarks.image_data import Split, load_cifar100, uint8_pixels
 
 __all__ = ["frozen_features", "out_of_scope_features"]
 
-CIFAR_TRAIN, CIFAR_TEST = 100, 30  # images a class: a core computes about 70 a second
+CIFAR_TRAIN, CIFAR_TEST = 200, 50  # images a class: a core computes about 70 a second
 SIDE = 64
 
 
