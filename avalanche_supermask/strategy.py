@@ -14,6 +14,7 @@ from torch.optim import Adam, Optimizer
 from typing_extensions import TypedDict
 
 from avalanche_supermask.inference import Inference
+from avalanche_supermask.logits import Logits
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.tensor_roles import Init, Maskable, PerTask, Scores
 from avalanche_supermask.plugin import OnRevisit, SubnetworkPlugin, adopt_parameters
@@ -22,7 +23,7 @@ __all__ = ["ModelArguments", "ModelFirst", "StrategyArguments", "SubnetworkStrat
 
 
 class StrategyArguments(TypedDict, total=False):
-    """Arguments of every Avalanche strategy, with Avalanche's names, defaults and meaning; and two of ours."""
+    """Arguments of every Avalanche strategy, with Avalanche's names, defaults and meaning; and three of ours."""
 
     criterion: nn.Module | Callable[[Tensor, Tensor], Tensor]
     train_mb_size: int
@@ -34,6 +35,7 @@ class StrategyArguments(TypedDict, total=False):
     eval_every: int
     peval_mode: str
     task_inference: str | Inference
+    logits: Logits
     on_revisit: OnRevisit
 
 
@@ -70,13 +72,16 @@ class SubnetworkStrategy(ModelFirst):
         method: the method's plugin.
         optimizer: used as it is, on its own groups; None for ``default_optimizer``.
         default_lr: learning rate of Adam, the papers' optimizer, where ``optimizer`` is None.
-        init, per_task, exclude, own, mask, scores, seed, task_inference: see `MaskedModel`.
+        init, per_task, exclude, own, mask, scores, seed, task_inference, logits: see `MaskedModel`.
         on_revisit: see `SubnetworkPlugin`.
         arguments: of any Avalanche strategy.
 
     Raises:
         ValueError: arguments for the wrapping of a model that is wrapped already, or an unknown ``on_revisit``.
     """
+
+    method: SubnetworkPlugin
+    """The method's plugin: its settings, and what it reports."""
 
     forgets = False
     """Whether old tasks may change; True only in controls, which the contract tests expect to fail."""
@@ -99,6 +104,7 @@ class SubnetworkStrategy(ModelFirst):
         scores: Scores = "random",
         seed: int | None = None,
         task_inference: str | Inference = "given",
+        logits: Logits = None,
         on_revisit: OnRevisit = "error",
         **arguments: Any,
     ) -> None:
@@ -119,6 +125,8 @@ class SubnetworkStrategy(ModelFirst):
             )
         if task_inference != "given":
             model.task_inference = task_inference
+        if logits is not None:
+            model.logits = logits
         plugins = [*(arguments.pop("plugins", None) or []), method]
         super().__init__(
             model=model,
@@ -126,6 +134,7 @@ class SubnetworkStrategy(ModelFirst):
             plugins=plugins,
             **arguments,
         )
+        self.method = method
 
 
 def fused_adam(parameters: Iterable[Tensor], lr: float) -> Adam:

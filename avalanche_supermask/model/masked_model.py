@@ -16,14 +16,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from avalanche.models import DynamicModule, MultiTaskModule
+from avalanche.models import DynamicModule
 from avalanche.models.utils import avalanche_model_adaptation
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from avalanche_supermask.inference import Inference, by_name
+from avalanche_supermask.logits import Logits, find_logits
 from avalanche_supermask.model.cache import Recent, TaskTensors
 from avalanche_supermask.model.frozen_batchnorm import FrozenChannels, frozen_channels
+from avalanche_supermask.model.inputs import UNSET, arguments_of, packed, task_labels_of
 from avalanche_supermask.model.learning import Learning
 from avalanche_supermask.model.routing import Router, forward_mixed
 from avalanche_supermask.model.subnetworks import Subnetworks
@@ -42,13 +44,6 @@ from avalanche_supermask.model.tensor_roles import (
 from avalanche_supermask.named_tensors import NamedTensors
 
 __all__ = ["MaskedModel"]
-
-
-class _Unset:
-    """Type of the default of ``task_labels``: omitted is not the same as None."""
-
-
-_UNSET = _Unset()
 
 
 class _Host(DynamicModule):
@@ -79,6 +74,13 @@ class MaskedModel(Learning):
         task_inference: who names the task at evaluation: ``"given"`` (the labels), ``"oneshot"``, ``"binary"``,
             ``"entropy"``, ``"expected_entropy"``, ``"max_logit"``, ``"entropy_descent"``, or an object of `inference`
             with settings. Can be set later.
+        logits: which tensor of the network's output is the logits, for what needs them (inference, KKT, metrics): an
+            attribute or key, an index, or a function of the output. None: the output itself if it is a tensor, its
+            ``logits``, or else its first tensor. Can be set later.
+
+    Attributes:
+        class_dimension: dimension of the logits that counts the classes (default 1, as PyTorch's criteria take them);
+            training sets it where the targets tell that it is the last one.
 
     Raises:
         ValueError: nothing to mask in ``net``, or an unknown option.
@@ -90,6 +92,8 @@ class MaskedModel(Learning):
     """
 
     _superposition: Superposition | None = None  # of the finished tasks, once inference asked for it
+    logits: Logits = None
+    class_dimension: int = 1
 
     def __init__(
         self,
@@ -103,6 +107,7 @@ class MaskedModel(Learning):
         scores: Scores = "random",
         seed: int | None = None,
         task_inference: str | Inference = "given",
+        logits: Logits = None,
     ) -> None:
         super().__init__()
         if init not in ("signed_constant", "keep"):
@@ -127,6 +132,7 @@ class MaskedModel(Learning):
         self._buffer_names = list(layout.buffers)
         self.router = Router()
         self.task_inference = task_inference
+        self.logits = logits
         self.inferred_task: Tensor | None = None  # task key of each sample, after a call that inferred
         # BatchNorm layers of the task being learned in which some channels are claimed by earlier ones.
         self.frozen_channels: dict[str, FrozenChannels] = {}
@@ -142,25 +148,35 @@ class MaskedModel(Learning):
 
     # ------------------------------------------------------------------ calling the network
 
-    def forward(self, x: Any, task_labels: Any = _UNSET) -> Any:
-        """Outputs of the network for a batch.
+    def forward(self, *args: Any, **keywords: Any) -> Any:
+        """Outputs of the network for a batch: ``model(x)``, ``model(x, task_labels)`` or ``model(**batch)``.
 
         Args:
-            x: what the network takes; its first dimension is the batch.
-            task_labels: an int, or a tensor of one label a sample (mixed tasks are fine); omitted: the task
-                being learned, else the latest; None: a dictionary of outputs by task key. A label that was
-                never trained is answered by the latest task, with one warning.
+            args: what the network takes, a tensor or a structure of tensors whose first dimension is the batch; and
+                second, if any, the task labels: an int, or a tensor of one label a sample (mixed tasks are fine).
+                Omitted: the task being learned, else the latest; None: a dictionary of outputs by task key. A label
+                that was never trained is answered by the latest task, with one warning.
+            keywords: passed on to the network, ``task_labels`` excepted.
 
         Returns:
-            The network's output; with mixed tasks of different widths, zero-padded to the widest.
+            The network's output; with mixed tasks of different widths, filled up to the widest with -1000.
+
+        Raises:
+            TypeError: no input, or a second argument that cannot be task labels.
         """
+        labels = keywords.pop("task_labels", UNSET)
+        if len(args) > 1:
+            labels, args = args[1], (args[0], *args[2:])
+        return self._forward(packed(args, keywords), labels)
+
+    def _forward(self, x: Any, task_labels: Any) -> Any:
         if self.infers and not (task_labels is None or self.training):
             return self._forward_inferred(x)
-        if isinstance(task_labels, _Unset):
+        if task_labels is UNSET:
             return self.forward_task(self.router.latest(self.subnetworks), x)
         if task_labels is None:
             return self.forward_all_tasks(x)
-        labels = torch.as_tensor(task_labels).reshape(-1)
+        labels = task_labels_of(task_labels)
         if len(labels) == 1 or bool((labels == labels[0]).all()):
             return self._forward_label(x, int(labels[0]))
         return forward_mixed(x, labels, self._forward_label)
@@ -190,7 +206,7 @@ class MaskedModel(Learning):
         if self._superposition is None:
             self._superposition = Superposition(self)
         answer = find(self._superposition, len(self.task_keys), x)
-        if answer.is_floating_point():
+        if not isinstance(answer, Tensor) or answer.is_floating_point():
             self.inferred_task = None  # no single task answered
             return answer
         self.inferred_task = torch.tensor(self.task_keys)[answer]
@@ -206,22 +222,36 @@ class MaskedModel(Learning):
         return {key: self.forward_task(key, x) for key in keys}
 
     def forward_task(self, key: int | None, x: Any) -> Any:
-        """Outputs under one task, by its key; None: the network as it was initialised, without a mask."""
+        """Outputs under one task, by its key; None: the network as it was initialised, without a mask.
+
+        Args:
+            key: of the task.
+            x: the network's input, or several `Inputs`.
+        """
         if key is None:  # nothing learned yet: the whole network as it was initialised
-            return functional_call(self.net, {**self.subnetworks.frozen, **self.shared}, self.arguments(x, 0))
+            return functional_call(self.net, {**self.subnetworks.frozen, **self.shared}, *self.arguments(x, 0))
         if key == self.active:
             weights = self.subnetworks.current_weights(self._live(self.masked_names))
             with frozen_channels(self.net, self.frozen_channels):
                 return functional_call(
-                    self.net, {**weights, **self.shared}, self.arguments(x, self.subnetworks.active_label)
+                    self.net, {**weights, **self.shared}, *self.arguments(x, self.subnetworks.active_label)
                 )
         arguments = self.arguments(x, self.subnetworks.tasks[key].label)
         tensors = self._recent.get(key, lambda: self._task_tensors(key)).for_call(training=self.training)
-        return functional_call(self.net, tensors, arguments, tie_weights=False)  # tied already
+        return functional_call(self.net, tensors, *arguments, tie_weights=False)  # tied already
 
-    def arguments(self, x: Any, label: int | None) -> tuple[Any, ...]:
-        """Arguments of a call of the network itself, for a batch of one task label."""
-        return (x, label or 0) if isinstance(self.net, MultiTaskModule) else (x,)
+    def arguments(self, x: Any, label: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments and keywords of a call of the network itself, for a batch of one task label."""
+        return arguments_of(self.net, x, label or 0)
+
+    def logits_of(self, output: Any) -> Tensor:
+        """The logits in an output of the network, whatever its form: ``(batch, classes, *positions)``.
+
+        Raises:
+            TypeError: there is no tensor that could be the logits (see ``logits``).
+        """
+        found = find_logits(output, self.logits)
+        return found if self.class_dimension == 1 else found.movedim(self.class_dimension, 1)
 
     def tensors_of(self, key: int) -> dict[str, Tensor]:
         """All tensors of the network under a finished task, by name."""

@@ -54,7 +54,7 @@ class Superposition:
 
     @torch.no_grad()
     def outputs(self, x: Any) -> Iterator[Tensor]:
-        """Logits under every task in turn, a few tasks at a time: ``(tasks, batch, outputs)``."""
+        """Logits under every task in turn, a few tasks at a time: ``(tasks, batch, classes, *positions)``."""
         start = 0
         if self._batches:
             size = max(1, CHUNK_BYTES // sum(t.nbytes for t in self.model.subnetworks.frozen.values()))
@@ -66,7 +66,7 @@ class Superposition:
                 if "vmap" not in str(error) and "Batching rule" not in str(error):
                     raise  # recurrent layers and random ones cannot be batched over weights; those go one by one
         for key in self.keys[start:]:
-            yield self.model.forward_task(key, x).unsqueeze(0)
+            yield self.model.logits_of(self.model.forward_task(key, x)).unsqueeze(0)
 
     @property
     def _batches(self) -> bool:
@@ -83,8 +83,11 @@ class Superposition:
         arguments = self.model.arguments(x, None)
         with warnings.catch_warnings():  # some layers are batched by a loop inside, which is no news
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            out: Tensor = vmap(lambda task: functional_call(self.model.net, task, arguments))(stacked)
+            out: Tensor = vmap(self._logits_under(arguments))(stacked)
         return out
+
+    def _logits_under(self, arguments: tuple[Any, Any]) -> Callable[[dict[str, Tensor]], Tensor]:
+        return lambda tensors: self.model.logits_of(functional_call(self.model.net, tensors, *arguments))
 
     def gradients(
         self,
@@ -121,7 +124,7 @@ class Superposition:
 
         def of_group(x: Any) -> dict[str, Tensor]:
             with torch.enable_grad():
-                loss = objective(self._call(x, {**leaves, **own, **learns}))
+                loss = objective(self.logits(self._call(x, {**leaves, **own, **learns})))
                 found = torch.autograd.grad(loss, list(learns.values()), allow_unused=True)
             return {name: g for name, g in zip(learns, found, strict=True) if g is not None}
 
@@ -171,8 +174,13 @@ class Superposition:
             raise ValueError("there is no basis of masks to mix: 'entropy_descent' serves ImpressLearn only")
         return {name: torch.full((n,), 1.0 / n).to(weight) for name, weight in store.frozen.items()}
 
-    def mixed(self, x: Any, coefficients: Mapping[str, Tensor]) -> Tensor:
-        """Logits of a mixture of the basis, differentiable in its coefficients; what tasks own at its mean.
+    def logits(self, output: Any) -> Tensor:
+        """The logits in an output of the network: ``(batch, classes, *positions)``."""
+        found: Tensor = self.model.logits_of(output)
+        return found
+
+    def mixed(self, x: Any, coefficients: Mapping[str, Tensor]) -> Any:
+        """Output of a mixture of the basis, differentiable in its coefficients; what tasks own at its mean.
 
         Args:
             x: inputs.
@@ -182,12 +190,11 @@ class Superposition:
         own = _weighted(self._private, torch.full((len(self.keys),), 1 / len(self.keys)))
         return self._call(x, {**own, **store.mixtures.weights(coefficients, store.frozen, store.masks)})
 
-    def _call(self, x: Any, tensors: Mapping[str, Tensor]) -> Tensor:
+    def _call(self, x: Any, tensors: Mapping[str, Tensor]) -> Any:
         label = self.model.subnetworks.tasks[self.keys[0]].label
         fresh = {name: t.clone() for name, t in self.model.fresh.items()}  # a network may move its buffers
         given = {**fresh, **self.model.shared, **tensors}
-        out: Tensor = functional_call(self.model.net, given, self.model.arguments(x, label))
-        return out
+        return functional_call(self.model.net, given, *self.model.arguments(x, label))
 
     def _by_slot(self, coefficients: Tensor) -> dict[str, Tensor]:
         """The coefficients of tasks as coefficients of masks, by layer: mixtures stand for what they mix."""
