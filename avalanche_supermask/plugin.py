@@ -306,7 +306,7 @@ def adopt_parameters(optimizer: Optimizer, model: MaskedModel, original: nn.Modu
     """Put the model's parameters into the optimizer's own groups; its class, settings and groups stay.
 
     A parameter of ``original``, the network that was copied into the model, is replaced by its copy. The
-    scores and coefficients of a weight join the weight's group, and what is in no group joins the first.
+    scores, coefficients and chosen values of a weight join its group, and what is in no group joins the first.
 
     Args:
         optimizer: changed in place.
@@ -319,7 +319,8 @@ def adopt_parameters(optimizer: Optimizer, model: MaskedModel, original: nn.Modu
         for group in optimizer.param_groups:
             group["params"] = [renamed.get(id(p), p) for p in group["params"]]
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    chosen_by = (*model.subnetworks.scores.items(), *model.subnetworks.mixtures.coefficients.items())
+    tasks = model.subnetworks
+    chosen_by = (*tasks.scores.items(), *tasks.mixtures.coefficients.items(), *tasks.values.items())
     weight_of = {id(p): copies[name] for name, p in chosen_by if name in copies}
     for p in model.parameters():
         if id(p) not in group_of:

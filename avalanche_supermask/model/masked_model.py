@@ -33,12 +33,17 @@ from avalanche_supermask.model.superposition import Superposition
 from avalanche_supermask.model.tensor_roles import (
     Init,
     Maskable,
+    Outside,
     PerTask,
     Scores,
+    Statistics,
     classify,
     grow_heads,
     moving_buffers,
+    own_values,
     redraw,
+    refuse_integers,
+    running_norms,
     with_ties,
 )
 from avalanche_supermask.named_tensors import NamedTensors
@@ -61,6 +66,13 @@ class MaskedModel(Learning):
         net: any module; deep-copied, so the caller's stays as it is.
         init: ``"signed_constant"`` redraws the masked weights as ``±sqrt(2 / fan_in)`` and zeroes the biases
             (SupSup's default); ``"keep"`` keeps the weights that were brought, for pretrained networks.
+        outside: what a weight is outside a task's mask: ``"zero"`` cuts it (the papers' masks); ``"base"`` keeps what
+            the network that was brought has there, so that a task is a change of it:
+            ``W_base + M * (W - W_base)``. The base is stored once, beside W.
+        values: with ``outside="base"``, W: another network of the same structure (or its state), for example one that
+            was fine-tuned, of whose change the masks select; None: W is as ``init`` says.
+        statistics: running statistics (BatchNorm) are each ``"task"``'s own; or ``"frozen"``: those that were brought
+            serve all tasks, in training as well.
         per_task: which parameters besides the masked weights each task learns for itself: ``"none"`` (the
             papers: norms without gain and shift, no biases), ``"norm"``, or ``"all"`` (norms and biases).
             They cost 4 bytes a task and number. Running statistics and heads are per task in any case.
@@ -105,6 +117,9 @@ class MaskedModel(Learning):
         own: Sequence[str] = (),
         mask: Maskable = "weights",
         scores: Scores = "random",
+        outside: Outside = "zero",
+        values: nn.Module | Mapping[str, Tensor] | None = None,
+        statistics: Statistics = "task",
         seed: int | None = None,
         task_inference: str | Inference = "given",
         logits: Logits = None,
@@ -114,17 +129,28 @@ class MaskedModel(Learning):
             raise ValueError(f"init must be 'signed_constant' or 'keep'; got {init!r}")
         if scores not in ("random", "magnitude"):
             raise ValueError(f"scores must be 'random' or 'magnitude'; got {scores!r}")
-        self.init: Init = init
+        if outside not in ("zero", "base"):
+            raise ValueError(f"outside must be 'zero' or 'base'; got {outside!r}")
+        if statistics not in ("task", "frozen"):
+            raise ValueError(f"statistics must be 'task' or 'frozen'; got {statistics!r}")
+        if values is not None and outside == "zero":
+            raise ValueError("values are what masks put in the place of the base: expected outside='base', got 'zero'")
+        if outside == "base":
+            refuse_integers(net)
+        self.init: Init = init if values is None else "given"
         # How to wrap another copy of the network in the same way.
         self.wrapping = {
-            "init": init, "per_task": per_task, "exclude": [*exclude], "own": [*own], "mask": mask, "scores": scores
+            "init": self.init, "per_task": per_task, "exclude": [*exclude], "own": [*own], "mask": mask,
+            "scores": scores, "outside": outside, "statistics": statistics,
         }  # fmt: skip
         self.seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
         self.host = _Host(copy.deepcopy(net))
         layout = classify(self.net, per_task=per_task, exclude=exclude, own=own, mask=mask)
-        if init == "signed_constant":
-            redraw(layout, self.seed)
-        self.subnetworks = Subnetworks(_copies(layout.masked))
+        base = _copies(layout.masked) if outside == "base" else None
+        if init == "signed_constant" and values is None:
+            redraw(layout, self.seed, biases=base is None)
+        frozen = _copies(layout.masked) if values is None else own_values(values, layout.masked)
+        self.subnetworks = Subnetworks(frozen, base=base)
         self.shared = NamedTensors(_copies(layout.shared))
         # What a new task starts from: its own parameters, and every buffer.
         self.fresh = NamedTensors(_copies({**layout.private, **layout.buffers}))
@@ -242,7 +268,9 @@ class MaskedModel(Learning):
             x: the network's input, or several `Inputs`.
         """
         if key is None:  # nothing learned yet: the whole network as it was initialised
-            return functional_call(self.net, {**self.subnetworks.frozen, **self.shared}, *self.arguments(x, 0))
+            weights = self.subnetworks.base or self.subnetworks.frozen
+            fresh = {name: tensor.clone() for name, tensor in self.fresh.items()}  # a call may move buffers
+            return functional_call(self.net, {**weights, **self.shared, **fresh}, *self.arguments(x, 0))
         if key == self.active:
             weights = self.subnetworks.current_weights(self._live(self.masked_names))
             with frozen_channels(self.net, self.frozen_channels):
@@ -287,6 +315,9 @@ class MaskedModel(Learning):
     def train(self, mode: bool = True) -> MaskedModel:
         """Set the mode of the network and of everything in it."""
         super().train(mode)
+        if self.wrapping.get("statistics") == "frozen":
+            for norm in running_norms(self.net):
+                norm.training = False
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> MaskedModel:

@@ -26,7 +26,9 @@ from avalanche_supermask.saving.atomic_write import written_whole
 __all__ = ["load", "save"]
 
 FORMAT = 2  # 1, where no task has statistics for inference, which version 0.1.0 does not know
-SCRATCH = ("host.", "subnetworks.scores.", "subnetworks.mixtures.coefficients.", "subnetworks.masks.")
+SCRATCH = (
+    "host.", "subnetworks.scores.", "subnetworks.values.", "subnetworks.mixtures.coefficients.", "subnetworks.masks."
+)  # fmt: skip
 EXTRA = "_extra_state"
 STATISTICS = "subnetworks.statistics."
 
