@@ -85,8 +85,8 @@ class Inference(Protocol):
     def __call__(self, model: Candidates, n_tasks: int, x: Any) -> Any:
         """Number of the task of each sample: int64 of shape ``(batch,)``; or, if no task answers, the output.
 
-        Or an `Answer`, both. A way that also has a method ``observe(model, task, batches)`` is shown the training data of
-        each task when it ends, inputs and labels; the dictionary of tensors that it returns is stored with the task.
+        Or an `Answer`, both. A way that also has a method ``observe(model, task, batches)`` is shown the training data
+        of each task when it ends, inputs and labels; the dictionary of tensors that it returns is stored with the task.
         """
 
 

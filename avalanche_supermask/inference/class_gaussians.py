@@ -1,7 +1,8 @@
 """Gaussians of classes: a mean each, and a covariance of a few directions and a constant.
 
 Tipping & Bishop, "Probabilistic Principal Component Analysis", Journal of the Royal Statistical Society B, 1999: the
-covariance is ``U diag(λ) U^T + σ² (I - U U^T)``, its largest eigenvalues with their directions, and the mean of all others.
+covariance is ``U diag(λ) U^T + σ² (I - U U^T)``, its largest eigenvalues with their directions, and the mean of the
+others.
 """
 
 from __future__ import annotations

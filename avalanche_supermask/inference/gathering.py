@@ -19,8 +19,8 @@ __all__ = ["gather_at_task_end", "gather_statistics"]
 def gather_statistics(model: Any, task: int, batches: Iterable[tuple[Any, Tensor]]) -> None:
     """Measure what the model's ``task_inference`` needs of a finished task, and store it with the task.
 
-    Strategies do this when a task ends. It can be called later, to change the way of inference, with the task's training
-    data at hand; what was stored before is replaced. The outputs of the tasks do not change.
+    Strategies do this when a task ends. It can be called later, to change the way of inference, with the task's
+    training data at hand; what was stored before is replaced. The outputs of the tasks do not change.
 
     Args:
         model: a `MaskedModel` that is learning no task.

@@ -46,8 +46,8 @@ class Gaussian:
             itself (a generative classifier: the network is not used beyond its features).
         per: one task for a whole batch, or one for each sample.
 
-    The defaults of rank, ridge, shrinkage and covariance were chosen on held-out training data of SplitMNIST and CLINC150
-    (``docs/methods/unknown_tasks.md``).
+    The defaults of layers, rank, ridge, shrinkage and covariance were chosen on held-out training data of SplitMNIST
+    and CLINC150 (``docs/methods/unknown_tasks.md``).
 
     Raises:
         ValueError: a setting out of its range.

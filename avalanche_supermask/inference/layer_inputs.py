@@ -63,7 +63,8 @@ def shared_layer(net: nn.Module, call: Callable[[], Any], x: Any, layers: Sequen
 
     Returns:
         `INPUT` where that is numbers, and not too many; or the first of the layers, where a frozen part of the network
-        has made features of the input; or else, where ids or sequences enter that one, the last layer that vectors enter.
+        has made features of the input; or else, where ids or sequences enter that one, the last layer that vectors
+        enter.
 
     Raises:
         ValueError: no vector enters any layer.
@@ -76,7 +77,7 @@ def shared_layer(net: nn.Module, call: Callable[[], Any], x: Any, layers: Sequen
     input_ = whole_input(x)
     first = next(iter(entered), None)
     if first is not None and isinstance(entered[first], Tensor):
-        raw = input_ is not None and entered[first].numel() == input_.numel()
+        raw = any(t.numel() == entered[first].numel() for t in nested.tensors(x))  # at most reshaped, or normalised
         if raw and input_ is not None and input_.shape[1] <= WIDEST:
             return INPUT
         if first in vectors and entered[first].dim() != 3:  # padding counts in the mean of a sequence

@@ -1,7 +1,7 @@
 """Class means and covariances of features, gathered in one pass, in any order, with no sample kept.
 
-Narrow features accumulate the whole second moment of each class, which is exact. Wide ones accumulate its product with a
-few random directions, from which the largest eigenvalues follow (the Nyström sketch of Tropp et al., "Fixed-Rank
+Narrow features accumulate the whole second moment of each class, which is exact. Wide ones accumulate its product with
+a few random directions, from which the largest eigenvalues follow (the Nyström sketch of Tropp et al., "Fixed-Rank
 Approximation of a Positive-Semidefinite Matrix from Streaming Data", NeurIPS 2017). Both are sums over samples, so the
 order of samples and batches only moves the last digits.
 """
@@ -30,8 +30,8 @@ class Moments:
         width: number of features, d.
         rank: directions to keep, at most d - 1.
         covariance: ``"class"``: one for each class; ``"task"``: one for all.
-        shrinkage: for ``"class"``: as how many samples the covariance of the whole task counts in that of a class, which
-            without it would be degenerate where a class has few samples.
+        shrinkage: for ``"class"``: as how many samples the covariance of the whole task counts in that of a class,
+            which without it would be degenerate where a class has few samples.
         device: where the sums are held.
         exact: widest features whose ``(d, d)`` second moment is held; of wider ones, the product with ``2 * rank + 40``
             random directions.

@@ -84,8 +84,8 @@ class MaskedModel(Learning):
             the first mask keeps the largest weights: for pretrained networks, with ``init="keep"``.
         seed: of the constants and of every task's fresh scores; drawn from torch's generator if None.
         task_inference: who names the task at evaluation: ``"given"`` (the labels), ``"oneshot"``, ``"binary"``,
-            ``"entropy"``, ``"expected_entropy"``, ``"max_logit"``, ``"entropy_descent"``, ``"gaussian"``, or an object of `inference`
-            with settings. Can be set later.
+            ``"entropy"``, ``"expected_entropy"``, ``"max_logit"``, ``"entropy_descent"``, ``"gaussian"``, or an
+            object of `inference` with settings. Can be set later.
         logits: which tensor of the network's output is the logits, for what needs them (inference, KKT, metrics): an
             attribute or key, an index, or a function of the output. None: the output itself if it is a tensor, its
             ``logits``, or else its first tensor. Can be set later.
