@@ -231,7 +231,7 @@ class Superposition:
         label = self.model.subnetworks.tasks[self.keys[0]].label
         fresh = {name: t.clone() for name, t in self.model.fresh.items()}  # a network may move its buffers
         given = {**fresh, **self.model.shared, **tensors}
-        return functional_call(self.model.net, given, *self.model.arguments(x, label))
+        return self.model.call(self.model.net, given, *self.model.arguments(x, label))
 
     def _by_slot(self, coefficients: Tensor) -> dict[str, Tensor]:
         """The coefficients of tasks as coefficients of masks, by layer: mixtures stand for what they mix."""
