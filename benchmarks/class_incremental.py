@@ -167,7 +167,7 @@ def baseline(name: str, setting: Setting, train: Tasks, test: Tasks, seed: int) 
     network_bytes = 4 * sum(p.numel() for p in net.parameters())
     sample = 4 * width + 8
     common: dict[str, Any] = {"train_mb_size": setting.batch_size, "train_epochs": setting.epochs, "evaluator": None,
-                              "eval_mb_size": 1024}  # fmt: skip
+                              "eval_mb_size": 1024, "plugins": [CachedTensors()]}  # fmt: skip
     memory, kept = setting.memory, 0.0
     criterion = nn.CrossEntropyLoss()
     optimizer = Adam(net.parameters(), lr=1e-3)
@@ -182,8 +182,8 @@ def baseline(name: str, setting: Setting, train: Tasks, test: Tasks, seed: int) 
         kept = sum(len(y) for _, y in train) * sample
         train = [(torch.cat([x for x, _ in train]), torch.cat([y for _, y in train]))]
     elif name == "replay":
-        plugins = [ReplayPlugin(mem_size=memory), CachedTensors()]
-        strategy = SupervisedTemplate(model=net, optimizer=optimizer, criterion=criterion, plugins=plugins, **common)
+        common["plugins"].append(ReplayPlugin(mem_size=memory))
+        strategy = SupervisedTemplate(model=net, optimizer=optimizer, criterion=criterion, **common)
         kept = memory * sample
     elif name == "er-ace":
         strategy = ER_ACE(model=net, optimizer=optimizer, mem_size=memory, batch_size_mem=min(memory, 128), **common)
@@ -197,7 +197,7 @@ def baseline(name: str, setting: Setting, train: Tasks, test: Tasks, seed: int) 
         body = net[:-1] if len(net) > 2 else nn.Flatten()
         strategy = ICaRL(
             feature_extractor=body, classifier=net[-1], optimizer=optimizer, memory_size=memory, buffer_transform=None,
-            fixed_memory=True, plugins=[], **common,
+            fixed_memory=True, **common,
         )  # fmt: skip
         kept = memory * sample + 4 * setting.classes * setting.widths[-1]
     elif name == "slda":

@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from avalanche_supermask.inference.base import Answer, Candidates, Inference, Objective, Per, entropy
 from avalanche_supermask.inference.by_gradient import Binary, OneShot
 from avalanche_supermask.inference.by_trial import Entropy, ExpectedEntropy, MaxLogit
+from avalanche_supermask.inference.combined import Combined
 from avalanche_supermask.inference.entropy_descent import EntropyDescent
 from avalanche_supermask.inference.gaussian import Gaussian
 
@@ -33,6 +34,7 @@ __all__ = [
     "Answer",
     "Binary",
     "Candidates",
+    "Combined",
     "Entropy",
     "EntropyDescent",
     "ExpectedEntropy",

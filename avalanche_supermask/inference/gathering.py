@@ -25,7 +25,7 @@ def gather_statistics(model: Any, task: int, batches: Iterable[tuple[Any, Tensor
     Args:
         model: a `MaskedModel` that is learning no task.
         task: key of a finished task.
-        batches: inputs and labels of its training data; passed over once.
+        batches: inputs and labels of its training data; passed over once, or twice for `Combined`.
 
     Raises:
         KeyError: the task is not learned.
@@ -37,9 +37,9 @@ def gather_statistics(model: Any, task: int, batches: Iterable[tuple[Any, Tensor
     was_training = model.training
     model.eval()
     device = next(iter(model.subnetworks.frozen.values())).device
-    moved = ((nested.moved(x, device), nested.moved(y, device)) for x, y in batches)
     try:
-        statistics = way.observe(model.candidates, model.task_keys.index(_known(model, task)), moved)
+        number = model.task_keys.index(_known(model, task))
+        statistics = way.observe(model.candidates, number, _Moved(batches, device))
     finally:
         model.train(was_training)
     model.store_statistics(task, statistics)
@@ -52,16 +52,25 @@ def gather_at_task_end(strategy: Any, task: int) -> None:
         gather_statistics(model, task, _training_batches(strategy))
 
 
-def _training_batches(strategy: Any) -> Iterator[tuple[Any, Tensor]]:
+def _training_batches(strategy: Any) -> Iterable[Any]:
     dataset = strategy.experience.dataset.eval()
-    loader = DataLoader(
+    return DataLoader(
         dataset,
         batch_size=max(256, strategy.eval_mb_size),
         collate_fn=getattr(dataset, "collate_fn", None),
         generator=torch.Generator(),  # a loader without one draws from the global random state
     )
-    for batch in loader:
-        yield batch[0], batch[1]
+
+
+class _Moved:
+    """Inputs and labels of batches on a device, as often as the batches can be passed over."""
+
+    def __init__(self, batches: Iterable[Any], device: torch.device) -> None:
+        self._batches, self._device = batches, device
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        for x, y, *_ in self._batches:
+            yield nested.moved(x, self._device), nested.moved(y, self._device)
 
 
 def _known(model: Any, task: int) -> int:

@@ -48,7 +48,7 @@ class Superposition:
         self._own_places = torch.tensor([place[slot] for slot in own], dtype=torch.long)
         self._basis_places = torch.tensor([place[slot] for slot in basis], dtype=torch.long)
         self._start: tuple[Tensor, dict[str, Tensor]] | None = None
-        self._kept: tuple[Any, Any] | None = None
+        self._kept: list[tuple[Any, Any]] = []  # not a dictionary: settings may hold lists
 
     @property
     def expected(self) -> Tensor:
@@ -73,11 +73,14 @@ class Superposition:
         return found
 
     def kept(self, key: Any, make: Callable[[], T]) -> T:
-        """What was made for this key before, until there is another key or the tasks change."""
-        if self._kept is None or self._kept[0] != key:
-            self._kept = key, make()
-        found: T = self._kept[1]
-        return found
+        """What was made for this key before, until the tasks change."""
+        for known, value in self._kept:
+            if known == key:
+                found: T = value
+                return found
+        made = make()
+        self._kept.append((key, made))
+        return made
 
     @torch.no_grad()
     def outputs(self, x: Any) -> Iterator[Tensor]:
