@@ -208,7 +208,7 @@ def baseline(name: str, setting: Setting, train: Tasks, test: Tasks, seed: int) 
         network_bytes, kept = 0, 4 * width * (width + setting.classes)
     else:
         raise ValueError(f"unknown baseline {name!r}; expected one of {', '.join(BASELINES)}")
-    stream = _benchmark(train, test)
+    stream = _benchmark(train, test[: len(train)])
     for experience in stream.train_stream:
         strategy.train(experience)
     strategy.model.eval()
