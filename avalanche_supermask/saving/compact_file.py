@@ -22,12 +22,13 @@ from avalanche_supermask.saving.sealed_file import read_sealed, write_sealed
 
 __all__ = ["load", "save"]
 
-FORMAT = 2  # 1: without a base
+FORMAT = 2  # 1, where there is no base and no task has statistics for inference, which version 0.1.0 does not know
 FROZEN, BASE = "subnetworks.frozen.", "subnetworks.base."
 SCRATCH = (
     "host.", "subnetworks.scores.", "subnetworks.values.", "subnetworks.mixtures.coefficients.", "subnetworks.masks."
 )  # fmt: skip
 EXTRA = "_extra_state"
+STATISTICS = "subnetworks.statistics."
 
 
 def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
@@ -61,7 +62,7 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
     tensors["masks"] = torch.frombuffer(bytearray(joined), dtype=torch.uint8) if joined else torch.empty(0).byte()
     changed = _without_base(model, tensors)
     manifest = {
-        "format": 2 if changed else 1,
+        "format": FORMAT if changed or any(name.startswith(STATISTICS) for name in tensors) else 1,
         "changed": [[name, len(code)] for name, code in changed.items()],
         "wrapping": model.wrapping,
         "seed": model.seed,
