@@ -7,9 +7,9 @@ from avalanche.distributed import DistributedHelper
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import InteractiveLogger
 from avalanche.training.plugins import EvaluationPlugin
+from digits import network, stream
 
 from avalanche_supermask import CachedTensors, CheckpointPlugin, ExSSNeT, maybe_load_checkpoint
-from examples.digits import network, stream
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--epochs", type=int, default=4, help="a task (default %(default)s)")
@@ -29,6 +29,6 @@ strategy = ExSSNeT(
 strategy, first = maybe_load_checkpoint(strategy, options.checkpoint)
 for experience in tasks.train_stream[first:]:
     strategy.train(experience)
-    found = strategy.eval(tasks.test_stream[: experience.current_experience + 1])
+    strategy.eval(tasks.test_stream[: experience.current_experience + 1])
 if DistributedHelper.is_main_process:
     print(f"{DistributedHelper.world_size} process(es) learned {strategy.model.task_keys}")
