@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from avalanche_supermask.data.augment import RandomCropFlip
     from avalanche_supermask.data.cached import CachedTensors
-    from avalanche_supermask.inference import Binary, Entropy, EntropyDescent, ExpectedEntropy, MaxLogit, OneShot
+    from avalanche_supermask.inference import (
+        Binary,
+        Entropy,
+        EntropyDescent,
+        ExpectedEntropy,
+        Gaussian,
+        MaxLogit,
+        OneShot,
+    )
     from avalanche_supermask.metrics import supermask_metrics
     from avalanche_supermask.model.masked_model import MaskedModel
     from avalanche_supermask.plugin import Phase, SubnetworkPlugin
@@ -16,6 +24,8 @@ if TYPE_CHECKING:
     from avalanche_supermask.saving.checkpoint import maybe_load_checkpoint, save_checkpoint
     from avalanche_supermask.saving.checkpoint_plugin import CheckpointPlugin
     from avalanche_supermask.saving.compact_file import load, save
+    from avalanche_supermask.saving.shared_folder import export_task
+    from avalanche_supermask.saving.task_file import load_task, save_task
     from avalanche_supermask.selection import Threshold, TopK
     from avalanche_supermask.strategies.clnp import CLNP, CLNPPlugin
     from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
@@ -41,6 +51,7 @@ _HOME = {
     "ExSSNeT": "strategies.exssnet",
     "ExSSNeTPlugin": "strategies.exssnet",
     "ExpectedEntropy": "inference",
+    "Gaussian": "inference",
     "HopSupSup": "strategies.hopsupsup",
     "HopSupSupPlugin": "strategies.hopsupsup",
     "ImpressLearn": "strategies.impresslearn",
@@ -62,12 +73,15 @@ _HOME = {
     "Threshold": "selection",
     "TopK": "selection",
     "UnitMaskedModel": "strategies.hopsupsup",
+    "export_task": "saving.shared_folder",
     "load": "saving.compact_file",
+    "load_task": "saving.task_file",
     "maybe_load_checkpoint": "saving.checkpoint",
     "methods": "strategies",
     "register": "registry",
     "save": "saving.compact_file",
     "save_checkpoint": "saving.checkpoint",
+    "save_task": "saving.task_file",
     "supermask_metrics": "metrics",
 }
 
@@ -82,6 +96,7 @@ __all__ = [
     "ExSSNeT",
     "ExSSNeTPlugin",
     "ExpectedEntropy",
+    "Gaussian",
     "HopSupSup",
     "HopSupSupPlugin",
     "ImpressLearn",
@@ -104,12 +119,15 @@ __all__ = [
     "TopK",
     "UnitMaskedModel",
     "__version__",
+    "export_task",
     "load",
+    "load_task",
     "maybe_load_checkpoint",
     "methods",
     "register",
     "save",
     "save_checkpoint",
+    "save_task",
     "supermask_metrics",
 ]
 
