@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from avalanche_supermask import ExSSNeT, MaskedModel, SupSup, compact, load, save
+from avalanche_supermask import ExSSNeT, MaskedModel, SupSup, load, save
+from avalanche_supermask.saving import compact_file as compact
 from avalanche_supermask.saving.compact_file import _read
 from benchmarks.networks import MultiHead
 from benchmarks.networks import mlp as plain_mlp
@@ -92,7 +93,7 @@ def test_the_masks_take_little_more_than_their_entropy(tmp_path):
 
 def test_no_pickle(tmp_path):
     _, path = saved(tmp_path, build("supsup", mlp()))
-    with pytest.raises(ValueError, match=r"opcode|pickle|stack"):
+    with pytest.raises(ValueError, match=r"opcode|pickle|stack|codec"):
         pickletools.dis(path.read_bytes())
     assert set(load_file(path)) >= {"masks"}
 
