@@ -65,7 +65,7 @@ class _Bucket:
 
     def notes(self) -> list[float]:
         """What the notes of all processes add up to, once the exchange is done."""
-        return self._notes.tolist()
+        return [float(note) for note in self._notes.tolist()]
 
     def write_back(self, total: float) -> None:
         """Put the sums over the total into the gradients; a parameter that has one in no process is left without."""
