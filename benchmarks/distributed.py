@@ -107,6 +107,7 @@ def speed(network: str, *, rounds: int) -> dict[str, Any]:
         "batch": NETWORKS[network][2],
         "steps_per_second": {"1": statistics.median(alone), "2": statistics.median(together)},
         "ratio": statistics.median(b / a for a, b in zip(alone, together, strict=True)),
+        "load_average": os.getloadavg()[1],  # runnable processes over the last five minutes, others' included
     }
 
 
@@ -232,7 +233,7 @@ def main() -> None:
     parser.add_argument("--methods", default="supsup,exssnet,clnp,impresslearn", help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="result file")
     options = parser.parse_args()
-    seeds, names = [int(seed) for seed in options.seeds.split(",")], options.methods.split(",")
+    seeds, names = [int(seed) for seed in options.seeds.split(",")], [n for n in options.methods.split(",") if n]
     found: dict[str, Any] = {"speed": {}, "accuracy": {}, "kills": {}}
 
     def keep(part: str, name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Several processes learn one network: ``torchrun --nproc_per_node 2 -m examples.several_processes``; or one alone."""
+"""Several processes learn one network: ``torchrun --nproc_per_node 2 examples/several_processes.py``; or one does."""
 
 import argparse
 import os

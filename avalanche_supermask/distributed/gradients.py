@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,21 +29,56 @@ __all__ = ["GradientAverage", "averaged"]
 BUCKET_BYTES = 25 * 2**20  # PyTorch's own default for its wrapper
 
 
-@dataclass
 class _Bucket:
-    """Gradients that are sent together.
+    """Gradients that are sent together, all on one device and of one type.
 
     Attributes:
-        parameters: all on one device and of one type.
+        parameters: whose gradients they are.
         missing: how many of them the backward pass has not reached.
-        flat: what is sent: gradients, then whether each is there, then (last bucket only) samples by rank and a vote.
         work: the exchange while it runs.
     """
 
-    parameters: list[nn.Parameter]
-    missing: int = 0
-    flat: Tensor = field(default_factory=lambda: torch.empty(0))
-    work: Any = None
+    def __init__(self, parameters: list[nn.Parameter], notes: int) -> None:
+        self.parameters = parameters
+        self.missing = 0
+        self.work: Any = None
+        sizes = [p.numel() for p in parameters]
+        dtype = torch.promote_types(parameters[0].dtype, torch.float32)  # sums of halves would lose bits
+        # What is sent: the gradients, whether each is there, and the notes of the last bucket. Made once, as new memory
+        # of that size for every batch takes about as long as filling it.
+        self._flat = torch.empty(sum(sizes) + len(parameters) + notes, dtype=dtype, device=parameters[0].device)
+        *views, self._there, self._notes = self._flat.split([*sizes, len(parameters), notes])
+        self._views = [view.view_as(p) for view, p in zip(views, parameters, strict=True)]
+
+    def send(self, weight: float, notes: list[float]) -> None:
+        """Begin to add up, over the group, the gradients times a weight; and the notes."""
+        there = [float(p.grad is not None) for p in self.parameters]
+        for p, view in zip(self.parameters, self._views, strict=True):
+            if p.grad is None:
+                view.zero_()
+            else:
+                torch.mul(p.grad, weight, out=view)
+        self._there.copy_(torch.tensor(there))
+        if notes:
+            self._notes.copy_(torch.tensor(notes))
+        self.work = dist.all_reduce(self._flat, async_op=True)
+
+    def notes(self) -> list[float]:
+        """What the notes of all processes add up to, once the exchange is done."""
+        return [float(note) for note in self._notes.tolist()]
+
+    def write_back(self, total: float) -> None:
+        """Put the sums over the total into the gradients; a parameter that has one in no process is left without."""
+        there = None
+        for i, (p, view) in enumerate(zip(self.parameters, self._views, strict=True)):
+            if p.grad is None:
+                if there is None:  # looked at only where needed, as a look waits for the device
+                    there = self._there.tolist()
+                if not there[i]:
+                    continue
+                p.grad = torch.empty_like(p)
+            torch.div(view, total, out=p.grad)
+        self.work = None
 
 
 class GradientAverage:
@@ -105,18 +139,11 @@ class GradientAverage:
     @torch.no_grad()
     def _send(self, bucket: _Bucket) -> None:
         self._sent += 1
-        last = self._sent == len(self._buckets)
-        dtype = torch.promote_types(bucket.parameters[0].dtype, torch.float32)
-        weight = float(self.samples > 0) if self.summed else float(self.samples)
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket.parameters]
-        notes = [float(p.grad is not None) for p in bucket.parameters]
-        if last:
-            counts = [0.0] * size()
-            counts[rank()] = float(self.samples)
-            notes += [*counts, float(self.vote)]
-        flat = torch.cat([g.reshape(-1).to(dtype) for g in grads]).mul_(weight)
-        bucket.flat = torch.cat([flat, torch.tensor(notes, dtype=dtype, device=flat.device)])
-        bucket.work = dist.all_reduce(bucket.flat, async_op=True)
+        notes: list[float] = []
+        if self._sent == len(self._buckets):
+            notes = [0.0] * size() + [float(self.vote)]
+            notes[rank()] = float(self.samples)
+        bucket.send(float(self.samples > 0) if self.summed else float(self.samples), notes)
 
     @torch.no_grad()
     def _finish(self) -> None:
@@ -125,41 +152,23 @@ class GradientAverage:
             self._send(self._buckets[self._sent])
         for bucket in self._buckets:
             bucket.work.wait()
-        *counts, votes = self._buckets[-1].flat[-size() - 1 :].tolist()
+        *counts, votes = self._buckets[-1].notes()
         self.samples_by_rank, self.voted = [int(n) for n in counts], votes > 0
-        total = 1.0 if self.summed else sum(counts)
         for bucket in self._buckets:
-            _write_back(bucket, total)
-            bucket.flat, bucket.work = torch.empty(0), None
+            bucket.write_back(1.0 if self.summed else sum(counts))
 
 
 def _in_buckets(parameters: Iterable[nn.Parameter], most: int) -> list[_Bucket]:
-    buckets: list[_Bucket] = []
+    groups: list[list[nn.Parameter]] = []
     held, kind = 0, None
     for p in parameters:
         bytes_of_p = p.numel() * max(4, p.element_size())
-        if not buckets or kind != (p.device, p.dtype) or held + bytes_of_p > most:
-            buckets.append(_Bucket([]))
+        if not groups or kind != (p.device, p.dtype) or held + bytes_of_p > most:
+            groups.append([])
             held, kind = 0, (p.device, p.dtype)
-        buckets[-1].parameters.append(p)
+        groups[-1].append(p)
         held += bytes_of_p
-    return buckets
-
-
-def _write_back(bucket: _Bucket, total: float) -> None:
-    """Put the averages into the gradients; a parameter that has a gradient in no process is left without."""
-    sizes = [p.numel() for p in bucket.parameters]
-    averages = bucket.flat[: sum(sizes)].div_(total).split(sizes)
-    there = None
-    for i, (p, average) in enumerate(zip(bucket.parameters, averages, strict=True)):
-        value = average.view_as(p)
-        if p.grad is not None:
-            p.grad.copy_(value)
-            continue
-        if there is None:  # looked at only where needed, as a look waits for the device
-            there = bucket.flat[sum(sizes) : sum(sizes) + len(sizes)].tolist()
-        if there[i]:
-            p.grad = value.to(p.dtype).clone()
+    return [_Bucket(group, size() + 1 if group is groups[-1] else 0) for group in groups]
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ __all__ = ["DistributedPlugin", "join", "refuse"]
 
 
 def join(strategy: Any, method: Any) -> None:
-    """Let a strategy learn with the other processes of its group, if there are any; done once.
+    """Let a strategy learn with the other processes of its group, if there are any; only rank 0 reports.
 
     Args:
         strategy: whose plugins are added to.
@@ -41,6 +41,8 @@ def join(strategy: Any, method: Any) -> None:
         refuse(type(method).__name__.removesuffix("Plugin"))
     if not any(isinstance(plugin, DistributedPlugin) for plugin in strategy.plugins):
         strategy.plugins.insert(strategy.plugins.index(method) + 1, DistributedPlugin())
+    if not is_first():
+        strategy.evaluator.loggers = []
 
 
 def refuse(method: str) -> None:
@@ -77,7 +79,6 @@ class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: i
         """Compare what the processes start from."""
         if not in_group():
             return
-        _only_rank_0_reports(strategy)
         require_alike(
             {
                 "their strategy": type(strategy).__name__,
@@ -184,10 +185,8 @@ class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: i
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Within a task: one set of running statistics for all."""
-        if in_group():
-            _only_rank_0_reports(strategy)
-            if strategy.model.active is not None:
-                average_statistics(strategy.model.net.buffers())
+        if in_group() and strategy.model.active is not None:
+            average_statistics(strategy.model.net.buffers())
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """A new experience; its samples are dealt out to the processes."""
@@ -211,8 +210,3 @@ class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: i
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_average": None}
-
-
-def _only_rank_0_reports(strategy: Any) -> None:
-    if not is_first():
-        strategy.evaluator.loggers = []

@@ -4,16 +4,19 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks.distributed import OPTIONS, kill_and_resume
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "several_processes.py"
+
 
 def test_torchrun_runs_the_example(tmp_path):
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-        "-m", "examples.several_processes", "--epochs", "2", "--checkpoint", str(tmp_path / "run.pkl"),
+        str(EXAMPLE), "--epochs", "2", "--checkpoint", str(tmp_path / "run.pkl"),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     first = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
