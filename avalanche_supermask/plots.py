@@ -223,8 +223,8 @@ def _heatmap(
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, title=title)
     figure.colorbar(axes.imshow(rows, vmin=0, vmax=1, cmap="Blues"))
     across, down = (ticks or range(len(rows[0]))), (ticks or range(len(rows)))
-    axes.set_xticks(range(len(rows[0])), across)
-    axes.set_yticks(range(len(rows)), down)
+    axes.set_xticks(range(len(rows[0])), [str(tick) for tick in across])
+    axes.set_yticks(range(len(rows)), [str(tick) for tick in down])
     if max(len(rows), len(rows[0])) <= MANY:
         for y, row in enumerate(rows):
             for x, value in enumerate(row):
