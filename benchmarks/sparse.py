@@ -1,7 +1,7 @@
 """How fast finished tasks run with sparse weights: time over the dense network's, by density, threads and batch.
 
     python -m benchmarks.sparse evaluation --out benchmarks/results/sparse.json
-    python -m benchmarks.sparse figure benchmarks/results/sparse.json benchmarks/results/sparse_lenet.json --out docs/sparse.png
+    python -m benchmarks.sparse figure benchmarks/results/sparse.json --out docs/sparse.png
     python -m benchmarks.sparse auto --out benchmarks/results/sparse_auto.json
 
 Calls alternate in one process; a ratio is the median of the pairwise ratios, after a warm-up. Masks are those of fresh
