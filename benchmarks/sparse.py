@@ -1,6 +1,7 @@
 """How fast finished tasks run with sparse weights: time over the dense network's, by density, threads and batch.
 
-    python -m benchmarks.sparse evaluation --out benchmarks/results/sparse.json --figure docs/sparse.png
+    python -m benchmarks.sparse evaluation --out benchmarks/results/sparse.json
+    python -m benchmarks.sparse figure benchmarks/results/sparse.json --out docs/sparse.png
     python -m benchmarks.sparse auto --out benchmarks/results/sparse_auto.json
 
 Calls alternate in one process; a ratio is the median of the pairwise ratios, after a warm-up. Masks are those of fresh
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import statistics
 import sys
 import time
@@ -148,12 +150,20 @@ def figure(rows: dict[str, dict[str, dict[str, dict[str, float]]]], path: Path) 
 def main() -> None:
     """Measure and write a result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["evaluation", "auto"], help='"auto": of the networks of the tests')
+    parser.add_argument("part", choices=["evaluation", "auto", "figure"], help='"auto": of the networks of the tests')
+    parser.add_argument("results", type=Path, nargs="*", help="of the figure: files of evaluations, later ones count")
+    parser.add_argument("--networks", default="", help="only those whose name has this word")
     parser.add_argument("--repeats", type=int, default=30, help="pairs a ratio (default 30)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads (default 1 2)")
-    parser.add_argument("--out", type=Path, required=True, help="result file")
-    parser.add_argument("--figure", type=Path, help="PNG to draw, of the evaluations")
+    parser.add_argument("--out", type=Path, required=True, help="result file, or the figure's PNG")
     options = parser.parse_args()
+    if options.part == "figure":
+        merged: dict[str, Any] = {}
+        for path in options.results:
+            for threads, networks in json.loads(path.read_text()).get("evaluation, ratios to dense", {}).items():
+                merged.setdefault(threads, {}).update(networks)
+        figure(merged, options.out)
+        return
     content: dict[str, Any] = {"kernels": kernels()}
     if options.part == "auto":
         torch.set_num_threads(options.threads[0])
@@ -163,15 +173,13 @@ def main() -> None:
         for threads in options.threads:
             torch.set_num_threads(threads)
             row = rows[f"{threads} thread{'s' * (threads > 1)}"] = {}
-            for name in NETWORKS:
+            for name in (name for name in NETWORKS if options.networks in name):
                 row[name] = by_density(name, repeats=options.repeats)
                 print(threads, name, row[name], flush=True)
                 content["evaluation, ratios to dense"] = rows
                 write_result(options.out, "benchmarks.sparse", sys.argv[1:], **content)
         torch.set_num_threads(options.threads[0])
         content["ten tasks tried, ratio to ten dense passes"] = of_all_tasks(repeats=options.repeats)
-        if options.figure:
-            figure(rows, options.figure)
     write_result(options.out, "benchmarks.sparse", sys.argv[1:], **content)
 
 

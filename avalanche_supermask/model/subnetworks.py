@@ -503,7 +503,7 @@ class Subnetworks(nn.Module):
             self.choices.setdefault(slot, {})[name] = [*names]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        super().__setstate__({"choices": {}, **state})  # type: ignore[no-untyped-call]
         if "base" not in self._modules:  # pickled by 0.1.0
             self.base, self.places = NamedTensors(), NamedTensors()
             self.values = NamedTensors(trainable=True)

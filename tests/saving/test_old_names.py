@@ -25,3 +25,7 @@ def test_a_checkpoint_of_0_1_0_gives_the_answers_that_it_gave_then(name):
     with torch.no_grad():
         for key, expected in answers.items():
             assert torch.equal(strategy.model(x, key), expected)
+        strategy.model.execution = "auto"
+        for key, expected in answers.items():
+            torch.testing.assert_close(strategy.model(x, key), expected)
+    assert len(strategy.model.state_dict()["subnetworks._extra_state"]["choices"]) == len(answers)
