@@ -41,11 +41,13 @@ def fan_in(shape: Sequence[int]) -> int:
     return math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
 
 
-def signed_constant(shape: Sequence[int], *, generator: torch.Generator | None = None) -> Tensor:
-    """Signed Kaiming constant: ``+c`` or ``-c`` with probability 1/2, ``c = sqrt(2 / fan_in)`` (SupSup, A1).
+def signed_constant(shape: Sequence[int], *, density: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+    """Signed Kaiming constant: ``+c`` or ``-c`` with probability 1/2, ``c = sqrt(2 / (density * fan_in))``.
 
     Args:
         shape: shape of the weight, output units first.
+        density: share of the weights that a mask will keep. At 1, the default, the constant is SupSup's (A1); with the
+            density of the mask, activations keep their variance under it (Ramanujan et al. 2020, "scaled").
         generator: source of the signs; the global one if None.
 
     Returns:
@@ -56,7 +58,7 @@ def signed_constant(shape: Sequence[int], *, generator: torch.Generator | None =
         tensor([0.5000])
     """
     signs = torch.randint(0, 2, tuple(shape), generator=generator, dtype=torch.float32).mul_(2).sub_(1)
-    return signs.mul_(math.sqrt(2.0 / fan_in(shape)))
+    return signs.mul_(math.sqrt(2.0 / (density * fan_in(shape))))
 
 
 def initial_scores(shape: Sequence[int], *, generator: torch.Generator | None = None) -> Tensor:

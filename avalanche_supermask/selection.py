@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -30,6 +31,9 @@ class Selection(Protocol):
     def weight(self, name: str, scores: Tensor, weight: Tensor) -> Tensor:
         """Effective weight ``W * M``, differentiable (straight-through) in the scores."""
 
+    def density(self, name: str, shape: Sequence[int]) -> float:
+        """Share of a weight's entries that a fresh mask keeps."""
+
 
 @dataclass(frozen=True)
 class TopK:
@@ -46,6 +50,10 @@ class TopK:
         """See `Selection`."""
         return top_k_weight(scores, weight, self.counts[name], thresholds=self.thresholds, name=name)
 
+    def density(self, name: str, shape: Sequence[int]) -> float:
+        """See `Selection`."""
+        return self.counts[name] / math.prod(shape)
+
 
 @dataclass(frozen=True)
 class Threshold:
@@ -59,19 +67,24 @@ class Threshold:
         """See `Selection`."""
         return threshold_weight(scores, weight)
 
+    def density(self, name: str, shape: Sequence[int]) -> float:
+        """See `Selection`: the scores are symmetric about zero at first."""
+        return 0.5
+
 
 def selection(
     shapes: Mapping[str, Sequence[int]],
     *,
     density: float | None,
-    layer_densities: LayerDensities = "uniform",
+    layer_densities: LayerDensities | None = None,
 ) -> Selection:
     """The operator for a density.
 
     Args:
         shapes: shape of each masked weight.
         density: fraction of weights kept; None for the threshold-at-zero mask.
-        layer_densities: the same density in every layer, or Erdős-Rényi at the same overall density.
+        layer_densities: the same density in every layer, or Erdős-Rényi, which at the same overall density keeps more
+            of small layers; None: Erdős-Rényi.
 
     Raises:
         ValueError: an unknown ``layer_densities`` or a density outside (0, 1].
@@ -80,6 +93,6 @@ def selection(
         return Threshold()
     if layer_densities == "uniform":
         return TopK(uniform_counts(shapes, density))
-    if layer_densities == "erdos_renyi":
+    if layer_densities in (None, "erdos_renyi"):
         return TopK(erdos_renyi_counts(shapes, density))
     raise ValueError(f"layer_densities must be 'uniform' or 'erdos_renyi'; got {layer_densities!r}")

@@ -70,7 +70,8 @@ class SubnetworkStrategy(ModelFirst):
         method: the method's plugin.
         optimizer: used as it is, on its own groups; None for ``default_optimizer``.
         default_lr: learning rate of Adam, the papers' optimizer, where ``optimizer`` is None.
-        init, per_task, exclude, own, mask, scores, seed, task_inference: see `MaskedModel`.
+        init: see `MaskedModel`; ``"scaled_constant"`` if left out.
+        per_task, exclude, own, mask, scores, seed, task_inference: see `MaskedModel`.
         on_revisit: see `SubnetworkPlugin`.
         arguments: of any Avalanche strategy.
 
@@ -91,7 +92,7 @@ class SubnetworkStrategy(ModelFirst):
         method: SubnetworkPlugin,
         optimizer: Optimizer | None,
         default_lr: float,
-        init: Init = "signed_constant",
+        init: Init = "scaled_constant",
         per_task: PerTask = "none",
         exclude: Sequence[str] = (),
         own: Sequence[str] = (),
@@ -105,11 +106,13 @@ class SubnetworkStrategy(ModelFirst):
         if on_revisit not in ("error", "skip", "new"):
             raise ValueError(f"on_revisit must be 'error', 'skip' or 'new'; got {on_revisit!r}")
         method.on_revisit = on_revisit
+        method.rule_applies = optimizer is None
         if not isinstance(model, MaskedModel):
             original = model
             model = MaskedModel(
                 model, init=init, per_task=per_task, exclude=exclude, own=own, mask=mask, scores=scores, seed=seed
             )
+            model.scale_constants(method.densities(model))
             if optimizer is not None:
                 adopt_parameters(optimizer, model, original)
         elif per_task != "none" or exclude or seed is not None:
@@ -126,6 +129,11 @@ class SubnetworkStrategy(ModelFirst):
             plugins=plugins,
             **arguments,
         )
+
+    @property
+    def method(self) -> Any:
+        """The method's plugin, a `SubnetworkPlugin`: its ``settings_used`` says how the latest task was learned."""
+        return next(plugin for plugin in self.plugins if isinstance(plugin, SubnetworkPlugin))
 
 
 def fused_adam(parameters: Iterable[Tensor], lr: float) -> Adam:

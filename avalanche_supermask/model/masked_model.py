@@ -65,7 +65,10 @@ class MaskedModel(Learning):
     Args:
         net: any module; deep-copied, so the caller's stays as it is.
         init: ``"signed_constant"`` redraws the masked weights as ``±sqrt(2 / fan_in)`` and zeroes the biases
-            (SupSup's default); ``"keep"`` keeps the weights that were brought, for pretrained networks.
+            (SupSup's default). ``"scaled_constant"`` does the same, and the first method that trains makes them
+            ``±sqrt(2 / (k fan_in))``, k being the density of its masks in the layer: so the activations of a sparse
+            subnetwork are as large as those of the whole network. ``"keep"`` keeps the weights that were brought, for
+            pretrained networks.
         per_task: which parameters besides the masked weights each task learns for itself: ``"none"`` (the
             papers: norms without gain and shift, no biases), ``"norm"``, or ``"all"`` (norms and biases).
             They cost 4 bytes a task and number. Running statistics and heads are per task in any case.
@@ -105,8 +108,8 @@ class MaskedModel(Learning):
         task_inference: str | Inference = "given",
     ) -> None:
         super().__init__()
-        if init not in ("signed_constant", "keep"):
-            raise ValueError(f"init must be 'signed_constant' or 'keep'; got {init!r}")
+        if init not in ("scaled_constant", "signed_constant", "keep"):
+            raise ValueError(f"init must be 'scaled_constant', 'signed_constant' or 'keep'; got {init!r}")
         if scores not in ("random", "magnitude"):
             raise ValueError(f"scores must be 'random' or 'magnitude'; got {scores!r}")
         self.init: Init = init
@@ -117,7 +120,7 @@ class MaskedModel(Learning):
         self.seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
         self.host = _Host(copy.deepcopy(net))
         layout = classify(self.net, per_task=per_task, exclude=exclude, own=own, mask=mask)
-        if init == "signed_constant":
+        if init != "keep":
             redraw(layout, self.seed)
         self.subnetworks = Subnetworks(_copies(layout.masked))
         self.shared = NamedTensors(_copies(layout.shared))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -63,6 +64,9 @@ class Subnetworks(nn.Module):
     Args:
         frozen: committed value of each masked weight, by name.
     """
+
+    scaled_for: Mapping[str, float] = MappingProxyType({})
+    """Densities that the constants are scaled for, by name; empty: they are not scaled."""
 
     def __init__(self, frozen: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -322,6 +326,7 @@ class Subnetworks(nn.Module):
             "next_slot": self.next_slot,
             "active": self.active,
             "phase": self.phase,
+            **({"scaled_for": dict(self.scaled_for)} if self.scaled_for else {}),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -336,6 +341,7 @@ class Subnetworks(nn.Module):
         self._standing = {}
         self.tasks = {key: Task(*task) for key, *task in state["tasks"]}
         self.next_slot = state["next_slot"]
+        self.scaled_for = dict(state.get("scaled_for", {}))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

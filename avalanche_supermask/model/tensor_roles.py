@@ -33,7 +33,7 @@ __all__ = [
     "with_ties",
 ]
 
-Init = Literal["signed_constant", "keep"]
+Init = Literal["scaled_constant", "signed_constant", "keep"]
 PerTask = Literal["none", "norm", "all"]
 Maskable = Literal["weights", "all"]
 Scores = Literal["random", "magnitude"]

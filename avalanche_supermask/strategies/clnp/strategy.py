@@ -390,7 +390,6 @@ class CLNP(SubnetworkStrategy):
             model=model, method=method, optimizer=optimizer, default_lr=1e-3, init="keep", mask="all", own=own,
             seed=seed, **arguments,
         )  # fmt: skip
-        self.method = method
 
     def export(self, task: int, *, slim: bool = False) -> nn.Module:
         """A plain network with one task's weights; ``slim``: without the units that it does not use."""
