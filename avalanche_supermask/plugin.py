@@ -1,6 +1,7 @@
 """What every method shares: phases by epoch, task keys, commit, the optimizer's parameters and learning rate.
 
-A method is a `SubnetworkPlugin` with at most four hooks: `phases`, `prepare`, `begin_task`, `enter_phase`.
+A method is a `SubnetworkPlugin` that fills in some of six hooks: `phases` and `enter_phase` always; `prepare`,
+`begin_task`, `end_task` and `task_committed` where it has something to do there.
 Phases are told apart by the epoch index alone, so a transition is idempotent, and a task is committed from
 whatever phase it is in when the experience ends.
 """
@@ -18,6 +19,8 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_supermask.distributed import everywhere, whole_outputs
+from avalanche_supermask.distributed.plugin import join
 from avalanche_supermask.learning_rates import chosen_rates, group_by_rate, one_group
 from avalanche_supermask.model.masked_model import MaskedModel
 
@@ -52,7 +55,7 @@ class Phase:
     setting: str = ""
 
 
-class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
+class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Base of the methods: one subnetwork a task, on a strategy whose model is a `MaskedModel`.
 
     Args:
@@ -103,7 +106,9 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         Raises:
             ValueError: the phases do not fit into that many epochs.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no phases(): return a list of Phase, as in [Phase('mask', epochs)]"
+        )
 
     def densities(self, model: MaskedModel) -> dict[str, float]:
         """Share of each masked weight's entries that a task's mask keeps, by name; empty where there is no such share.
@@ -113,14 +118,27 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         return {}
 
     def prepare(self, model: MaskedModel) -> None:
-        """Called before every training, and before the optimizer collects parameters: allocate what learns."""
+        """Called before every training, and before the optimizer collects parameters: allocate what learns.
+
+        The default allocates the scores. A method without scores overrides it with nothing.
+        """
+        if not len(model.scores):
+            model.set_scores(model.fresh_scores(0))
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Called when a task has begun: data, model and optimizer are there, nothing has learned yet."""
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
         """Called at the start of each phase: say what learns."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no enter_phase(): call model.learn_scores() or model.learn_weights() there"
+        )
+
+    def end_task(self, strategy: Any, model: MaskedModel) -> None:
+        """Called when the last epoch is done and the task is about to be committed; not for one without a step."""
+
+    def task_committed(self, strategy: Any, model: MaskedModel, key: int) -> None:
+        """Called when the task is finished under this key: from here on its outputs never change."""
 
     # ------------------------------------------------------------------ Avalanche's callbacks
 
@@ -129,7 +147,8 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         model = masked_model(strategy)
         if strategy.train_epochs < 1:
             raise ValueError(f"train_epochs must be at least 1 to learn a task; got {strategy.train_epochs}")
-        self.phases(strategy.train_epochs)
+        join(strategy, self)
+        self._check_phases(strategy.train_epochs)
         model.scale_constants(self.densities(model))
         self.prepare(model)
         adopt_parameters(strategy.optimizer, model)
@@ -189,13 +208,16 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Stop where nothing can be learned any more; looked at once an epoch, as a look may wait for the device."""
         model = masked_model(strategy)
-        if model.active is not None and self._iterations and not bool(torch.as_tensor(strategy.loss).isfinite().all()):
+        if model.active is None or not self._iterations:
+            return
+        if not everywhere(bool(torch.as_tensor(strategy.loss).isfinite().all())):
             key = model.active
             model.abandon()
             raise FloatingPointError(
                 f"the loss of task {key} is NaN or infinite; the task was not stored, the {len(model.task_keys)} "
                 "earlier tasks are intact; lower the learning rate or look at the inputs"
             )
+        whole_outputs(self._outputs, latest=strategy.clock.train_epoch_iterations)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Commit the task, from whatever phase it is in."""
@@ -216,11 +238,16 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
             )
             model.abandon()
         else:
+            key = model.active
+            assert key is not None
+            self.end_task(strategy, model)
             model.commit([*self._outputs])
+            self.task_committed(strategy, model, key)
         self._outputs.clear()
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """With ``task_key="experience"``, the index of the experience names the task."""
+        join(strategy, self)
         if self.task_key == "experience":
             masked_model(strategy).router.assigned = strategy.experience.current_experience
 
@@ -229,6 +256,14 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         masked_model(strategy).router.assigned = None
 
     # ------------------------------------------------------------------ phases and learning rate
+
+    def _check_phases(self, epochs: int) -> None:
+        phases, name = self.phases(epochs), type(self).__name__
+        if not phases or not all(isinstance(phase, Phase) for phase in phases):
+            raise ValueError(f"{name}.phases({epochs}) must return at least one Phase; got {phases!r}")
+        if any(phase.epochs < 0 for phase in phases) or sum(phase.epochs for phase in phases) != epochs:
+            lengths = {phase.name: phase.epochs for phase in phases}
+            raise ValueError(f"{name}.phases({epochs}) must fill {epochs} epochs; got {lengths}")
 
     def _phase_at(self, epoch: int, epochs: int) -> tuple[Phase, int]:
         """Phase of an epoch, and the epoch's index within it."""
@@ -313,7 +348,7 @@ def adopt_parameters(optimizer: Optimizer, model: MaskedModel, original: nn.Modu
     """Put the model's parameters into the optimizer's own groups; its class, settings and groups stay.
 
     A parameter of ``original``, the network that was copied into the model, is replaced by its copy. The
-    scores and coefficients of a weight join the weight's group, and what is in no group joins the first.
+    scores, coefficients and chosen values of a weight join its group, and what is in no group joins the first.
 
     Args:
         optimizer: changed in place.
@@ -326,7 +361,8 @@ def adopt_parameters(optimizer: Optimizer, model: MaskedModel, original: nn.Modu
         for group in optimizer.param_groups:
             group["params"] = [renamed.get(id(p), p) for p in group["params"]]
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    chosen_by = (*model.subnetworks.scores.items(), *model.subnetworks.mixtures.coefficients.items())
+    tasks = model.subnetworks
+    chosen_by = (*tasks.scores.items(), *tasks.mixtures.coefficients.items(), *tasks.values.items())
     weight_of = {id(p): copies[name] for name, p in chosen_by if name in copies}
     for p in model.parameters():
         if id(p) not in group_of:

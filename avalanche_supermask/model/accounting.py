@@ -26,6 +26,11 @@ class Accounting:
         return list(self.subnetworks.tasks)
 
     @property
+    def outside(self) -> str:
+        """What a weight is outside a task's mask: ``"zero"``, or what the ``"base"`` has."""
+        return "base" if len(self.subnetworks.base) else "zero"
+
+    @property
     def masked_names(self) -> list[str]:
         """Names, in the network, of the weights that masks select from."""
         return list(self.subnetworks.frozen)
@@ -35,8 +40,24 @@ class Accounting:
         """Shape of each masked weight."""
         return self.subnetworks.masks.shapes
 
+    def task_mask(self, task: int) -> dict[str, Tensor]:
+        """Mask of a finished task: bool tensors by name. Of a mixture: where its weights are not zero.
+
+        Raises:
+            KeyError: the task is not learned.
+        """
+        return self.subnetworks.task_mask(task)
+
+    def owned(self, tasks: list[int] | None = None) -> dict[str, Tensor]:
+        """Weights that any of these finished tasks uses: bool tensors by name.
+
+        Args:
+            tasks: their keys; None: all finished tasks.
+        """
+        return self.subnetworks.owned(tasks)
+
     def effective_weights(self, task: int) -> dict[str, Tensor]:
-        """Weights ``W * M`` of a finished task, by name in the network."""
+        """Weights ``W * M`` of a finished task, or ``W_base + M * (W - W_base)``, by name in the network."""
         return self.subnetworks.task_weights(task)
 
     def bytes_per_task(self, *, private: bool = True) -> dict[int, int]:

@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
+from avalanche_supermask.distributed import divided, everywhere
 from avalanche_supermask.functional import reordered
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Phase, Schedule, TaskKey
@@ -50,7 +51,7 @@ __all__ = ["ExSSNeT", "ExSSNeTPlugin", "SSNeT"]
 FEW = 0.1  # share of the weights that is free: with less, the mask phase gets all epochs
 
 
-class ExSSNeTPlugin(SupSupPlugin):
+class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """ExSSNeT as a plugin of any template whose model is a `MaskedModel`.
 
     Args:
@@ -153,14 +154,18 @@ class ExSSNeTPlugin(SupSupPlugin):
             return
         if model.subnetworks.phase is None:  # no mask phase before: the mask is that of the initial scores
             super().enter_phase(phase, model)
-        mask = model.subnetworks.current_mask()
-        owned = model.subnetworks.owned()
-        model.learn_weights({name: m & ~owned[name] if self.exclusive else m for name, m in mask.items()})
+        mask, owned = model.current_mask(), model.owned()
+        trainable = {name: m & ~owned[name] if self.exclusive else m for name, m in mask.items()}
+        model.learn_weights(trainable, overwrite=not self.exclusive)
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Remember the last batches of the mask phase."""
+        super().after_training_iteration(strategy, **kwargs)
         if self._phase is not None and self._phase.name == "mask":
             self._guard.see(strategy.mb_x, strategy.mb_y, strategy.mb_task_id)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"_guard": Safeguard(), "_few_free": False, **state})  # 0.1.0 had no safeguard
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Enter the phase of this epoch; the weight phase is guarded."""
@@ -172,34 +177,26 @@ class ExSSNeTPlugin(SupSupPlugin):
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """A weight phase that diverged ends, and the task is as the mask phase left it."""
-        if self._guard.before is None or bool(torch.as_tensor(strategy.loss).isfinite().all()):
+        if self._guard.before is None or everywhere(bool(torch.as_tensor(strategy.loss).isfinite().all())):
             super().after_training_epoch(strategy, **kwargs)
         else:
             self._guard.undo(strategy.model)
             strategy.stop_training()
 
-    def _keep_the_better(self, strategy: Any, model: MaskedModel) -> None:
-        """Undo the weight phase if it ended worse than it began."""
-        if self._guard.before is None:
-            return
-        kept = self._guard.end(model, partial(_loss, strategy))
-        self.settings_used["weight_phase_kept"] = kept
+    def end_task(self, strategy: Any, model: MaskedModel) -> None:
+        """Undo a weight phase that ended worse than it began; keep the scores, where KKT shall copy them."""
+        if self._guard.before is not None:
+            self.settings_used["weight_phase_kept"] = self._guard.end(model, partial(_loss, strategy))
         if self._guard.got_much_worse:
             warnings.warn(
                 f"task {model.active}: training its weights raised the loss from {self._guard.before:.3g} to "
                 f"{self._guard.after:.3g}, so they are as the mask phase left them; lower weight_lr",
                 stacklevel=2,
             )
-
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Commit, without what the weight phase made worse."""
-        model: MaskedModel = strategy.model
-        if model.active is not None and self._iterations and not self._skips:
-            self._keep_the_better(strategy, model)
-        if self.keep_scores and model.active is not None and self._iterations:
-            self._scores_of[model.active] = {name: s.detach().clone() for name, s in model.subnetworks.scores.items()}
-        super().after_training_exp(strategy, **kwargs)
         self._guard.clear()
+        super().end_task(strategy, model)
+        if self.keep_scores and model.active is not None:
+            self._scores_of[model.active] = {name: s.detach().clone() for name, s in model.scores.items()}
 
     # ------------------------------------------------------------------ KKT
 
@@ -207,9 +204,10 @@ class ExSSNeTPlugin(SupSupPlugin):
         assert model.active is not None
         new = model.active
         batches, labels = self._sample(strategy, model.seed + new)
-        accuracies = {
-            old: knn_accuracy(features(model, old, batches), labels, k=self.kkt_neighbours) for old in model.task_keys
-        }
+        accuracies = divided(
+            model.task_keys,
+            lambda old: knn_accuracy(features(model, old, batches), labels, k=self.kkt_neighbours),
+        )
         assert self.kkt is not None
         chance = 1.0 / max(2, len(labels.unique()))
         self.knn_accuracies[new] = accuracies
@@ -219,7 +217,7 @@ class ExSSNeTPlugin(SupSupPlugin):
         fresh = model.fresh_scores(new)
         copies = [self._old_scores(model, old, fresh) for old in self.sources[new]]
         a = self.kkt_strength
-        model.subnetworks.set_scores(
+        model.set_scores(
             {
                 name: a * torch.stack([copy[name].to(s) for copy in copies]).mean(dim=0) + (1 - a) * s
                 for name, s in fresh.items()
@@ -230,7 +228,7 @@ class ExSSNeTPlugin(SupSupPlugin):
         """Kept scores of an old task, or fresh ones in the order of its mask: both select that mask."""
         if old in self._scores_of:
             return self._scores_of[old]
-        mask = model.subnetworks.task_mask(old)
+        mask = model.task_mask(old)
         return {name: reordered(s, mask[name].cpu()) for name, s in fresh.items()}
 
     def _sample(self, strategy: Any, seed: int) -> tuple[list[Any], Tensor]:
@@ -291,6 +289,7 @@ class ExSSNeT(SubnetworkStrategy):
         ['weight']
     """
 
+    method: ExSSNeTPlugin
     _exclusive = True
 
     def __init__(

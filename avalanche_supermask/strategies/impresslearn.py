@@ -13,7 +13,10 @@ so it stores n L numbers where SupSup stores a bit a weight. Coefficients are an
 
 * ``"heterogeneous"``: SupSup's masks of the first n tasks, which keep their own;
 * ``"homogeneous"``: n masks of the first task, from n seeds; that task keeps the first;
-* ``"random"``: n masks of scores that never learned; every task is a mixture.
+* ``"random"``: n masks of scores that never learned; every task is a mixture;
+* ``"tasks"`` (ours): the masks of the first n tasks that the model has learned already, by whatever method. With
+  ``outside="base"`` and tasks of `SparseFineTuning`, a mixture is a sum of their changes of a pretrained network,
+  W_base,l + Σ_i a_{l,i} M_{l,i} ⊙ (V_l - W_base,l): task vectors, with a coefficient for each and layer.
 
 Norm statistics are each task's own, as the published code has them.
 
@@ -44,15 +47,15 @@ from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
 
 __all__ = ["Basis", "ImpressLearn", "ImpressLearnPlugin"]
 
-Basis = Literal["heterogeneous", "homogeneous", "random"]
+Basis = Literal["heterogeneous", "homogeneous", "random", "tasks"]
 
 
-class ImpressLearnPlugin(SubnetworkPlugin):
+class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """ImpressLearn as a plugin of any template whose model is a `MaskedModel`.
 
     Args:
         n_basis: masks of the basis, n (default 10; the paper sweeps it).
-        basis: where they come from: ``"heterogeneous"``, ``"homogeneous"`` or ``"random"``.
+        basis: where they come from: ``"heterogeneous"``, ``"homogeneous"``, ``"random"`` or ``"tasks"``.
         density: fraction of the weights that a mask of the basis keeps (default 0.25, the published notebook's).
         layer_densities: see `SupSupPlugin` (the published code's for convolutional networks: ``"erdos_renyi"``).
         alpha_scope: ``"layer"``: n coefficients a layer; ``"global"``: n in all.
@@ -87,8 +90,8 @@ class ImpressLearnPlugin(SubnetworkPlugin):
         super().__init__(task_key=task_key, schedule=schedule)
         if n_basis < 1 or penalty < 0:
             raise ValueError(f"expected n_basis >= 1 and penalty >= 0; got {n_basis} and {penalty}")
-        if basis not in ("heterogeneous", "homogeneous", "random"):
-            raise ValueError(f"basis must be 'heterogeneous', 'homogeneous' or 'random'; got {basis!r}")
+        if basis not in ("heterogeneous", "homogeneous", "random", "tasks"):
+            raise ValueError(f"basis must be 'heterogeneous', 'homogeneous', 'random' or 'tasks'; got {basis!r}")
         if alpha_scope not in ("layer", "global"):
             raise ValueError(f"alpha_scope must be 'layer' or 'global'; got {alpha_scope!r}")
         if own_last_mask and alpha_scope == "global":
@@ -110,9 +113,16 @@ class ImpressLearnPlugin(SubnetworkPlugin):
         return [Phase("mask", epochs, self._rate(self.mask_lr))]
 
     def prepare(self, model: MaskedModel) -> None:
-        """Allocate scores and coefficients."""
-        if not len(model.subnetworks.scores):
-            model.subnetworks.set_scores(model.fresh_scores(0))
+        """Allocate scores and coefficients; let learned tasks be the basis, if they are to be."""
+        if self.basis == "tasks" and not model.subnetworks.mixtures.basis:
+            if len(model.task_keys) < self.n_basis:
+                raise ValueError(
+                    f"basis='tasks' mixes tasks that the model has learned: expected {self.n_basis}, got "
+                    f"{len(model.task_keys)}; pass a MaskedModel that has learned them, or lower n_basis"
+                )
+            for key in model.task_keys[: self.n_basis]:
+                model.subnetworks.add_to_basis(key)
+        super().prepare(model)
         names = [ALL_LAYERS] if self.alpha_scope == "global" else self._mixed(model)
         like = next(iter(model.subnetworks.frozen.values()))
         model.subnetworks.mixtures.allocate(names, like, self.n_basis)
@@ -123,13 +133,13 @@ class ImpressLearnPlugin(SubnetworkPlugin):
         basis = model.subnetworks.mixtures.basis
         if self.basis == "random" and not basis:
             for i in range(self.n_basis):
-                model.subnetworks.set_scores(model.fresh_scores(-1 - i))
+                model.set_scores(model.fresh_scores(-1 - i))
                 model.subnetworks.add_to_basis(self._top_k(model))
         self._mixing = len(basis) >= self.n_basis
         self._extra = []
         if self.basis == "homogeneous" and not basis:
             self._extra = [self._seeded_mask(strategy, model, -1 - i) for i in range(self.n_basis - 1)]
-        model.subnetworks.set_scores(model.fresh_scores(model.active or 0))
+        model.set_scores(model.fresh_scores(model.active or 0))
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
         """The scores learn, or the coefficients."""
@@ -148,12 +158,9 @@ class ImpressLearnPlugin(SubnetworkPlugin):
                 value = a.detach()
                 a.grad += 2 * self.penalty * (value.abs().sum() - 1) * value.sign()
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Commit; a task that learned a mask adds it to the basis."""
-        model: MaskedModel = strategy.model
-        key = model.active
-        super().after_training_exp(strategy, **kwargs)
-        if self._iterations and not self._mixing and key is not None:
+    def task_committed(self, strategy: Any, model: MaskedModel, key: int) -> None:
+        """A task that learned a mask adds it to the basis."""
+        if not self._mixing:
             model.subnetworks.add_to_basis(key)
             for mask in self._extra:
                 model.subnetworks.add_to_basis(mask)
@@ -174,12 +181,12 @@ class ImpressLearnPlugin(SubnetworkPlugin):
 
     def _top_k(self, model: MaskedModel) -> dict[str, Tensor]:
         select = self._select(model)
-        return {name: select.mask(name, scores) for name, scores in model.subnetworks.scores.items()}
+        return {name: select.mask(name, scores) for name, scores in model.scores.items()}
 
     def _seeded_mask(self, strategy: Any, model: MaskedModel, key: int) -> dict[str, Tensor]:
         """One more mask for the first task, from a start of its own, trained on a copy."""
         trial = copy.deepcopy(model)
-        trial.subnetworks.set_scores(trial.fresh_scores(key))
+        trial.set_scores(trial.fresh_scores(key))
         trial.learn_scores(self._select(trial))
         train_copy(
             trial,
@@ -191,7 +198,7 @@ class ImpressLearnPlugin(SubnetworkPlugin):
             schedule=self.schedule,
             seed=model.seed - key,
         )
-        return trial.subnetworks.current_mask()
+        return trial.current_mask()
 
 
 @register("impresslearn")
@@ -205,7 +212,7 @@ class ImpressLearn(SubnetworkStrategy):
         model: any module; deep-copied and wrapped in a `MaskedModel`.
         optimizer: None for Adam with a cosine schedule.
         n_basis: see `ImpressLearnPlugin`.
-        basis: ``"heterogeneous"``, ``"homogeneous"`` or ``"random"``.
+        basis: ``"heterogeneous"``, ``"homogeneous"``, ``"random"`` or ``"tasks"``.
         density: fraction of the weights that a mask of the basis keeps.
         layer_densities: ``"uniform"`` or ``"erdos_renyi"`` (chosen where it is None).
         alpha_scope: ``"layer"`` or ``"global"``.
@@ -225,6 +232,8 @@ class ImpressLearn(SubnetworkStrategy):
         >>> ImpressLearn(net, n_basis=3, train_epochs=2, evaluator=None).model.masked_names
         ['0.weight', '2.weight']
     """
+
+    method: ImpressLearnPlugin
 
     def __init__(
         self,

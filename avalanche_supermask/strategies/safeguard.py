@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avalanche_supermask.distributed import told
 from avalanche_supermask.model.masked_model import MaskedModel
 
 __all__ = ["Safeguard"]
@@ -87,5 +88,6 @@ class Safeguard:
             losses = [float(loss(*batch)) for batch in self._batches]
         finally:
             model.train(was_training)
-        mean = sum(losses) / len(losses)
+        everywhere = [loss for of_process in told(losses) for loss in of_process]
+        mean = sum(everywhere) / len(everywhere)
         return mean if math.isfinite(mean) else math.inf

@@ -178,9 +178,9 @@ class SupSupNNsPlugin(SupSupPlugin):
         if key is None:
             return None
         model.commit()
-        mine = model.subnetworks.task_mask(key)
+        mine = model.task_mask(key)
         for other in model.task_keys[:-1] if self.merge_above is not None else []:
-            if jaccard(mine, model.subnetworks.task_mask(other)) > (self.merge_above or 0.0):
+            if jaccard(mine, model.task_mask(other)) > (self.merge_above or 0.0):
                 model.subnetworks.forget(key)
                 return other
         return key
@@ -215,9 +215,9 @@ class SupSupNNsPlugin(SupSupPlugin):
     def _entropy(self, model: MaskedModel, task: int, x: Tensor) -> float:
         was_training = model.training
         model.eval()
-        logits = model.forward_task(task, x)
+        logits = model.logits_of(model.forward_task(task, x))
         model.train(was_training)
-        return float(entropy(logits).mean()) / math.log(logits.shape[-1])
+        return float(entropy(logits).mean()) / math.log(logits.shape[1])
 
     @torch.no_grad()
     def likelihood(self, model: MaskedModel, x: Tensor) -> tuple[Tensor, list[int]]:
@@ -280,6 +280,8 @@ class SupSupNNs(SubnetworkStrategy):
         >>> strategy.found_tasks
         []
     """
+
+    method: SupSupNNsPlugin
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from avalanche_supermask.data.cached import load_tensors
+from avalanche_supermask.distributed import agreed
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.tensor_roles import output_layer as last_layer
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
@@ -57,7 +58,7 @@ __all__ = ["CLNP", "CLNPPlugin"]
 BATCH = 1024
 
 
-class CLNPPlugin(SubnetworkPlugin):
+class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """CLNP as a plugin of any template whose model is a ``MaskedModel(net, mask="all", init="keep")``.
 
     Args:
@@ -149,6 +150,9 @@ class CLNPPlugin(SubnetworkPlugin):
             Phase("finetune", self.finetune_epochs, self.weight_lr),
         ]
 
+    def prepare(self, model: MaskedModel) -> None:
+        """There are no scores: weights learn from the start."""
+
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Take the held-out share out of the training data, before a loader is made of them."""
         dataset = strategy.adapted_dataset
@@ -161,7 +165,7 @@ class CLNPPlugin(SubnetworkPlugin):
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Find the units at the first task; look how many are free."""
         if not self.claims.units.count:
-            self.claims.find(model, model.arguments(self._held_out[0][:2], model.subnetworks.active_label))
+            self.claims.find(model, model.arguments(self._held_out[0][:2], model.subnetworks.active_label)[0])
         full = self.claims.full()
         if full:
             message = (
@@ -198,16 +202,19 @@ class CLNPPlugin(SubnetworkPlugin):
     def _penalty(self) -> L1:
         return L1(self.l1, self.l1_form)
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Prune if no fine-tuning did, commit, and re-initialise what is free."""
-        model: MaskedModel = strategy.model
-        if self._iterations and not self._pruned:
+    def end_task(self, strategy: Any, model: MaskedModel) -> None:
+        """Prune, if no fine-tuning did."""
+        if not self._pruned:
             self._claim(model)
-        if self._iterations:
-            self.claims.keep_statistics(model)
+        self.claims.keep_statistics(model)
+
+    def task_committed(self, strategy: Any, model: MaskedModel, key: int) -> None:
+        """What is free begins anew."""
+        self.claims.reinitialise(model)
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """End the task, and let go of its data."""
         super().after_training_exp(strategy, **kwargs)
-        if self._iterations:
-            self.claims.reinitialise(model)
         self._held_out, self._trained_on = [], None
 
     # ------------------------------------------------------------------ pruning
@@ -218,7 +225,7 @@ class CLNPPlugin(SubnetworkPlugin):
         trainable = self.claims.free(model)
         self.reports[model.active], self.claims.claimed, active = self._prune(model)
         read = active if self.claims.reads == "active" else None
-        model.subnetworks.learn_weights(trainable, mask=self.claims.kept(model, self.claims.claimed, read=read))
+        model.learn_weights(trainable, mask=self.claims.kept(model, self.claims.claimed, read=read), restart=False)
         self._pruned = True
 
     @torch.no_grad()
@@ -235,7 +242,7 @@ class CLNPPlugin(SubnetworkPlugin):
         trainable = claims.free(model)
 
         def accuracy(mask: dict[str, Tensor]) -> float:
-            model.subnetworks.learn_weights(trainable, mask=mask)
+            model.learn_weights(trainable, mask=mask, restart=False)
             x, y, t = self._held_out[0], self._held_out[1], self._held_out[-1]
             right = sum(
                 int((model(a, c).argmax(dim=1) == b).sum())
@@ -255,7 +262,7 @@ class CLNPPlugin(SubnetworkPlugin):
             max_new=self.max_new,
         )
         model.train(was_training)
-        return result
+        return agreed(result)
 
     def _search_l1(self, strategy: Any, model: MaskedModel) -> float:
         """Train a copy at each strength; of those within the margin of the best, the one that claims least."""
@@ -338,6 +345,7 @@ class CLNP(SubnetworkStrategy):
     """
 
     any_module = False
+    method: CLNPPlugin
 
     def __init__(
         self,
