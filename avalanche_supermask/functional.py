@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "balanced_counts",
     "entries_weight",
     "erdos_renyi_counts",
     "fan_in",
@@ -135,6 +136,46 @@ def erdos_renyi_counts(shapes: Mapping[str, Sequence[int]], density: float, *, c
         return {name: min(cap * sizes[name], budget * units[name]) for name in sizes}
 
     low, high = 0.0, max((cap * sizes[name] / units[name] for name in sizes), default=0.0)
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(kept(middle).values()) < target else (low, middle)
+    return {name: max(1, round(count)) for name, count in kept(high).items()}
+
+
+def balanced_counts(
+    shapes: Mapping[str, Sequence[int]], density: float, *, per_unit: int = 5, cap: float = 0.5
+) -> dict[str, int]:
+    """Weights to keep in each layer: the same density everywhere, but enough for every unit to stay connected.
+
+    A layer keeps ``per_unit`` weights for each of its output and input units at least, if that is not more than
+    ``cap`` of it; the others give up what this takes. Where all layers together cannot have so many, these are
+    `erdos_renyi_counts`. So a small output layer does not lose its last weights at a low density.
+
+    Args:
+        shapes: shape of each layer's weight.
+        density: fraction of all weights kept, in (0, 1].
+        per_unit: weights for each unit.
+        cap: largest density that ``per_unit`` may cause (the paper of Erdős-Rényi densities: 0.5).
+
+    Raises:
+        ValueError: density outside (0, 1].
+
+    Example:
+        >>> balanced_counts({"a": (100, 100), "b": (10, 100)}, 0.2)
+        {'a': 1700, 'b': 500}
+    """
+    _check_density(density)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    units = {name: shape[0] + (shape[1] if len(shape) > 1 else 0) for name, shape in shapes.items()}
+    least = {name: min(cap * sizes[name], per_unit * units[name]) for name in sizes}
+    target = density * sum(sizes.values())
+    if sum(least.values()) > target:
+        return erdos_renyi_counts(shapes, density, cap=cap)
+
+    def kept(share: float) -> dict[str, float]:
+        return {name: max(least[name], share * sizes[name]) for name in sizes}
+
+    low, high = 0.0, 1.0
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if sum(kept(middle).values()) < target else (low, middle)

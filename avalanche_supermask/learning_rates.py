@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from avalanche_supermask.functional import fan_in
@@ -67,14 +67,14 @@ def _by_steps(steps: int) -> float:
 
 
 @torch.no_grad()
-def chosen_rates(model: MaskedModel, steps: int) -> dict[str, tuple[nn.Parameter, float]]:
+def chosen_rates(model: MaskedModel, steps: int) -> dict[str, tuple[Tensor, float]]:
     """What learns in the current phase, with the rule's rate, by the name of the weight it belongs to.
 
     Args:
         model: whose phase has begun.
         steps: optimizer steps of the phase.
     """
-    found: dict[str, tuple[nn.Parameter, float]] = {}
+    found: dict[str, tuple[Tensor, float]] = {}
     for name, p in model.net.named_parameters():
         if p.requires_grad:
             found[name] = p, weight_rate(p, steps)
@@ -88,7 +88,7 @@ def chosen_rates(model: MaskedModel, steps: int) -> dict[str, tuple[nn.Parameter
     return found
 
 
-def group_by_rate(optimizer: Optimizer, rates: dict[str, tuple[nn.Parameter, float]]) -> None:
+def group_by_rate(optimizer: Optimizer, rates: dict[str, tuple[Tensor, float]]) -> None:
     """Give an optimizer one group for each rate, in place; what has no rate stays in the first group."""
     one_group(optimizer)
     first = optimizer.param_groups[0]

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from avalanche_supermask.functional import (
+    balanced_counts,
     erdos_renyi_counts,
     threshold_weight,
     top_k_mask,
@@ -21,7 +22,7 @@ from avalanche_supermask.functional import (
 
 __all__ = ["LayerDensities", "Selection", "Threshold", "TopK", "selection"]
 
-LayerDensities = Literal["uniform", "erdos_renyi"]
+LayerDensities = Literal["balanced", "uniform", "erdos_renyi"]
 
 
 class Selection(Protocol):
@@ -85,8 +86,8 @@ def selection(
     Args:
         shapes: shape of each masked weight.
         density: fraction of weights kept; None for the threshold-at-zero mask.
-        layer_densities: the same density in every layer, or Erdős-Rényi, which at the same overall density keeps more
-            of small layers; None: Erdős-Rényi.
+        layer_densities: at the same overall density, ``"uniform"``: the same in every layer; ``"erdos_renyi"``: small
+            layers keep more; ``"balanced"``, also None: uniform, but with a few weights for every unit.
 
     Raises:
         ValueError: an unknown ``layer_densities`` or a density outside (0, 1].
@@ -95,9 +96,11 @@ def selection(
         return Threshold()
     if layer_densities == "uniform":
         return TopK(uniform_counts(shapes, density))
-    if layer_densities in (None, "erdos_renyi"):
+    if layer_densities is None or layer_densities == "balanced":
+        return TopK(balanced_counts(shapes, density))
+    if layer_densities == "erdos_renyi":
         return TopK(erdos_renyi_counts(shapes, density))
-    raise ValueError(f"layer_densities must be 'uniform' or 'erdos_renyi'; got {layer_densities!r}")
+    raise ValueError(f"layer_densities must be 'balanced', 'uniform' or 'erdos_renyi'; got {layer_densities!r}")
 
 
 class _CallableModule(ModuleType):

@@ -85,9 +85,6 @@ class SubnetworkStrategy(ModelFirst):
         ValueError: arguments for the wrapping of a model that is wrapped already, or an unknown ``on_revisit``.
     """
 
-    method: SubnetworkPlugin
-    """The method's plugin: its settings, and what it reports."""
-
     forgets = False
     """Whether old tasks may change; True only in controls, which the contract tests expect to fail."""
 

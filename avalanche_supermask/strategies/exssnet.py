@@ -268,7 +268,7 @@ class ExSSNeT(SubnetworkStrategy):
         model: any module; deep-copied and wrapped in a `MaskedModel`.
         optimizer: None for Adam with a cosine schedule in each phase.
         density: fraction of weights kept (default 0.1).
-        layer_densities: ``"uniform"`` or ``"erdos_renyi"`` (chosen where it is None).
+        layer_densities: ``"balanced"`` (chosen where it is None), ``"uniform"`` or ``"erdos_renyi"``.
         weight_epochs: last epochs of ``train_epochs`` in which weights train; None: half, or none where less than a
             tenth of the weights is free.
         kkt: None, ``"knn_best"``, ``"knn_always"`` or ``"knn_all"``; see `ExSSNeTPlugin` for its settings.

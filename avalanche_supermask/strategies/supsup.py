@@ -42,8 +42,9 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
 
     Args:
         density: fraction of weights kept (default 0.1); None for threshold-at-zero masks.
-        layer_densities: ``"uniform"``, or at the same overall density ``"erdos_renyi"`` (the paper's for SplitCIFAR100;
-            chosen where it is None), with which a small output layer does not lose its last weights.
+        layer_densities: at the same overall density, ``"uniform"``; ``"erdos_renyi"`` (the paper's for SplitCIFAR100);
+            or ``"balanced"``, the rule where it is None: uniform, but with a few weights for every unit, so that a
+            small output layer does not lose its last ones at a low density.
         transfer: where a task's scores start: ``"none"`` (fresh), ``"scores"`` or ``"masks"`` (see the module).
         mask_lr: learning rate of the scores; None: the optimizer's, or chosen for each layer where the strategy made
             the optimizer.
@@ -69,7 +70,7 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         if transfer not in ("none", "scores", "masks"):
             raise ValueError(f"transfer must be 'none', 'scores' or 'masks'; got {transfer!r}")
         self.density = density
-        self.layer_densities: LayerDensities = layer_densities or "erdos_renyi"
+        self.layer_densities: LayerDensities = layer_densities or "balanced"
         self.transfer: Transfer = transfer
         self.mask_lr = mask_lr
         self._mean: dict[str, Tensor] = {}  # running mean of earlier scores or masks
@@ -125,7 +126,7 @@ class SupSup(SubnetworkStrategy):
         model: any module; deep-copied and wrapped in a `MaskedModel`.
         optimizer: None for Adam with a cosine schedule.
         density: fraction of weights kept (default 0.1); None for threshold-at-zero masks.
-        layer_densities: ``"uniform"`` or ``"erdos_renyi"`` (chosen where it is None).
+        layer_densities: ``"balanced"`` (chosen where it is None), ``"uniform"`` or ``"erdos_renyi"``.
         transfer: ``"none"``, ``"scores"`` or ``"masks"``.
         mask_lr: learning rate of the scores; None: chosen for each layer by a rule (`learning_rates`); with an
             optimizer of yours, None keeps its own.
