@@ -79,7 +79,7 @@ def selection(
     shapes: Mapping[str, Sequence[int]],
     *,
     density: float | None,
-    layer_densities: LayerDensities | None = None,
+    layer_densities: LayerDensities | None = "uniform",
 ) -> Selection:
     """The operator for a density.
 

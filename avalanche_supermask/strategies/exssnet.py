@@ -180,7 +180,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         if self._guard.before is None or everywhere(bool(torch.as_tensor(strategy.loss).isfinite().all())):
             super().after_training_epoch(strategy, **kwargs)
         else:
-            self._guard.undo(strategy.model)
+            self._guard.end_diverged(strategy.model)
             strategy.stop_training()
 
     def end_task(self, strategy: Any, model: MaskedModel) -> None:

@@ -63,11 +63,17 @@ class Safeguard:
         """End the guarded phase; returns whether what it learned is kept."""
         if self.before is None:
             return True
-        self.after = self._loss(model, loss)
+        if self.after is None:
+            self.after = self._loss(model, loss)
         better = self.after < self.before
         if not better:
             self.undo(model)
         return better
+
+    def end_diverged(self, model: MaskedModel) -> None:
+        """End a phase whose loss is NaN or infinite: it is undone."""
+        self.after = math.inf
+        self.undo(model)
 
     @property
     def got_much_worse(self) -> bool:
