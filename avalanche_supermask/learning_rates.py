@@ -25,7 +25,7 @@ from avalanche_supermask.model.masked_model import MaskedModel
 __all__ = ["chosen_rates", "coefficient_rate", "group_by_rate", "one_group", "score_rate", "weight_rate"]
 
 SCORES = 0.06
-WEIGHTS = 0.1
+WEIGHTS = 0.2
 COEFFICIENTS = 0.05
 STEPS = 100
 VECTOR_SPREAD = 0.1  # of biases and gains, which have no fan-in

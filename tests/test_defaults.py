@@ -80,7 +80,7 @@ def test_an_absurd_rate_of_the_weights_costs_nothing(weight_lr):
         strategy = ExSSNeT(
             mlp(),
             density=0.3,
-            train_epochs=3 + weight_epochs,
+            train_epochs=1 + weight_epochs,
             weight_epochs=weight_epochs,
             weight_lr=weight_lr,
             **QUICK,

@@ -98,7 +98,7 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
             raise ValueError("own_last_mask needs alpha_scope='layer': the last layer has no coefficients then")
         selection({"check": (1,)}, density=density, layer_densities=layer_densities)
         self.n_basis, self.basis, self.alpha_scope = n_basis, basis, alpha_scope
-        self.density, self.layer_densities = density, layer_densities or "balanced"
+        self.density, self.layer_densities = density, layer_densities or "uniform"
         self.own_last_mask, self.penalty, self.basis_epochs = own_last_mask, penalty, basis_epochs
         self.mask_lr, self.coefficient_lr = mask_lr, coefficient_lr
         self._mixing = False  # whether the task being learned is a mixture
@@ -214,7 +214,7 @@ class ImpressLearn(SubnetworkStrategy):
         n_basis: see `ImpressLearnPlugin`.
         basis: ``"heterogeneous"``, ``"homogeneous"``, ``"random"`` or ``"tasks"``.
         density: fraction of the weights that a mask of the basis keeps.
-        layer_densities: ``"balanced"`` (chosen where it is None), ``"uniform"`` or ``"erdos_renyi"``.
+        layer_densities: ``"uniform"`` (chosen where it is None), ``"balanced"`` or ``"erdos_renyi"``.
         alpha_scope: ``"layer"`` or ``"global"``.
         head: ``"masked"``: the output layer is mixed like the others; ``"linear"``: each task trains its own.
         own_last_mask: see `ImpressLearnPlugin`.
@@ -273,6 +273,7 @@ class ImpressLearn(SubnetworkStrategy):
         )
         if head == "linear" and not isinstance(model, MaskedModel):
             arguments["own"] = [*arguments.get("own", ()), re.escape(f"{output_layer(model)}.".lstrip(".")) + ".*"]
+        arguments.setdefault("init", "signed_constant")  # coefficients learn the size of the weights by themselves
         super().__init__(model=model, method=method, optimizer=optimizer, default_lr=mask_lr or 1e-3, **arguments)
 
     def adapt(self, experience: Any, *, test: Any, every: int = 10) -> list[tuple[int, float]]:
