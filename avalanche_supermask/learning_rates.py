@@ -8,7 +8,7 @@ step, whatever its gradient. So a rate means something only beside the spread of
     rate of weights = WEIGHTS * root mean square of the layer's weights
 
 times ``sqrt(100 / steps)`` where a phase has fewer or more than a hundred steps, so that noise, which grows with the
-root of their number, moves a number equally far in any phase. `docs/defaults.md` says how the constants were found.
+root of their number, moves a number equally far in any phase (of 25 steps or more). `docs/defaults.md` says how the constants were found.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ SCORES = 0.06
 WEIGHTS = 0.2
 COEFFICIENTS = 0.05
 STEPS = 100
+FEWEST = 25  # steps: in a shorter phase the rate is not raised any further
 VECTOR_SPREAD = 0.1  # of biases and gains, which have no fan-in
 
 
@@ -63,7 +64,7 @@ def coefficient_rate(steps: int) -> float:
 
 
 def _by_steps(steps: int) -> float:
-    return math.sqrt(STEPS / max(1, steps))
+    return math.sqrt(STEPS / max(FEWEST, steps))
 
 
 @torch.no_grad()

@@ -187,7 +187,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         """Undo a weight phase that ended worse than it began; keep the scores, where KKT shall copy them."""
         if self._guard.before is not None:
             self.settings_used["weight_phase_kept"] = self._guard.end(model, partial(_loss, strategy))
-        if self._guard.got_much_worse:
+        if self._guard.got_much_worse and self._rate(self.weight_lr) != "rule":
             warnings.warn(
                 f"task {model.active}: training its weights raised the loss from {self._guard.before:.3g} to "
                 f"{self._guard.after:.3g}, so they are as the mask phase left them; lower weight_lr",
