@@ -75,12 +75,12 @@ def test_an_absurd_rate_of_the_weights_costs_nothing(weight_lr):
     """Negative control: without the safeguard these rates end at chance, or in an error."""
     stream = class_stream(2)
 
-    def learn(weight_lr, weight_epochs):
+    def learn(weight_lr, weight_epochs, mask_epochs=3):
         torch.manual_seed(0)
         strategy = ExSSNeT(
             mlp(),
             density=0.3,
-            train_epochs=1 + weight_epochs,
+            train_epochs=mask_epochs + weight_epochs,
             weight_epochs=weight_epochs,
             weight_lr=weight_lr,
             **QUICK,
@@ -91,7 +91,7 @@ def test_an_absurd_rate_of_the_weights_costs_nothing(weight_lr):
         absurd = learn(weight_lr, 1)
     assert absurd.method.settings_used["weight_phase_kept"] is False
     assert accuracy(absurd, stream) >= accuracy(learn(0.01, 0), stream) - 0.05
-    kept = learn(0.01, 1)
+    kept = learn(0.01, 1, mask_epochs=1)
     assert kept.method.settings_used["weight_phase_kept"] is True
 
 
