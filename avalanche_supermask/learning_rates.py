@@ -7,8 +7,8 @@ step, whatever its gradient. So a rate means something only beside the spread of
     rate of scores  = SCORES  * 1/sqrt(fan_in)
     rate of weights = WEIGHTS * root mean square of the layer's weights
 
-times ``sqrt(100 / steps)``, as if a phase had 25 steps at least: so noise, which grows with the root of their number, moves
-a number equally far in any phase. `docs/defaults.md` says how the constants were found.
+times ``sqrt(100 / steps)``, as if a phase had 25 steps at least: so noise, which grows with the root of their number,
+moves a number equally far in any phase. `docs/defaults.md` says how the constants were found.
 """
 
 from __future__ import annotations
