@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from avalanche_supermask.distributed import everywhere, whole_outputs
 from avalanche_supermask.distributed.plugin import join
+from avalanche_supermask.inference.gathering import gather_at_task_end
 from avalanche_supermask.learning_rates import chosen_rates, group_by_rate, one_group
 from avalanche_supermask.model.masked_model import MaskedModel
 
@@ -242,6 +243,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             assert key is not None
             self.end_task(strategy, model)
             model.commit([*self._outputs])
+            gather_at_task_end(strategy, key)
             self.task_committed(strategy, model, key)
         self._outputs.clear()
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from avalanche_supermask.block_masks import TopBlocks, block_counts
 from avalanche_supermask.functional import (
     balanced_counts,
     erdos_renyi_counts,
@@ -20,7 +21,7 @@ from avalanche_supermask.functional import (
     uniform_counts,
 )
 
-__all__ = ["LayerDensities", "Selection", "Threshold", "TopK", "selection"]
+__all__ = ["LayerDensities", "Selection", "Threshold", "TopBlocks", "TopK", "selection"]
 
 LayerDensities = Literal["balanced", "uniform", "erdos_renyi"]
 
@@ -80,6 +81,7 @@ def selection(
     *,
     density: float | None,
     layer_densities: LayerDensities | None = "uniform",
+    block: tuple[int, int] | None = None,
 ) -> Selection:
     """The operator for a density.
 
@@ -88,19 +90,23 @@ def selection(
         density: fraction of weights kept; None for the threshold-at-zero mask.
         layer_densities: at the same overall density, ``"uniform"``: the same in every layer; ``"erdos_renyi"``: small
             layers keep more; ``"balanced"``, also None: uniform, but with a few weights for every unit.
+        block: keep whole blocks of so many outputs and inputs, as ``(16, 16)`` (see `block_masks`); None: single
+            weights.
 
     Raises:
-        ValueError: an unknown ``layer_densities`` or a density outside (0, 1].
+        ValueError: an unknown ``layer_densities``, a density outside (0, 1], or a block without a density or with sizes
+            that are not positive numbers.
     """
     if density is None:
+        if block is not None:
+            raise ValueError(f"block={block!r} needs a density: a threshold keeps single weights; pass density=0.1")
         return Threshold()
-    if layer_densities == "uniform":
-        return TopK(uniform_counts(shapes, density))
-    if layer_densities is None or layer_densities == "balanced":
-        return TopK(balanced_counts(shapes, density))
-    if layer_densities == "erdos_renyi":
-        return TopK(erdos_renyi_counts(shapes, density))
-    raise ValueError(f"layer_densities must be 'balanced', 'uniform' or 'erdos_renyi'; got {layer_densities!r}")
+    shares = {"balanced": balanced_counts, "uniform": uniform_counts, "erdos_renyi": erdos_renyi_counts}
+    share = shares.get(layer_densities or "balanced")
+    if share is None:
+        raise ValueError(f"layer_densities must be 'balanced', 'uniform' or 'erdos_renyi'; got {layer_densities!r}")
+    counts = share(shapes, density)
+    return TopK(counts) if block is None else TopBlocks(block_counts(counts, shapes, block), block)
 
 
 class _CallableModule(ModuleType):

@@ -57,6 +57,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
     Args:
         density: fraction of weights kept (default 0.1, the paper's).
         layer_densities: see `SupSupPlugin` (the paper: ``"uniform"``).
+        block: keep whole blocks of so many outputs and inputs, as ``(16, 16)``; None (the paper's): single weights.
         weight_epochs: last epochs of an experience, in which weights train; None: half of ``train_epochs``, or none
             where less than a tenth of the weights is free.
         exclusive: train only weights that no earlier task uses; False is SSNeT, which forgets.
@@ -81,6 +82,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         *,
         density: float | None = 0.1,
         layer_densities: LayerDensities | None = None,
+        block: tuple[int, int] | None = None,
         weight_epochs: int | None = None,
         exclusive: bool = True,
         kkt: Sources | None = None,
@@ -97,6 +99,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         super().__init__(
             density=density,
             layer_densities=layer_densities,
+            block=block,
             transfer=transfer,
             mask_lr=mask_lr,
             task_key=task_key,
@@ -269,6 +272,7 @@ class ExSSNeT(SubnetworkStrategy):
         optimizer: None for Adam with a cosine schedule in each phase.
         density: fraction of weights kept (default 0.1).
         layer_densities: ``"balanced"`` (chosen where it is None), ``"uniform"`` or ``"erdos_renyi"``.
+        block: see `ExSSNeTPlugin`.
         weight_epochs: last epochs of ``train_epochs`` in which weights train; None: half, or none where less than a
             tenth of the weights is free.
         kkt: None, ``"knn_best"``, ``"knn_always"`` or ``"knn_all"``; see `ExSSNeTPlugin` for its settings.
@@ -299,6 +303,7 @@ class ExSSNeT(SubnetworkStrategy):
         optimizer: Optimizer | None = None,
         density: float | None = 0.1,
         layer_densities: LayerDensities | None = None,
+        block: tuple[int, int] | None = None,
         weight_epochs: int | None = None,
         kkt: Sources | None = None,
         kkt_neighbours: int = 200,
@@ -314,6 +319,7 @@ class ExSSNeT(SubnetworkStrategy):
         method = ExSSNeTPlugin(
             density=density,
             layer_densities=layer_densities,
+            block=block,
             weight_epochs=weight_epochs,
             exclusive=self._exclusive,
             kkt=kkt,

@@ -45,6 +45,7 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         layer_densities: at the same overall density, ``"uniform"``; ``"erdos_renyi"`` (the paper's for SplitCIFAR100);
             or ``"balanced"``, the rule where it is None: uniform, but with a few weights for every unit, so that a
             small output layer does not lose its last ones at a low density.
+        block: keep whole blocks of so many outputs and inputs, as ``(16, 16)``; None (the paper's): single weights.
         transfer: where a task's scores start: ``"none"`` (fresh), ``"scores"`` or ``"masks"`` (see the module).
         mask_lr: learning rate of the scores; None: the optimizer's, or chosen for each layer where the strategy made
             the optimizer.
@@ -60,17 +61,21 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         *,
         density: float | None = 0.1,
         layer_densities: LayerDensities | None = None,
+        block: tuple[int, int] | None = None,
         transfer: Transfer = "none",
         mask_lr: float | None = None,
         task_key: TaskKey = "auto",
         schedule: Schedule = "constant",
     ) -> None:
         super().__init__(task_key=task_key, schedule=schedule)
-        selection({}, density=density, layer_densities=layer_densities)  # complain now, not when training starts
+        selection(
+            {}, density=density, layer_densities=layer_densities, block=block
+        )  # complain now, not when training starts
         if transfer not in ("none", "scores", "masks"):
             raise ValueError(f"transfer must be 'none', 'scores' or 'masks'; got {transfer!r}")
         self.density = density
         self.layer_densities: LayerDensities = layer_densities or "balanced"
+        self.block = block
         self.transfer: Transfer = transfer
         self.mask_lr = mask_lr
         self._mean: dict[str, Tensor] = {}  # running mean of earlier scores or masks
@@ -98,7 +103,9 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         model.learn_scores(self._select(model))
 
     def _select(self, model: MaskedModel) -> Selection:
-        return selection(model.masked_shapes, density=self.density, layer_densities=self.layer_densities)
+        return selection(
+            model.masked_shapes, density=self.density, layer_densities=self.layer_densities, block=self.block
+        )
 
     def densities(self, model: MaskedModel) -> dict[str, float]:
         """Share of each masked weight's entries that a task's mask keeps, by name."""
@@ -127,6 +134,7 @@ class SupSup(SubnetworkStrategy):
         optimizer: None for Adam with a cosine schedule.
         density: fraction of weights kept (default 0.1); None for threshold-at-zero masks.
         layer_densities: ``"balanced"`` (chosen where it is None), ``"uniform"`` or ``"erdos_renyi"``.
+        block: keep whole blocks of so many outputs and inputs, as ``(16, 16)``; None (the paper's): single weights.
         transfer: ``"none"``, ``"scores"`` or ``"masks"``.
         mask_lr: learning rate of the scores; None: chosen for each layer by a rule (`learning_rates`); with an
             optimizer of yours, None keeps its own.
@@ -149,6 +157,7 @@ class SupSup(SubnetworkStrategy):
         optimizer: Optimizer | None = None,
         density: float | None = 0.1,
         layer_densities: LayerDensities | None = None,
+        block: tuple[int, int] | None = None,
         transfer: Transfer = "none",
         mask_lr: float | None = None,
         task_key: TaskKey = "auto",
@@ -158,6 +167,7 @@ class SupSup(SubnetworkStrategy):
         method = SupSupPlugin(
             density=density,
             layer_densities=layer_densities,
+            block=block,
             transfer=transfer,
             mask_lr=mask_lr,
             task_key=task_key,
