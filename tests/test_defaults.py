@@ -70,9 +70,9 @@ def test_the_optimizer_has_one_group_again_after_a_task():
     assert group["lr"] == 1e-3
 
 
-@pytest.mark.parametrize("weight_lr", [30.0, 1e30, float("inf")])
+@pytest.mark.parametrize("weight_lr", [1e30, float("inf")])
 def test_an_absurd_rate_of_the_weights_costs_nothing(weight_lr):
-    """Negative control: without the safeguard these rates end at chance, or in an error."""
+    """Negative control: without the safeguard these rates end in an error."""
     stream = class_stream(2)
 
     def learn(weight_lr, weight_epochs, mask_epochs=3):
