@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from avalanche_supermask.saving.checkpoint import maybe_load_checkpoint, save_checkpoint
     from avalanche_supermask.saving.checkpoint_plugin import CheckpointPlugin
     from avalanche_supermask.saving.compact_file import load, save
+    from avalanche_supermask.saving.shared_folder import export_task
+    from avalanche_supermask.saving.task_file import load_task, save_task
     from avalanche_supermask.selection import Threshold, TopK, selection
     from avalanche_supermask.strategies.clnp import CLNP, CLNPPlugin
     from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
@@ -71,12 +73,15 @@ _HOME = {
     "Threshold": "selection",
     "TopK": "selection",
     "UnitMaskedModel": "strategies.hopsupsup",
+    "export_task": "saving.shared_folder",
     "load": "saving.compact_file",
+    "load_task": "saving.task_file",
     "maybe_load_checkpoint": "saving.checkpoint",
     "methods": "strategies",
     "register": "registry",
     "save": "saving.compact_file",
     "save_checkpoint": "saving.checkpoint",
+    "save_task": "saving.task_file",
     "supermask_metrics": "metrics",
 }
 
@@ -114,12 +119,15 @@ __all__ = [
     "TopK",
     "UnitMaskedModel",
     "__version__",
+    "export_task",
     "load",
+    "load_task",
     "maybe_load_checkpoint",
     "methods",
     "register",
     "save",
     "save_checkpoint",
+    "save_task",
     "selection",
     "supermask_metrics",
 ]

@@ -82,6 +82,8 @@ def _on_encoder(encoder: nn.Module, classes: int) -> nn.Module:
         return ImageEncoderClassifier(encoder, classes)
     from avalanche_supermask.text import EncoderClassifier
 
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # type: ignore[assignment]  # of another output: not asked here
     return EncoderClassifier(encoder, classes)
 
 

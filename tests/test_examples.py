@@ -24,6 +24,8 @@ SAYS = {
     "transformer": r"accuracy of each task: 0\.\d+",
     "several_processes": r"1 process\(es\) learned \[0, 1, 2, 3, 4\]",
     "resume_after_crash": r"tasks learned now: \[0, 1, 2, 3, 4\]",
+    "pretrained_images": r"the loaded task answers alike: True",
+    "pretrained_texts": r"\d+ more tasks fit beside the \d+ bytes of weights",
     "save_and_export": r"answers like task 2: True",
 }
 

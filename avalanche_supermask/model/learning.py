@@ -291,6 +291,35 @@ class Learning(Accounting, MultiTaskModule):
             live.copy_(kept[name])
         self.learn_scores(select)
 
+    def adopt(
+        self,
+        key: int,
+        label: int | None,
+        mask: Mapping[str, Tensor],
+        values: Mapping[str, Tensor],
+        own: Mapping[str, Tensor],
+        *,
+        entropy: float | None = None,
+    ) -> None:
+        """Add a task that was learned in another model of the same base (see `load_task`).
+
+        Args:
+            key: of the task, not in use.
+            label: of Avalanche, under which it answers; None without labels.
+            mask: bool by name.
+            values: at the entries of the mask, in order, by name.
+            own: the task's own tensors, by name in the network.
+            entropy: how sure the task is of its own training data, for `ExpectedEntropy`; None: unknown.
+        """
+        self.subnetworks.adopt(key, label, mask, values, own, entropy=entropy)
+        self._clear_kept()
+        self._set_learning(())
+
+    @property
+    def buffer_names(self) -> list[str]:
+        """Names of the buffers outside heads, in the network."""
+        return list(self._buffer_names)
+
     def abandon(self) -> None:
         """Stop learning the current task and keep nothing of it."""
         self.subnetworks.abandon()

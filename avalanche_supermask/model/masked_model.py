@@ -28,6 +28,7 @@ from avalanche_supermask.model.executing import Executing
 from avalanche_supermask.model.execution import NONE, Arguments
 from avalanche_supermask.model.frozen_batchnorm import FrozenChannels
 from avalanche_supermask.model.inputs import UNSET, arguments_of, packed, task_labels_of
+from avalanche_supermask.model.labels import LabelReader
 from avalanche_supermask.model.learning import Learning
 from avalanche_supermask.model.network_call import NetworkCall
 from avalanche_supermask.model.routing import Router, forward_mixed
@@ -169,6 +170,7 @@ class MaskedModel(Executing, Learning):
         # BatchNorm layers of the task being learned in which some channels are claimed by earlier ones.
         self.frozen_channels: dict[str, FrozenChannels] = {}
         self.call = NetworkCall()
+        self._labels = LabelReader()
         self._recent = Recent()
         self._set_learning(())
 
@@ -209,10 +211,11 @@ class MaskedModel(Executing, Learning):
             return self.forward_task(self.router.latest(self.subnetworks), x)
         if task_labels is None:
             return self.forward_all_tasks(x)
+        if isinstance(task_labels, int):
+            return self._forward_label(x, task_labels)
         labels = task_labels_of(task_labels)
-        if len(labels) == 1 or bool((labels == labels[0]).all()):
-            return self._forward_label(x, int(labels[0]))
-        return forward_mixed(x, labels, self._forward_label)
+        label = self._labels.only(labels)
+        return forward_mixed(x, labels, self._forward_label) if label is None else self._forward_label(x, label)
 
     def _forward_label(self, x: Any, label: int) -> Any:
         return self.forward_task(self.router.resolve(label, self.subnetworks), x)
@@ -280,14 +283,19 @@ class MaskedModel(Executing, Learning):
             fresh = {name: tensor.clone() for name, tensor in self.fresh.items()}  # a call may move buffers
             return self.call(self.net, {**weights, **self.shared, **fresh}, *self.arguments(x, 0))
         if key == self.active:
-            weights = self.subnetworks.current_weights(self._live(self.masked_names))
+            weights = self.subnetworks.current_weights(self._live_weights())
             arguments = self.arguments(x, self.subnetworks.active_label)
-            return self.call(self.net, {**weights, **self.shared}, *arguments, hooks=self.frozen_channels)
+            return self.call(self.net, {**weights, **dict(self.shared.items())}, *arguments, hooks=self.frozen_channels)
         arguments = self.arguments(x, self.subnetworks.tasks[key].label)
         with self.call.lock:
             sparse = self._sparse_names(key, arguments)
             tensors = self._recent.get((key, sparse), lambda: self._task_tensors(key, sparse))
         return self._call_task(tensors, arguments)
+
+    def _live_weights(self) -> dict[str, Tensor]:
+        """The trainable copies of the masked weights, in a phase in which any of their entries learn."""
+        names = self.masked_names if len(self.subnetworks.trainable) else []
+        return self.call.own(self.net, names)
 
     def _call_task(self, tensors: TaskTensors, arguments: Arguments) -> Any:
         return self.call(self.net, tensors.for_call(training=self.training), *arguments)
@@ -357,10 +365,16 @@ class MaskedModel(Executing, Learning):
         grow_heads(self.net, {label: n for label, n in outputs.items() if label not in learned})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "call": NetworkCall(), "_recent": Recent(), "_superposition": None}
+        return {
+            **self.__dict__,
+            "call": NetworkCall(),
+            "_labels": LabelReader(),
+            "_recent": Recent(),
+            "_superposition": None,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"call": NetworkCall(), **state})  # pickles of 0.1.0 have none
+        super().__setstate__({"call": NetworkCall(), "_labels": LabelReader(), **state})  # pickles of 0.1.0 have none
 
     def _clear_kept(self) -> None:
         """Drop what was made of finished tasks to answer faster."""

@@ -25,11 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_supermask.bits.packed_masks import PackedMasks
-from avalanche_supermask.functional import entries_weight, partly_trained_weight
+from avalanche_supermask.effective import partly_trained_weights
+from avalanche_supermask.functional import entries_weight
 from avalanche_supermask.lasting import lasting
 from avalanche_supermask.model.mixtures import Mixtures
 from avalanche_supermask.named_tensors import NamedTensors
-from avalanche_supermask.selection import Selection
+from avalanche_supermask.selection import Selection, selected_weights
 
 __all__ = ["LayerCapacity", "Subnetworks", "Task"]
 
@@ -210,12 +211,10 @@ class Subnetworks(nn.Module):
             live: the trainable copy of each weight.
         """
         if self.phase == "scores" and self.select is not None:
-            select = self.select
-            weights = self._learning_weights(live) if len(self.trainable) else self.frozen
-            if not len(self.base):
-                return {name: select.weight(name, s, weights[name]) for name, s in self.scores.items()}
-            changes = {name: weights[name] - base for name, base in self.base.items()}
-            return self.around({name: select.weight(name, s, changes[name]) for name, s in self.scores.items()})
+            weights = self._learning_weights(live) if len(self.trainable) else dict(self.frozen.items())
+            if len(self.base):
+                weights = {name: weights[name] - base for name, base in self.base.items()}
+            return self.around(selected_weights(self.select, dict(self.scores.items()), weights))
         if self.phase == "coefficients":
             return self._mixed_weights()
         if self.phase == "entries":
@@ -233,9 +232,7 @@ class Subnetworks(nn.Module):
                     if name in self.base and name in self.mask:
                         fixed = torch.where(self.mask[name], fixed, self.base[name])
                     self._standing[name] = (fixed, trainable.to(frozen.dtype))
-        return {
-            name: partly_trained_weight(live[name], fixed, learns) for name, (fixed, learns) in self._standing.items()
-        }
+        return partly_trained_weights(live, self._standing) if self._standing else {}
 
     def _weights_of_entries(self) -> dict[str, Tensor]:
         """The values at their places, earlier tasks' values elsewhere in the mask, and what is outside."""
@@ -253,7 +250,7 @@ class Subnetworks(nn.Module):
         mixed = {name: weight for name, weight in change.items() if name not in self.own_masks}
         own: dict[str, Tensor] = {}
         if self.select is not None:
-            own = {n: self.select.weight(n, self.scores[n], change[n]) for n in self.own_masks}
+            own = selected_weights(self.select, {n: self.scores[n] for n in self.own_masks}, change)
         return self.around({**self.mixtures.weights(self.mixtures.coefficients, mixed, self.masks), **own})
 
     @torch.no_grad()
@@ -289,6 +286,47 @@ class Subnetworks(nn.Module):
         self.tasks[self.active] = Task(self.next_slot, self.active_label, entropy)
         self.next_slot += 1
         self.abandon()
+
+    @torch.no_grad()
+    def adopt(
+        self,
+        key: int,
+        label: int | None,
+        mask: Mapping[str, Tensor],
+        values: Mapping[str, Tensor],
+        private: Mapping[str, Tensor],
+        *,
+        entropy: float | None = None,
+    ) -> None:
+        """Add a task that was learned elsewhere.
+
+        Its values go to the frozen weights; or, where other tasks have other values there, are kept with the task.
+
+        Args:
+            key: of the task; not in use.
+            label: see `Task`.
+            mask: bool by name.
+            values: at the entries of the mask, in order, by name.
+            private: what only this task has.
+            entropy: see `Task`.
+        """
+        owned = self.owned()
+        wanted = {n: w.masked_scatter(mask[n].to(w.device), values[n].to(w)) for n, w in self.frozen.items()}
+        clash = any(bool(((wanted[n] != w) & owned[n]).any()) for n, w in self.frozen.items())
+        self.masks.commit(self.next_slot, {n: m.to(self.frozen[n].device) for n, m in mask.items()})
+        if clash:
+            kept = {name: values[name].detach().clone().to(weight) for name, weight in self.frozen.items()}
+            self.carried[str(self.next_slot)] = NamedTensors(kept)
+        else:
+            for name, weight in self.frozen.items():
+                weight.copy_(wanted[name])
+        if private:
+            device = next(iter(self.frozen.values())).device
+            self.private[str(self.next_slot)] = NamedTensors(
+                {n: t.detach().clone().to(device) for n, t in private.items()}
+            )
+        self.tasks[key] = Task(self.next_slot, label, entropy)
+        self.next_slot += 1
 
     def add_to_basis(self, mask: Mapping[str, Tensor] | int) -> None:
         """Let mixtures use a mask: that of a finished task, by its key, or one that belongs to no task."""

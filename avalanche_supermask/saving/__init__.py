@@ -3,5 +3,16 @@
 from avalanche_supermask.saving.checkpoint import maybe_load_checkpoint, save_checkpoint
 from avalanche_supermask.saving.checkpoint_plugin import CheckpointPlugin
 from avalanche_supermask.saving.compact_file import load, save
+from avalanche_supermask.saving.shared_folder import export_task
+from avalanche_supermask.saving.task_file import load_task, save_task
 
-__all__ = ["CheckpointPlugin", "load", "maybe_load_checkpoint", "save", "save_checkpoint"]
+__all__ = [
+    "CheckpointPlugin",
+    "export_task",
+    "load",
+    "load_task",
+    "maybe_load_checkpoint",
+    "save",
+    "save_checkpoint",
+    "save_task",
+]

@@ -1,32 +1,29 @@
 """The compact file: all finished tasks of a model, in safetensors with a JSON manifest. No pickle, no code.
 
-Stored are the frozen weights, one entropy-coded mask a task (see `rice`), coefficients of mixtures, what each task has
-for itself, and what new tasks start from. A SHA-256 over all of it is checked before anything is built. What is scratch
-while a task is learned (scores, the trainable copy of the weights) is not stored, nor is a strategy: for resuming a run
-there is `save_checkpoint`.
+Stored are the frozen weights (with a base: the base, and where they differ from it), one entropy-coded mask a task
+(see `rice`), coefficients of mixtures, what each task has for itself, and what new tasks start from. A SHA-256
+over all of it is checked before anything is built. What is scratch while a task is learned (scores, the trainable copy
+of the weights) is not stored, nor is a strategy: for resuming a run there is `save_checkpoint`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from avalanche_supermask.bits.rice import decode, encode
 from avalanche_supermask.distributed import is_first
 from avalanche_supermask.model.masked_model import MaskedModel
-from avalanche_supermask.saving.atomic_write import written_whole
+from avalanche_supermask.saving.sealed_file import read_sealed, write_sealed
 
 __all__ = ["load", "save"]
 
-FORMAT = 2  # 1, where no task has statistics for inference, which version 0.1.0 does not know
+FORMAT = 2  # 1, where there is no base and no task has statistics for inference, which version 0.1.0 does not know
+FROZEN, BASE = "subnetworks.frozen.", "subnetworks.base."
 SCRATCH = (
     "host.", "subnetworks.scores.", "subnetworks.values.", "subnetworks.mixtures.coefficients.", "subnetworks.masks."
 )  # fmt: skip
@@ -63,10 +60,10 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
     codes = {slot: masks.row_code(slot) for slot in masks.slots()}
     joined = b"".join(codes.values())
     tensors["masks"] = torch.frombuffer(bytearray(joined), dtype=torch.uint8) if joined else torch.empty(0).byte()
+    changed = _without_base(model, tensors)
     manifest = {
-        "format": FORMAT if any(name.startswith(STATISTICS) for name in tensors) else 1,
-        "version": version("avalanche-supermask"),
-        "torch": torch.__version__,
+        "format": FORMAT if changed or any(name.startswith(STATISTICS) for name in tensors) else 1,
+        "changed": [[name, len(code)] for name, code in changed.items()],
         "wrapping": model.wrapping,
         "seed": model.seed,
         "task_inference": model.task_inference if isinstance(model.task_inference, str) else "given",
@@ -76,9 +73,7 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
         "extra": {name: value for name, value in state.items() if name.endswith(EXTRA)},
         "masks": [[slot, len(code)] for slot, code in codes.items()],
     }
-    text = json.dumps(manifest, sort_keys=True)
-    with written_whole(path) as temporary:
-        save_file(tensors, temporary, {"supermask": text, "sha256": _digest(text, tensors)})
+    write_sealed(path, manifest, tensors, kind="supermask")
 
 
 def load(path: str | os.PathLike[str], net: nn.Module, *, device: str | torch.device = "cpu") -> MaskedModel:
@@ -97,6 +92,7 @@ def load(path: str | os.PathLike[str], net: nn.Module, *, device: str | torch.de
         FileNotFoundError: there is no such file.
     """
     manifest, tensors = _read(path)
+    _with_base(manifest, tensors)
     rows = _rows(manifest, tensors.pop("masks"))
     wrapping = manifest["wrapping"]
     model = MaskedModel(net, **{**wrapping, "init": "keep"}, seed=manifest["seed"])
@@ -117,35 +113,30 @@ def load(path: str | os.PathLike[str], net: nn.Module, *, device: str | torch.de
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Manifest and tensors of a file whose checksum is right."""
-    with open(path, "rb"):
-        pass  # says that there is no such file, in Python's own words
-    try:
-        with safe_open(os.fspath(path), framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OverflowError, MemoryError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged, or no file of save(): {error}") from None
-    if "supermask" not in header or "sha256" not in header:
-        raise ValueError(f"{path} holds tensors, but is no file of save(): its manifest is missing")
-    if _digest(header["supermask"], tensors) != header["sha256"]:
-        raise ValueError(f"{path} is damaged: its checksum does not match; take another copy")
-    manifest: dict[str, Any] = json.loads(header["supermask"])
-    if manifest["format"] > FORMAT:
-        raise ValueError(
-            f"{path} has format {manifest['format']}, written by avalanche-supermask {manifest['version']}; this "
-            f"version reads up to {FORMAT}: upgrade it"
-        )
-    return manifest, tensors
+    return read_sealed(path, kind="supermask", written_by="save()", newest=FORMAT)
 
 
-def _digest(manifest: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the manifest and of every tensor's name, type, shape and bytes."""
-    found = hashlib.sha256(manifest.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return found.hexdigest()
+def _without_base(model: MaskedModel, tensors: dict[str, Tensor]) -> dict[str, bytes]:
+    """Keep of the frozen weights only what differs from the base, if there is one: codes of where that is."""
+    codes = {}
+    for name in [n[len(BASE) :] for n in tensors if n.startswith(BASE)]:
+        base, frozen = tensors[BASE + name], tensors[FROZEN + name]
+        differs = (frozen != base) | (frozen.signbit() != base.signbit())
+        codes[name], tensors[FROZEN + name] = encode(differs.numpy()), frozen[differs]
+    joined = b"".join(codes.values())
+    if joined:
+        tensors["changed"] = torch.frombuffer(bytearray(joined), dtype=torch.uint8)
+    return codes
+
+
+def _with_base(manifest: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Put the frozen weights together again."""
+    code = tensors.pop("changed").numpy().tobytes() if manifest.get("changed") else b""
+    for name, length in manifest.get("changed", ()):
+        base = tensors[BASE + name]
+        flat, _ = decode(code[:length], base.numel())
+        differs, code = torch.from_numpy(flat).reshape(base.shape), code[length:]
+        tensors[FROZEN + name] = base.masked_scatter(differs, tensors[FROZEN + name])
 
 
 def _rows(manifest: Mapping[str, Any], joined: Tensor) -> dict[int, bytes]:

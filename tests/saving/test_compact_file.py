@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from avalanche_supermask import ExSSNeT, MaskedModel, SupSup, compact, load, save
+from avalanche_supermask import ExSSNeT, MaskedModel, SupSup, load, save
+from avalanche_supermask.saving import compact_file, sealed_file
 from avalanche_supermask.saving.compact_file import _read
 from benchmarks.networks import MultiHead
 from benchmarks.networks import mlp as plain_mlp
@@ -114,7 +115,7 @@ def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
             half.write(b"half a file")
         raise OSError("disk full")
 
-    monkeypatch.setattr(compact, "save_file", crash)
+    monkeypatch.setattr(sealed_file, "save_file", crash)
     with pytest.raises(OSError, match="disk full"):
         save(model, path)
     assert path.read_bytes() == before
@@ -147,11 +148,9 @@ def test_foreign_files(tmp_path):
 
 
 def test_a_later_format_asks_for_an_upgrade(tmp_path, monkeypatch):
-    model, path = saved(tmp_path, build("supsup", mlp()))
-    monkeypatch.setattr(compact, "FORMAT", 2)
-    save(model, path)
-    monkeypatch.setattr(compact, "FORMAT", 1)
-    with pytest.raises(ValueError, match=r"has format 2.*upgrade"):
+    _, path = saved(tmp_path, build("supsup", mlp()))
+    monkeypatch.setattr(compact_file, "FORMAT", 0)
+    with pytest.raises(ValueError, match=r"has format 1.*upgrade"):
         load(path, mlp())
 
 
@@ -186,7 +185,7 @@ def test_the_checksum_is_what_finds_a_changed_weight(tmp_path, monkeypatch):
     path.write_bytes(data)
     with pytest.raises(ValueError, match="checksum"):
         load(path, mlp())
-    monkeypatch.setattr(compact, "_digest", lambda *arguments: header["__metadata__"]["sha256"])
+    monkeypatch.setattr(sealed_file, "digest", lambda *arguments: header["__metadata__"]["sha256"])
     changed = load(path, mlp()).subnetworks.frozen["1.weight"]
     assert int((changed != model.subnetworks.frozen["1.weight"]).sum()) == 1
 

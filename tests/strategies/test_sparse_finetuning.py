@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from avalanche_supermask import ImpressLearn, MaskedModel, SparseFineTuning, SparseFineTuningPlugin, SupSup
+from avalanche_supermask import CLNP, ImpressLearn, MaskedModel, SparseFineTuning, SparseFineTuningPlugin, SupSup
 from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.functional import top_k_free
 from tests.streams import NETWORKS, ResNet, class_stream, inputs, mlp, outputs, train_all
@@ -345,6 +345,12 @@ def test_a_mask_learns_by_the_change_it_makes():
 def test_a_mask_over_no_change_is_refused():
     strategy = SupSup(mlp(), outside="base", init="keep", **SETTINGS)
     with pytest.raises(ValueError, match="a mask would choose between equal weights"):
+        strategy.train(class_stream(1).train_stream[0])
+
+
+def test_clnp_refuses_a_base():
+    strategy = CLNP(mlp(), outside="base", **SETTINGS)
+    with pytest.raises(ValueError, match="expected outside='zero', got 'base'; for pretrained networks use Sparse"):
         strategy.train(class_stream(1).train_stream[0])
 
 

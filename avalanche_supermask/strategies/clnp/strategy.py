@@ -151,7 +151,16 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         ]
 
     def prepare(self, model: MaskedModel) -> None:
-        """There are no scores: weights learn from the start."""
+        """There are no scores: weights learn from the start.
+
+        Raises:
+            ValueError: the model keeps a base outside its masks.
+        """
+        if model.outside == "base":
+            raise ValueError(
+                "CLNP prunes units, so that what is outside a mask must be zero: expected outside='zero', got 'base'; "
+                "for pretrained networks use SparseFineTuning"
+            )
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Take the held-out share out of the training data, before a loader is made of them."""

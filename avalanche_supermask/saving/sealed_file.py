@@ -1,0 +1,82 @@
+"""Tensors and a manifest in one safetensors file, sealed by a checksum over both. No pickle, no code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from avalanche_supermask.saving.atomic_write import written_whole
+
+__all__ = ["digest", "read_sealed", "write_sealed"]
+
+
+def write_sealed(
+    path: str | os.PathLike[str], manifest: Mapping[str, Any], tensors: Mapping[str, Tensor], *, kind: str
+) -> None:
+    """Write a file; what was there stays until the new one is whole.
+
+    Args:
+        path: file to write.
+        manifest: what JSON holds; ``format`` among it.
+        tensors: on a CPU, contiguous.
+        kind: name of the manifest in the file's header, which tells kinds of files apart.
+    """
+    known = {"version": version("avalanche-supermask"), "torch": torch.__version__}
+    text = json.dumps({**known, **manifest}, sort_keys=True)
+    with written_whole(path) as temporary:
+        save_file(dict(tensors), temporary, {kind: text, "sha256": digest(tensors, text)})
+
+
+def read_sealed(
+    path: str | os.PathLike[str], *, kind: str, written_by: str, newest: int
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Manifest and tensors of a file whose checksum is right.
+
+    Args:
+        path: file of `write_sealed`.
+        kind: see there.
+        written_by: the function of this package that writes such files, for errors.
+        newest: latest format that can be read.
+
+    Raises:
+        ValueError: the file is damaged, of another kind, or of a later format.
+        FileNotFoundError: there is no such file.
+    """
+    with open(path, "rb"):
+        pass  # says that there is no such file, in Python's own words
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, OverflowError, MemoryError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged, or no file of {written_by}: {error}") from None
+    if kind not in header or "sha256" not in header:
+        raise ValueError(f"{path} holds tensors, but is no file of {written_by}: its manifest is missing")
+    if digest(tensors, header[kind]) != header["sha256"]:
+        raise ValueError(f"{path} is damaged: its checksum does not match; take another copy")
+    manifest: dict[str, Any] = json.loads(header[kind])
+    if manifest["format"] > newest:
+        raise ValueError(
+            f"{path} has format {manifest['format']}, written by avalanche-supermask {manifest['version']}; this "
+            f"version reads up to {newest}: upgrade it"
+        )
+    return manifest, tensors
+
+
+def digest(tensors: Mapping[str, Tensor], manifest: str = "") -> str:
+    """SHA-256 of a manifest and of every tensor's name, type, shape and bytes, whatever their order and device."""
+    found = hashlib.sha256(manifest.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return found.hexdigest()

@@ -1,0 +1,163 @@
+"""A task as a file: the mask, values, norms and output layer of one finished task, in safetensors.
+
+The file holds what belongs to the task alone, tens or hundreds of kilobytes, and a digest of everything else that the
+task reads: the base around its mask, frozen parameters, running statistics. So it loads into any model of the same
+base, whatever other tasks that has learned, and into no other. Where the entries are taken by other tasks, the values
+are kept with the task, beside the shared ones.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from avalanche.models import DynamicModule
+from torch import Tensor
+
+from avalanche_supermask.bits.rice import decode, encode
+from avalanche_supermask.distributed import is_first
+from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.model.tensor_roles import grow_heads
+from avalanche_supermask.saving.sealed_file import digest, read_sealed, write_sealed
+
+__all__ = ["base_digest", "load_task", "save_task"]
+
+FORMAT = 1
+KIND = "supermask_task"
+
+
+def save_task(model: MaskedModel, key: int, path: str | os.PathLike[str]) -> None:
+    """Write one finished task to a file.
+
+    Args:
+        model: that learned it.
+        key: of the task.
+        path: file to write; what was there stays until the new one is whole.
+
+    Raises:
+        KeyError: the task is not learned.
+
+    Of several processes that learn together only rank 0 writes the file; the others hold the same.
+    """
+    masks, values = model.subnetworks.task_mask(key), model.subnetworks.task_values(key)
+    task = model.subnetworks.tasks[key]
+    codes = {name: encode(mask.cpu().numpy()) for name, mask in masks.items() if bool(mask.any())}
+    kinds = dict.fromkeys(str(values[name].dtype) for name in codes)
+    tensors = {f"own.{name}": t.detach().cpu().contiguous() for name, t in model.subnetworks.task_private(key).items()}
+    tensors["masks"] = torch.frombuffer(bytearray(b"".join(codes.values()) or b"\0"), dtype=torch.uint8)
+    for kind in kinds:
+        tensors[f"values.{kind}"] = torch.cat([values[n].detach().cpu() for n in codes if str(values[n].dtype) == kind])
+    manifest = {
+        "format": FORMAT,
+        "key": key,
+        "label": task.label,
+        "entropy": task.entropy,
+        "outside": model.outside,
+        "network": type(model.net).__name__,
+        "base": base_digest(model),
+        "layers": [[n, list(masks[n].shape), len(code), str(values[n].dtype)] for n, code in codes.items()],
+    }
+    if is_first():
+        write_sealed(path, manifest, tensors, kind=KIND)
+
+
+def load_task(model: MaskedModel, path: str | os.PathLike[str], *, key: int | None = None) -> int:
+    """Add the task of a file to a model.
+
+    Args:
+        model: between tasks; of the same base as the model that wrote the file.
+        path: file of `save_task`.
+        key: under which the task is known from now on; None: the one it had, with its label.
+
+    Returns:
+        The task's key. Its outputs are what they were, and no other task changes.
+
+    Raises:
+        ValueError: the key is in use, a task is being learned, or the file is damaged, of another architecture or of
+            another base.
+        FileNotFoundError: there is no such file.
+    """
+    manifest, tensors = read_sealed(path, kind=KIND, written_by="save_task()", newest=FORMAT)
+    label = manifest["label"] if key is None else key
+    key = manifest["key"] if key is None else key
+    if model.active is not None:
+        raise ValueError(f"task {model.active} is being learned; load a task between experiences")
+    if key in model.task_keys:
+        raise ValueError(f"task {key} is learned already; pass another key, as in key={max(model.task_keys) + 1}")
+    has_heads = any(isinstance(m, DynamicModule) for m in model.net.modules())
+    if has_heads and label != manifest["label"]:
+        raise ValueError(
+            f"the network names its heads by label, and {path} has label {manifest['label']}: leave key out"
+        )
+    masked = {name: tuple(shape) for name, shape, *_ in manifest["layers"]}
+    _expect_shapes(path, model, manifest, masked, model.masked_shapes)
+    if manifest["outside"] != model.outside:
+        raise ValueError(f"{path} was learned with outside={manifest['outside']!r}; this model has {model.outside!r}")
+    if base_digest(model) != manifest["base"]:
+        raise ValueError(
+            f"{path} changes another base: the weights, frozen parameters or running statistics around its mask differ "
+            "from this model's; load the pretrained weights that it was learned on"
+        )
+    own = {name[len("own.") :]: tensor for name, tensor in tensors.items() if name.startswith("own.")}
+    if has_heads:
+        heads = [t for name, t in own.items() if name.endswith("weight") and t.dim() == 2]
+        grow_heads(model.net, {label or 0: len(heads[-1]) if heads else 1})
+        own = _without_others(model, own)
+    _expect_own(path, model, manifest, own)
+    masks, values = _unpacked(model, manifest, tensors)
+    model.adopt(key, label, masks, values, own, entropy=manifest["entropy"])
+    return key
+
+
+def base_digest(model: MaskedModel) -> str:
+    """SHA-256 of what the tasks of a model read and do not own: the base, frozen parameters, fresh statistics."""
+    buffers = {name: model.fresh[name] for name in model.buffer_names}
+    return digest({**model.subnetworks.base, **model.shared, **buffers})
+
+
+def _without_others(model: MaskedModel, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a task brings, without what Avalanche's heads noted of tasks that are not here."""
+    dynamic = tuple(f"{name}." for name, m in model.net.named_modules() if name and isinstance(m, DynamicModule))
+    have = {n for n, _ in (*model.net.named_parameters(), *model.net.named_buffers())}
+    return {name: tensor for name, tensor in own.items() if name in have or not name.startswith(dynamic)}
+
+
+def _expect_own(path: Any, model: MaskedModel, manifest: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
+    """The network has all that the task brings; an output layer may have another number of classes."""
+    mine = {n: tuple(t.shape) for n, t in (*model.net.named_parameters(), *model.net.named_buffers())}
+    brought = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    same = {n: brought[n] if n in brought and shape[1:] == brought[n][1:] else shape for n, shape in mine.items()}
+    _expect_shapes(path, model, manifest, brought, same)
+
+
+def _expect_shapes(
+    path: Any, model: MaskedModel, manifest: Mapping[str, Any], file: Mapping[str, Any], mine: Mapping[str, Any]
+) -> None:
+    for name, shape in file.items():
+        if mine.get(name) != shape:
+            raise ValueError(
+                f"{path} is of another architecture: its {name!r} has shape {shape}, that of this "
+                f"{type(model.net).__name__} {mine.get(name, 'is not there')}; pass a model that wraps a "
+                f"{manifest['network']} in the same way"
+            )
+
+
+def _unpacked(
+    model: MaskedModel, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Masks and values of every masked weight."""
+    code = tensors["masks"].numpy().tobytes()
+    rest = {name: tensor for name, tensor in tensors.items() if name.startswith("values.")}
+    masks = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in model.masked_shapes.items()}
+    values = {name: weight.new_zeros(0) for name, weight in model.subnetworks.frozen.items()}
+    for name, shape, length, kind in manifest["layers"]:
+        flat, _ = decode(code[:length], math.prod(shape))
+        masks[name], code = torch.from_numpy(flat).reshape(shape), code[length:]
+        count = int(masks[name].sum())
+        values[name], rest[f"values.{kind}"] = rest[f"values.{kind}"].split(
+            [count, len(rest[f"values.{kind}"]) - count]
+        )
+    return masks, values
