@@ -60,6 +60,10 @@ class TopBlocks:
         magnitude = scores.abs()
         return weight * (self.mask(name, scores).to(weight.dtype) + (magnitude - magnitude.detach()))
 
+    def density(self, name: str, shape: Sequence[int]) -> float:
+        """Share of a weight's entries that a mask keeps."""
+        return min(1.0, self.counts[name] * math.prod(self.block) / math.prod(shape))
+
 
 def block_counts(counts: Mapping[str, int], shapes: Mapping[str, Sequence[int]], block: Block) -> dict[str, int]:
     """Blocks to keep in each layer, in place of so many weights: the same share, and at least one.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "balanced_counts",
     "entries_weight",
     "erdos_renyi_counts",
     "fan_in",
@@ -44,11 +45,13 @@ def fan_in(shape: Sequence[int]) -> int:
     return math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
 
 
-def signed_constant(shape: Sequence[int], *, generator: torch.Generator | None = None) -> Tensor:
-    """Signed Kaiming constant: ``+c`` or ``-c`` with probability 1/2, ``c = sqrt(2 / fan_in)`` (SupSup, A1).
+def signed_constant(shape: Sequence[int], *, density: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+    """Signed Kaiming constant: ``+c`` or ``-c`` with probability 1/2, ``c = sqrt(2 / (density * fan_in))``.
 
     Args:
         shape: shape of the weight, output units first.
+        density: share of the weights that a mask will keep. At 1, the default, the constant is SupSup's (A1); with the
+            density of the mask, activations keep their variance under it (Ramanujan et al. 2020, "scaled").
         generator: source of the signs; the global one if None.
 
     Returns:
@@ -59,7 +62,7 @@ def signed_constant(shape: Sequence[int], *, generator: torch.Generator | None =
         tensor([0.5000])
     """
     signs = torch.randint(0, 2, tuple(shape), generator=generator, dtype=torch.float32).mul_(2).sub_(1)
-    return signs.mul_(math.sqrt(2.0 / fan_in(shape)))
+    return signs.mul_(math.sqrt(2.0 / (density * fan_in(shape))))
 
 
 def initial_scores(shape: Sequence[int], *, generator: torch.Generator | None = None) -> Tensor:
@@ -134,6 +137,46 @@ def erdos_renyi_counts(shapes: Mapping[str, Sequence[int]], density: float, *, c
         return {name: min(cap * sizes[name], budget * units[name]) for name in sizes}
 
     low, high = 0.0, max((cap * sizes[name] / units[name] for name in sizes), default=0.0)
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(kept(middle).values()) < target else (low, middle)
+    return {name: max(1, round(count)) for name, count in kept(high).items()}
+
+
+def balanced_counts(
+    shapes: Mapping[str, Sequence[int]], density: float, *, per_unit: int = 5, cap: float = 0.5
+) -> dict[str, int]:
+    """Weights to keep in each layer: the same density everywhere, but enough for every unit to stay connected.
+
+    A layer keeps ``per_unit`` weights for each of its output and input units at least, if that is not more than
+    ``cap`` of it; the others give up what this takes. Where all layers together cannot have so many, these are
+    `erdos_renyi_counts`. So a small output layer does not lose its last weights at a low density.
+
+    Args:
+        shapes: shape of each layer's weight.
+        density: fraction of all weights kept, in (0, 1].
+        per_unit: weights for each unit.
+        cap: largest density that ``per_unit`` may cause (the paper of Erdős-Rényi densities: 0.5).
+
+    Raises:
+        ValueError: density outside (0, 1].
+
+    Example:
+        >>> balanced_counts({"a": (100, 100), "b": (10, 100)}, 0.2)
+        {'a': 1700, 'b': 500}
+    """
+    _check_density(density)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    units = {name: shape[0] + (shape[1] if len(shape) > 1 else 0) for name, shape in shapes.items()}
+    least = {name: min(cap * sizes[name], per_unit * units[name]) for name in sizes}
+    target = density * sum(sizes.values())
+    if sum(least.values()) > target:
+        return erdos_renyi_counts(shapes, density, cap=cap)
+
+    def kept(share: float) -> dict[str, float]:
+        return {name: max(least[name], share * sizes[name]) for name in sizes}
+
+    low, high = 0.0, 1.0
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if sum(kept(middle).values()) < target else (low, middle)

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from avalanche_supermask.distributed import everywhere, whole_outputs
 from avalanche_supermask.distributed.plugin import join
 from avalanche_supermask.inference.gathering import gather_at_task_end
+from avalanche_supermask.learning_rates import chosen_rates, group_by_rate, one_group
 from avalanche_supermask.model.masked_model import MaskedModel
 
 __all__ = ["OnRevisit", "Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "adopt_parameters", "cosine"]
@@ -40,11 +41,19 @@ def cosine(done: float) -> float:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of epochs inside an experience: its name, its length and its learning rate (None: the optimizer's)."""
+    """A stretch of epochs inside an experience.
+
+    Attributes:
+        name: of the phase.
+        epochs: its length.
+        lr: its learning rate; ``"rule"``: a rate for each layer, see `learning_rates`; None: the optimizer's.
+        setting: the argument of the method that ``lr`` comes from, for the log; empty: the name, then ``_lr``.
+    """
 
     name: str
     epochs: int
-    lr: float | None = None
+    lr: float | Literal["rule"] | None = None
+    setting: str = ""
 
 
 class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
@@ -61,12 +70,17 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         on_revisit: what happens to an experience of a task that is learned already: ``"error"``; ``"skip"``: nothing,
             the task answers as before; ``"new"``: it is learned as a task of its own under the next free key, and
             from then on answers for its label.
+        rule_applies: whether a learning rate that is None is chosen by the rule of `learning_rates`; else it is the
+            optimizer's. The strategies set it where they made the optimizer themselves.
+        settings_used: what the latest task was learned with, by the name of the argument: numbers that were given, and
+            those that a rule chose. A chosen learning rate is a dictionary, by the name of the layer's weight.
 
     Raises:
         ValueError: an unknown ``task_key`` or ``schedule``.
     """
 
     on_revisit: OnRevisit = "error"
+    rule_applies = False
 
     def __init__(self, *, task_key: TaskKey = "auto", schedule: Schedule = "constant") -> None:
         super().__init__()
@@ -82,6 +96,8 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         self._outputs: deque[Tensor] = deque(maxlen=LAST)  # of the latest mini-batches
         self._learned_in: dict[int, int] = {}  # task key -> index of its experience
         self._skips = False  # the experience that is being trained
+        self.settings_used: dict[str, Any] = {}
+        self._full_lrs: list[float] = []  # of the optimizer's groups in this phase, before the schedule
 
     # ------------------------------------------------------------------ a method fills these in
 
@@ -94,6 +110,13 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         raise NotImplementedError(
             f"{type(self).__name__} has no phases(): return a list of Phase, as in [Phase('mask', epochs)]"
         )
+
+    def densities(self, model: MaskedModel) -> dict[str, float]:
+        """Share of each masked weight's entries that a task's mask keeps, by name; empty where there is no such share.
+
+        ``init="scaled_constant"`` fits the constants to them.
+        """
+        return {}
 
     def prepare(self, model: MaskedModel) -> None:
         """Called before every training, and before the optimizer collects parameters: allocate what learns.
@@ -127,6 +150,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             raise ValueError(f"train_epochs must be at least 1 to learn a task; got {strategy.train_epochs}")
         join(strategy, self)
         self._check_phases(strategy.train_epochs)
+        model.scale_constants(self.densities(model))
         self.prepare(model)
         adopt_parameters(strategy.optimizer, model)
 
@@ -150,8 +174,11 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         self._iterations = 0
         self._outputs.clear()
         self._phase = None
+        if self.rule_applies:
+            one_group(strategy.optimizer)  # an experience that was interrupted left its own
         self._lrs = [group["lr"] for group in strategy.optimizer.param_groups]
         self._learned_in[key] = strategy.experience.current_experience
+        self.settings_used = {"schedule": self.schedule}
         self.begin_task(strategy, model)
         self._enter(self._phase_at(0, strategy.train_epochs)[0], strategy)
 
@@ -169,7 +196,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         phase, epoch = self._phase_at(strategy.clock.train_exp_epochs, strategy.train_epochs)
         if self.schedule == "cosine":
             done = (epoch + strategy.clock.train_epoch_iterations / len(strategy.dataloader)) / phase.epochs
-            self._set_lr(strategy.optimizer, phase, cosine(done))
+            self._set_lr(strategy.optimizer, cosine(done))
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Check once a task that the network has an output for every label; remember the latest outputs."""
@@ -200,6 +227,8 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             model.router.assigned, self._skips = None, False
             return
         if self._drives_lr(strategy):
+            if self.rule_applies:
+                one_group(strategy.optimizer)
             for group, lr in zip(strategy.optimizer.param_groups, self._lrs, strict=True):
                 group["lr"] = lr
         if self._iterations == 0:
@@ -252,16 +281,31 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         self.enter_phase(phase, strategy.model)
         # What was learned about one kind of parameter says nothing of another: momentum would carry it over.
         strategy.make_optimizer(reset_optimizer_state=True)
+        setting = phase.setting or f"{phase.name}_lr"
+        if phase.lr == "rule":
+            rates = chosen_rates(strategy.model, phase.epochs * len(strategy.dataloader))
+            group_by_rate(strategy.optimizer, rates)
+            self._full_lrs = [group["lr"] for group in strategy.optimizer.param_groups]
+            self.settings_used[setting] = {name: rate for name, (_, rate) in rates.items()}
+        else:
+            if self.rule_applies:
+                one_group(strategy.optimizer)
+            self._full_lrs = [lr if phase.lr is None else phase.lr for lr in self._lrs]
+            self.settings_used[setting] = self._full_lrs[0]
         if self._drives_lr(strategy):
-            self._set_lr(strategy.optimizer, phase, 1.0)
+            self._set_lr(strategy.optimizer, 1.0)
 
     def _drives_lr(self, strategy: Any) -> bool:
         """Whether the learning rate is ours to set; else it is the optimizer's and the schedulers'."""
         return self.schedule == "cosine" or any(p.lr is not None for p in self.phases(strategy.train_epochs))
 
-    def _set_lr(self, optimizer: Optimizer, phase: Phase, factor: float) -> None:
-        for group, lr in zip(optimizer.param_groups, self._lrs, strict=True):
-            group["lr"] = factor * (lr if phase.lr is None else phase.lr)
+    def _rate(self, given: float | None) -> float | Literal["rule"] | None:
+        """A phase's rate: what was given, else the rule where it applies, else the optimizer's."""
+        return "rule" if given is None and self.rule_applies else given
+
+    def _set_lr(self, optimizer: Optimizer, factor: float) -> None:
+        for group, lr in zip(optimizer.param_groups, self._full_lrs, strict=True):
+            group["lr"] = factor * lr
 
     # ------------------------------------------------------------------ task keys
 

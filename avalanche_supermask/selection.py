@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from torch import Tensor
 from avalanche_supermask.block_masks import TopBlocks, block_counts
 from avalanche_supermask.effective import Chooser, top_k_weights
 from avalanche_supermask.functional import (
+    balanced_counts,
     erdos_renyi_counts,
     threshold_weight,
     top_k_mask,
@@ -22,7 +24,7 @@ from avalanche_supermask.functional import (
 
 __all__ = ["LayerDensities", "Selection", "Threshold", "TopBlocks", "TopK", "selected_weights", "selection"]
 
-LayerDensities = Literal["uniform", "erdos_renyi"]
+LayerDensities = Literal["balanced", "uniform", "erdos_renyi"]
 
 
 class Selection(Protocol):
@@ -33,6 +35,9 @@ class Selection(Protocol):
 
     def weight(self, name: str, scores: Tensor, weight: Tensor) -> Tensor:
         """Effective weight ``W * M``, differentiable (straight-through) in the scores."""
+
+    def density(self, name: str, shape: Sequence[int]) -> float:
+        """Share of a weight's entries that a fresh mask keeps."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,10 @@ class TopK:
         """
         return top_k_weights(scores, weights, self.counts, self.chooser)
 
+    def density(self, name: str, shape: Sequence[int]) -> float:
+        """See `Selection`."""
+        return self.counts[name] / math.prod(shape)
+
 
 @dataclass(frozen=True)
 class Threshold:
@@ -72,12 +81,16 @@ class Threshold:
         """See `Selection`."""
         return threshold_weight(scores, weight)
 
+    def density(self, name: str, shape: Sequence[int]) -> float:
+        """See `Selection`: the scores are symmetric about zero at first."""
+        return 0.5
+
 
 def selection(
     shapes: Mapping[str, Sequence[int]],
     *,
     density: float | None,
-    layer_densities: LayerDensities = "uniform",
+    layer_densities: LayerDensities | None = "uniform",
     block: tuple[int, int] | None = None,
 ) -> Selection:
     """The operator for a density.
@@ -85,7 +98,8 @@ def selection(
     Args:
         shapes: shape of each masked weight.
         density: fraction of weights kept; None for the threshold-at-zero mask.
-        layer_densities: the same density in every layer, or Erdős-Rényi at the same overall density.
+        layer_densities: at the same overall density, ``"uniform"``: the same in every layer; ``"erdos_renyi"``: small
+            layers keep more; ``"balanced"``, also None: uniform, but with a few weights for every unit.
         block: keep whole blocks of so many outputs and inputs, as ``(16, 16)`` (see `block_masks`); None: single
             weights.
 
@@ -97,11 +111,12 @@ def selection(
         if block is not None:
             raise ValueError(f"block={block!r} needs a density: a threshold keeps single weights; pass density=0.1")
         return Threshold()
-    if layer_densities in ("uniform", "erdos_renyi"):
-        share = uniform_counts if layer_densities == "uniform" else erdos_renyi_counts
-        counts = share(shapes, density)
-        return TopK(counts) if block is None else TopBlocks(block_counts(counts, shapes, block), block)
-    raise ValueError(f"layer_densities must be 'uniform' or 'erdos_renyi'; got {layer_densities!r}")
+    shares = {"balanced": balanced_counts, "uniform": uniform_counts, "erdos_renyi": erdos_renyi_counts}
+    share = shares.get(layer_densities or "balanced")
+    if share is None:
+        raise ValueError(f"layer_densities must be 'balanced', 'uniform' or 'erdos_renyi'; got {layer_densities!r}")
+    counts = share(shapes, density)
+    return TopK(counts) if block is None else TopBlocks(block_counts(counts, shapes, block), block)
 
 
 def selected_weights(

@@ -75,7 +75,8 @@ class SubnetworkStrategy(ModelFirst):
         method: the method's plugin.
         optimizer: used as it is, on its own groups; None for ``default_optimizer``.
         default_lr: learning rate of Adam, the papers' optimizer, where ``optimizer`` is None.
-        init, per_task, exclude, own, mask, scores, seed, task_inference, logits: see `MaskedModel`.
+        init: see `MaskedModel`; ``"scaled_constant"`` if left out.
+        per_task, exclude, own, mask, scores, seed, task_inference, logits: see `MaskedModel`.
         outside, values, statistics: see `MaskedModel`.
         on_revisit: see `SubnetworkPlugin`.
         arguments: of any Avalanche strategy.
@@ -83,9 +84,6 @@ class SubnetworkStrategy(ModelFirst):
     Raises:
         ValueError: arguments for the wrapping of a model that is wrapped already, or an unknown ``on_revisit``.
     """
-
-    method: SubnetworkPlugin
-    """The method's plugin: its settings, and what it reports."""
 
     forgets = False
     """Whether old tasks may change; True only in controls, which the contract tests expect to fail."""
@@ -100,7 +98,7 @@ class SubnetworkStrategy(ModelFirst):
         method: SubnetworkPlugin,
         optimizer: Optimizer | None,
         default_lr: float,
-        init: Init = "signed_constant",
+        init: Init = "scaled_constant",
         per_task: PerTask = "none",
         exclude: Sequence[str] = (),
         own: Sequence[str] = (),
@@ -118,12 +116,14 @@ class SubnetworkStrategy(ModelFirst):
         if on_revisit not in ("error", "skip", "new"):
             raise ValueError(f"on_revisit must be 'error', 'skip' or 'new'; got {on_revisit!r}")
         method.on_revisit = on_revisit
+        method.rule_applies = optimizer is None
         if not isinstance(model, MaskedModel):
             original = model
             model = MaskedModel(
                 model, init=init, per_task=per_task, exclude=exclude, own=own, mask=mask, scores=scores,
                 outside=outside, values=values, statistics=statistics, seed=seed,
             )  # fmt: skip
+            model.scale_constants(method.densities(model))
             if optimizer is not None:
                 adopt_parameters(optimizer, model, original)
         elif per_task != "none" or exclude or seed is not None:
@@ -142,7 +142,11 @@ class SubnetworkStrategy(ModelFirst):
             plugins=plugins,
             **arguments,
         )
-        self.method = method
+
+    @property
+    def method(self) -> Any:
+        """The method's plugin, a `SubnetworkPlugin`: its ``settings_used`` says how the latest task was learned."""
+        return next(plugin for plugin in self.plugins if isinstance(plugin, SubnetworkPlugin))
 
 
 def fused_adam(parameters: Iterable[Tensor], lr: float) -> Adam:

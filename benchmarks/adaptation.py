@@ -31,6 +31,8 @@ def build(method: type[Any], options: argparse.Namespace, evaluator: Any, **argu
         KINDS["rotated"].network(),
         density=options.density,
         mask_lr=0.02,
+        init="signed_constant",
+        layer_densities="uniform",
         train_mb_size=128,
         device=options.device,
         evaluator=evaluator,

@@ -37,7 +37,8 @@ def build(method: str, path: list[Any], *, seed: int) -> Any:
     net = mlp(784, (300, 100), 2)
     common: dict[str, Any] = {"train_mb_size": 128, "evaluator": None}
     if method == "supsup":
-        return SupSup(net, density=0.1, mask_lr=0.02, plugins=path, seed=seed, **common)
+        as_then = {"init": "signed_constant", "layer_densities": "uniform"}  # when the result file was written
+        return SupSup(net, density=0.1, mask_lr=0.02, plugins=path, seed=seed, **as_then, **common)
     heads = MultiHead(net)
     optimizer = SGD(heads.parameters(), lr=0.01, momentum=0.9)
     memory = [ReplayPlugin(200)] if method == "replay" else []

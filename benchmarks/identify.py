@@ -31,6 +31,8 @@ def learned(method: str, tasks: Endless, options: argparse.Namespace) -> Any:
     common = {
         "density": options.density,
         "mask_lr": 0.02,
+        "init": "signed_constant",
+        "layer_densities": "uniform",
         "train_epochs": options.epochs,
         "train_mb_size": 128,
         "device": options.device,

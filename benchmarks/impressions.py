@@ -38,6 +38,7 @@ def basis(kind: str, n: int, tasks: Endless, options: argparse.Namespace) -> lis
         model,
         density=options.density,
         mask_lr=options.mask_lr,
+        layer_densities="uniform",
         train_epochs=options.mask_epochs,
         train_mb_size=options.batch,
         device=options.device,

@@ -39,6 +39,7 @@ def run(variant: str, *, samples: int, seed: int, root: Path, device: str) -> di
         density=0.1,
         layer_densities="erdos_renyi",
         mask_lr=5e-3,
+        init="signed_constant",
         weight_lr=1e-2,
         train_epochs=2,
         train_mb_size=spec.batch_size,

@@ -62,6 +62,7 @@ def curves_of(
         net,
         density=options.density,
         mask_lr=options.mask_lr,
+        init="signed_constant",
         train_epochs=options.epochs,
         weight_epochs=options.weight_epochs,
         train_mb_size=32,

@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "density": options.density,
         "layer_densities": options.layer_densities,
         "mask_lr": options.mask_lr,
+        "init": "signed_constant",
         "train_mb_size": BATCH,
         "device": options.device,
         "evaluator": None,

@@ -109,6 +109,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         density=options.density or None,
         layer_densities=options.layer_densities,
         mask_lr=options.mask_lr,
+        init="signed_constant",
         schedule=options.schedule,
         train_epochs=1,
         train_mb_size=BATCH,

@@ -15,7 +15,7 @@ from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics, l
 from avalanche.logging import TensorboardLogger
 from avalanche.training.plugins import EvaluationPlugin
 
-from avalanche_supermask import CachedTensors, MaskedModel, supermask_metrics
+from avalanche_supermask import CachedTensors, MaskedModel, methods, supermask_metrics
 from benchmarks.provenance import provenance
 from benchmarks.streams import build_stream, stream_of, with_validation
 from leaderboard.methods import Setup, build_strategy, parse_row, protocol, rows
@@ -81,6 +81,8 @@ class Cell:
 def settings_of(stream: str, row: str) -> dict[str, Any]:
     """Settings of a row: defaults, what the search chose for the row or else its method, what its name fixes."""
     method, fixed = parse_row(row)
+    if fixed.get("at_default"):
+        return {**({} if method in methods() else rows()[method].defaults), **protocol(stream, method), **fixed}
     chosen = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
     found_on = {**chosen.get(stream_of(stream).settings_from, {}), **chosen.get(stream, {})}
     searched_as = "exssnet" if method == "ssnet" else method  # the control runs at the settings of what it controls

@@ -118,11 +118,19 @@ def _subnetwork(name: str, of_protocol: Callable[[Setup], dict[str, Any]] = lamb
     """Builder of a registered method; ``of_protocol`` gives settings that follow from the stream, unless chosen."""
 
     def build(setup: Setup) -> Any:
-        settings = {**of_protocol(setup), **setup.settings}
+        at_default = setup.settings.get("at_default", False)
+        settings = {**({} if at_default else {**_OF_THE_SEARCH.get(name, {}), **of_protocol(setup)}), **setup.settings}
+        settings.pop("at_default", None)
         return methods()[name](setup.stream.network(), seed=setup.seed, **settings, **setup.common)
 
     return build
 
+
+# What the searched rows ran with beside their settings: the methods' own defaults were others when they were searched.
+_SEARCHED_WITH = {"init": "signed_constant", "layer_densities": "uniform"}
+_OF_THE_SEARCH: dict[str, dict[str, Any]] = {
+    name: _SEARCHED_WITH for name in ("supsup", "exssnet", "ssnet", "impresslearn")
+}
 
 _MASK_AXES: dict[str, tuple[Any, ...]] = {
     "layer_densities": ("uniform", "erdos_renyi"),
@@ -247,12 +255,19 @@ _INFERENCE = {
 }  # fmt: skip
 _INFERRING = ("supsup", "exssnet", "clnp", "impresslearn")
 
+# Rows that also run without any search: ours with no setting at all, baselines at upstream's defaults, and where
+# upstream has none (optimizer, strength) at those from which a search starts.
+_AT_DEFAULTS = (
+    "supsup", "exssnet", "clnp", "impresslearn", "naive", "ewc", "si", "lwf", "replay", "packnet", "joint", "separate"
+)  # fmt: skip
+
 _OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     **{(m, name): {"task_inference": way} for m in _INFERRING for name, way in _INFERENCE.items()},
     ("exssnet", "kkt"): {"kkt": "knn_best"},
     ("exssnet", "kkt-soft"): {"kkt": "knn_best", "kkt_strength": 0.5},
     ("clnp", "gated"): {"head": "gated"},
     ("impresslearn", "linear"): {"head": "linear"},
+    **{(m, "default"): {"at_default": True} for m in _AT_DEFAULTS},
 }
 
 

@@ -60,6 +60,25 @@ class Learning(Accounting, MultiTaskModule):
         return {name: reordered(s, self.subnetworks.frozen[name].abs().cpu()) for name, s in scores.items()}
 
     @torch.no_grad()
+    def scale_constants(self, densities: Mapping[str, float]) -> None:
+        """Scale the constants of ``init="scaled_constant"`` for masks of these densities.
+
+        Once, before the first task: nothing happens with another ``init``, where constants are scaled or used, or where
+        a task keeps the base outside its mask.
+
+        Args:
+            densities: share of each masked weight's entries that a mask keeps, by name.
+        """
+        of = self.subnetworks
+        used = of.scaled_for or of.tasks or of.active is not None
+        if self.init != "scaled_constant" or used or len(of.base):
+            return
+        for name, density in densities.items():
+            of.frozen[name].mul_(density**-0.5)
+        of.scaled_for = {name: float(density) for name, density in densities.items()}
+        self._clear_kept()
+
+    @torch.no_grad()
     def begin(self, key: int, label: int | None = None) -> None:
         """Start a task: per-task parameters and running statistics go back to fresh ones.
 
@@ -321,11 +340,13 @@ class Learning(Accounting, MultiTaskModule):
         """
         freed = self.subnetworks.forget(task)
         self._clear_kept()
-        if self.init == "signed_constant":
+        if self.init != "keep":
             generator = _generator(self.seed, task, 1)
             for name, mask in freed.items():
                 weight = self.subnetworks.frozen[name]
-                weight[mask] = signed_constant(weight.shape, generator=generator).to(weight)[mask]
+                density = self.subnetworks.scaled_for.get(name, 1.0)
+                constant = signed_constant(weight.shape, density=density, generator=generator)
+                weight[mask] = constant.to(weight)[mask]
         elif self.init == "keep" and len(self.subnetworks.base):
             for name, mask in freed.items():
                 self.subnetworks.frozen[name].copy_(

@@ -69,7 +69,10 @@ class MaskedModel(Executing, Learning):
     Args:
         net: any module; deep-copied, so the caller's stays as it is.
         init: ``"signed_constant"`` redraws the masked weights as ``±sqrt(2 / fan_in)`` and zeroes the biases
-            (SupSup's default); ``"keep"`` keeps the weights that were brought, for pretrained networks.
+            (SupSup's default). ``"scaled_constant"`` does the same, and the first method that trains makes them
+            ``±sqrt(2 / (k fan_in))``, k being the density of its masks in the layer: so the activations of a sparse
+            subnetwork are as large as those of the whole network. ``"keep"`` keeps the weights that were brought, for
+            pretrained networks.
         outside: what a weight is outside a task's mask: ``"zero"`` cuts it (the papers' masks); ``"base"`` keeps what
             the network that was brought has there, so that a task is a change of it:
             ``W_base + M * (W - W_base)``. The base is stored once, beside W.
@@ -129,8 +132,8 @@ class MaskedModel(Executing, Learning):
         logits: Logits = None,
     ) -> None:
         super().__init__()
-        if init not in ("signed_constant", "keep"):
-            raise ValueError(f"init must be 'signed_constant' or 'keep'; got {init!r}")
+        if init not in ("scaled_constant", "signed_constant", "keep"):
+            raise ValueError(f"init must be 'scaled_constant', 'signed_constant' or 'keep'; got {init!r}")
         if scores not in ("random", "magnitude"):
             raise ValueError(f"scores must be 'random' or 'magnitude'; got {scores!r}")
         if outside not in ("zero", "base"):
@@ -151,7 +154,7 @@ class MaskedModel(Executing, Learning):
         self.host = _Host(copy.deepcopy(net))
         layout = classify(self.net, per_task=per_task, exclude=exclude, own=own, mask=mask)
         base = _copies(layout.masked) if outside == "base" else None
-        if init == "signed_constant" and values is None:
+        if init != "keep" and values is None:
             redraw(layout, self.seed, biases=base is None)
         frozen = _copies(layout.masked) if values is None else own_values(values, layout.masked)
         self.subnetworks = Subnetworks(frozen, base=base)

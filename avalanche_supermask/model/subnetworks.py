@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -70,6 +71,9 @@ class Subnetworks(nn.Module):
         frozen: committed value of each masked weight, by name.
         base: what each masked weight is outside the masks; None: zero.
     """
+
+    scaled_for: Mapping[str, float] = MappingProxyType({})
+    """Densities that the constants are scaled for, by name; empty: they are not scaled."""
 
     def __init__(self, frozen: Mapping[str, Tensor], *, base: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
@@ -483,6 +487,7 @@ class Subnetworks(nn.Module):
             "next_slot": self.next_slot,
             "active": self.active,
             "phase": self.phase,
+            **({"scaled_for": dict(self.scaled_for)} if self.scaled_for else {}),
             "choices": [(slot, name, [*names]) for slot, of in self.choices.items() for name, names in of.items()],
         }
 
@@ -498,6 +503,7 @@ class Subnetworks(nn.Module):
         self._standing = {}
         self.tasks = {key: Task(*task) for key, *task in state["tasks"]}
         self.next_slot = state["next_slot"]
+        self.scaled_for = dict(state.get("scaled_for", {}))
         self.choices = {}
         for slot, name, names in state.get("choices", ()):  # 0.1.0 knew none
             self.choices.setdefault(slot, {})[name] = [*names]

@@ -37,7 +37,7 @@ __all__ = [
     "running_norms",
 ]
 
-Init = Literal["signed_constant", "keep", "given"]
+Init = Literal["scaled_constant", "signed_constant", "keep", "given"]
 PerTask = Literal["none", "norm", "all"]
 Maskable = Literal["weights", "all"]
 Outside = Literal["zero", "base"]

@@ -16,31 +16,39 @@ KKT starts S_t from the old task under whose subnetwork a KNN classifier separat
 exclusive weights are left to train; ``kkt_strength`` < 1 mixes the copy with fresh scores.
 
 Deviations. The mask phase uses its own learning rate (the published code used the weight phase's for both).
-The epochs of a phase are the last ones; no epoch is chosen on any data. Old scores are rebuilt from the bit
+The epochs of a phase are the last ones; no epoch is chosen on any data. A weight phase that did not lower the training
+loss is undone (see `safeguard`). Old scores are rebuilt from the bit
 masks unless ``keep_scores`` is set.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
+from avalanche.models.utils import avalanche_forward
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
-from avalanche_supermask.distributed import divided
+from avalanche_supermask.distributed import divided, everywhere
 from avalanche_supermask.functional import reordered
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Phase, Schedule, TaskKey
 from avalanche_supermask.registry import register
 from avalanche_supermask.selection import LayerDensities
 from avalanche_supermask.strategies.kkt import Sources, choose_sources, features, knn_accuracy
+from avalanche_supermask.strategies.safeguard import Safeguard
 from avalanche_supermask.strategies.supsup import SupSupPlugin, Transfer
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
 
 __all__ = ["ExSSNeT", "ExSSNeTPlugin", "SSNeT"]
+
+FEW = 0.1  # share of the weights that is free: with less, the mask phase gets all epochs
 
 
 class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[call-arg]
@@ -48,9 +56,10 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
 
     Args:
         density: fraction of weights kept (default 0.1, the paper's).
-        layer_densities: ``"uniform"`` (the paper's) or ``"erdos_renyi"``.
+        layer_densities: see `SupSupPlugin` (the paper: ``"uniform"``).
         block: keep whole blocks of so many outputs and inputs, as ``(16, 16)``; None (the paper's): single weights.
-        weight_epochs: last epochs of an experience, in which weights train; None: half of ``train_epochs``.
+        weight_epochs: last epochs of an experience, in which weights train; None: half of ``train_epochs``, or none
+            where less than a tenth of the weights is free.
         exclusive: train only weights that no earlier task uses; False is SSNeT, which forgets.
         kkt: None (the default, as published), ``"knn_best"``, ``"knn_always"`` or ``"knn_all"``.
         kkt_neighbours: neighbours that vote (default 200, the published code's).
@@ -58,8 +67,8 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         kkt_strength: 1.0 copies the old scores (the paper's form); less mixes them with fresh ones.
         keep_scores: keep the scores of finished tasks, 32 bits a weight and task, for KKT to copy; by default
             they are rebuilt from the bit masks.
-        mask_lr: learning rate of the mask phase; None: the optimizer's.
-        weight_lr: learning rate of the weight phase; None: the optimizer's.
+        mask_lr: learning rate of the mask phase; None: see `SupSupPlugin`.
+        weight_lr: learning rate of the weight phase; None: see `SupSupPlugin`.
         transfer: see `SupSupPlugin`.
         task_key: see `SubnetworkPlugin`.
         schedule: see `SubnetworkPlugin`.
@@ -72,7 +81,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         self,
         *,
         density: float | None = 0.1,
-        layer_densities: LayerDensities = "uniform",
+        layer_densities: LayerDensities | None = None,
         block: tuple[int, int] | None = None,
         weight_epochs: int | None = None,
         exclusive: bool = True,
@@ -114,19 +123,30 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         self.knn_accuracies: dict[int, dict[int, float]] = {}  # new task -> old task -> accuracy
         self.sources: dict[int, list[int]] = {}  # new task -> old tasks it started from
         self._scores_of: dict[int, dict[str, Tensor]] = {}
+        self._few_free = False  # weights, when the task begins
+        self._guard = Safeguard()
 
     def phases(self, epochs: int) -> list[Phase]:
         """The mask phase, then the weight phase."""
-        weight = epochs // 2 if self.weight_epochs is None else self.weight_epochs
+        weight = self.weight_epochs
+        if weight is None:
+            weight = 0 if self._few_free else epochs // 2
         if not 0 <= weight <= epochs:
             raise ValueError(
                 f"weight_epochs is part of train_epochs: expected 0 to {epochs}, got {weight}; raise train_epochs"
             )
-        return [Phase("mask", epochs - weight, self.mask_lr), Phase("weight", weight, self.weight_lr)]
+        return [
+            Phase("mask", epochs - weight, self._rate(self.mask_lr)),
+            Phase("weight", weight, self._rate(self.weight_lr)),
+        ]
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Fresh scores, or those that KKT finds."""
         super().begin_task(strategy, model)
+        self._guard.clear()
+        owned = model.subnetworks.owned() if self.exclusive and model.task_keys else {}
+        self._few_free = bool(owned) and _free_share(owned) < FEW
+        self.settings_used["weight_epochs"] = self.phases(strategy.train_epochs)[1].epochs
         if self.kkt is not None and model.task_keys:
             self._transfer_knowledge(strategy, model)
 
@@ -141,8 +161,42 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         trainable = {name: m & ~owned[name] if self.exclusive else m for name, m in mask.items()}
         model.learn_weights(trainable, overwrite=not self.exclusive)
 
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Remember the last batches of the mask phase."""
+        super().after_training_iteration(strategy, **kwargs)
+        if self._phase is not None and self._phase.name == "mask":
+            self._guard.see(strategy.mb_x, strategy.mb_y, strategy.mb_task_id)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"_guard": Safeguard(), "_few_free": False, **state})  # 0.1.0 had no safeguard
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Enter the phase of this epoch; the weight phase is guarded."""
+        before = self._phase
+        super().before_training_epoch(strategy, **kwargs)
+        entered = self._phase is not before and self._phase is not None and self._phase.name == "weight"
+        if entered and not self._skips:
+            self._guard.begin(strategy.model, partial(_loss, strategy))
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """A weight phase that diverged ends, and the task is as the mask phase left it."""
+        if self._guard.before is None or everywhere(bool(torch.as_tensor(strategy.loss).isfinite().all())):
+            super().after_training_epoch(strategy, **kwargs)
+        else:
+            self._guard.end_diverged(strategy.model)
+            strategy.stop_training()
+
     def end_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Keep the scores, where KKT shall copy them."""
+        """Undo a weight phase that ended worse than it began; keep the scores, where KKT shall copy them."""
+        if self._guard.before is not None:
+            self.settings_used["weight_phase_kept"] = self._guard.end(model, partial(_loss, strategy))
+        if self._guard.got_much_worse and self._rate(self.weight_lr) != "rule":
+            warnings.warn(
+                f"task {model.active}: training its weights raised the loss from {self._guard.before:.3g} to "
+                f"{self._guard.after:.3g}, so they are as the mask phase left them; lower weight_lr",
+                stacklevel=2,
+            )
+        self._guard.clear()
         super().end_task(strategy, model)
         if self.keep_scores and model.active is not None:
             self._scores_of[model.active] = {name: s.detach().clone() for name, s in model.scores.items()}
@@ -196,6 +250,17 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         return [x for x, _ in pairs], torch.cat([y for _, y in pairs])
 
 
+def _loss(strategy: Any, x: Any, y: Any, task_labels: Any) -> Tensor:
+    """The criterion of a batch, without what plugins add."""
+    loss: Tensor = strategy._criterion(avalanche_forward(strategy.model, x, task_labels), y)
+    return loss
+
+
+def _free_share(owned: Mapping[str, Tensor]) -> float:
+    """Share of all weights that no finished task uses."""
+    return 1 - sum(int(m.sum()) for m in owned.values()) / sum(m.numel() for m in owned.values())
+
+
 @register("exssnet")
 class ExSSNeT(SubnetworkStrategy):
     """ExSSNeT (Yadav & Bansal 2023): SupSup's mask, then the weights that only this task's mask owns.
@@ -204,18 +269,20 @@ class ExSSNeT(SubnetworkStrategy):
 
     Args:
         model: any module; deep-copied and wrapped in a `MaskedModel`.
-        optimizer: None for Adam at 1e-3 (the published code's effective rate) with a cosine schedule in each phase.
+        optimizer: None for Adam with a cosine schedule in each phase.
         density: fraction of weights kept (default 0.1).
-        layer_densities: ``"uniform"`` or ``"erdos_renyi"``.
+        layer_densities: ``"balanced"`` (chosen where it is None), ``"uniform"`` or ``"erdos_renyi"``.
         block: see `ExSSNeTPlugin`.
-        weight_epochs: last epochs of ``train_epochs`` in which weights train; None: half.
+        weight_epochs: last epochs of ``train_epochs`` in which weights train; None: half, or none where less than a
+            tenth of the weights is free.
         kkt: None, ``"knn_best"``, ``"knn_always"`` or ``"knn_all"``; see `ExSSNeTPlugin` for its settings.
         kkt_neighbours: see `ExSSNeTPlugin`.
         kkt_share: see `ExSSNeTPlugin`.
         kkt_strength: see `ExSSNeTPlugin`.
         keep_scores: see `ExSSNeTPlugin`.
-        mask_lr: learning rate of the mask phase; None: the optimizer's.
-        weight_lr: learning rate of the weight phase; None: the optimizer's.
+        mask_lr: learning rate of the mask phase; None: chosen for each layer by a rule (`learning_rates`); with an
+            optimizer of yours, None keeps its own.
+        weight_lr: learning rate of the weight phase; None: like ``mask_lr``.
         task_key: ``"auto"``, ``"task_label"`` or ``"experience"``.
         schedule: ``"constant"`` or ``"cosine"``; by default cosine for our optimizer, constant for yours.
         arguments: of `MaskedModel` and of any Avalanche strategy.
@@ -235,7 +302,7 @@ class ExSSNeT(SubnetworkStrategy):
         *,
         optimizer: Optimizer | None = None,
         density: float | None = 0.1,
-        layer_densities: LayerDensities = "uniform",
+        layer_densities: LayerDensities | None = None,
         block: tuple[int, int] | None = None,
         weight_epochs: int | None = None,
         kkt: Sources | None = None,

@@ -57,13 +57,13 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
         n_basis: masks of the basis, n (default 10; the paper sweeps it).
         basis: where they come from: ``"heterogeneous"``, ``"homogeneous"``, ``"random"`` or ``"tasks"``.
         density: fraction of the weights that a mask of the basis keeps (default 0.25, the published notebook's).
-        layer_densities: ``"uniform"`` or ``"erdos_renyi"``, the published code's for convolutional networks.
+        layer_densities: see `SupSupPlugin` (the published code's for convolutional networks: ``"erdos_renyi"``).
         alpha_scope: ``"layer"``: n coefficients a layer; ``"global"``: n in all.
         own_last_mask: a mixture trains a mask of its own for the last masked layer (the published hybrid).
         penalty: λ (default 0; the published code's for convolutional networks is 0.005).
         basis_epochs: epochs of each homogeneous mask but the first; None: ``train_epochs``.
-        mask_lr: learning rate of the scores; None: the optimizer's.
-        coefficient_lr: learning rate of the coefficients; None: the optimizer's.
+        mask_lr: learning rate of the scores; None: see `SupSupPlugin`.
+        coefficient_lr: learning rate of the coefficients; None: see `SupSupPlugin`.
         task_key: see `SubnetworkPlugin`.
         schedule: see `SubnetworkPlugin`.
 
@@ -77,7 +77,7 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
         n_basis: int = 10,
         basis: Basis = "heterogeneous",
         density: float = 0.25,
-        layer_densities: LayerDensities = "uniform",
+        layer_densities: LayerDensities | None = None,
         alpha_scope: Literal["layer", "global"] = "layer",
         own_last_mask: bool = False,
         penalty: float = 0.0,
@@ -98,7 +98,7 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
             raise ValueError("own_last_mask needs alpha_scope='layer': the last layer has no coefficients then")
         selection({"check": (1,)}, density=density, layer_densities=layer_densities)
         self.n_basis, self.basis, self.alpha_scope = n_basis, basis, alpha_scope
-        self.density, self.layer_densities = density, layer_densities
+        self.density, self.layer_densities = density, layer_densities or "uniform"
         self.own_last_mask, self.penalty, self.basis_epochs = own_last_mask, penalty, basis_epochs
         self.mask_lr, self.coefficient_lr = mask_lr, coefficient_lr
         self._mixing = False  # whether the task being learned is a mixture
@@ -109,8 +109,8 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
     def phases(self, epochs: int) -> list[Phase]:
         """A task learns a mask of the basis, or coefficients."""
         if self._mixing:
-            return [Phase("coefficients", epochs, self.coefficient_lr)]
-        return [Phase("mask", epochs, self.mask_lr)]
+            return [Phase("coefficients", epochs, self._rate(self.coefficient_lr), "coefficient_lr")]
+        return [Phase("mask", epochs, self._rate(self.mask_lr))]
 
     def prepare(self, model: MaskedModel) -> None:
         """Allocate scores and coefficients; let learned tasks be the basis, if they are to be."""
@@ -129,6 +129,7 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Fill the basis if it takes no task, or fresh scores for a task that adds a mask to it."""
+        self.settings_used |= {"density": self.density, "layer_densities": self.densities(model)}
         basis = model.subnetworks.mixtures.basis
         if self.basis == "random" and not basis:
             for i in range(self.n_basis):
@@ -173,6 +174,11 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
     def _select(self, model: MaskedModel) -> Selection:
         return selection(model.masked_shapes, density=self.density, layer_densities=self.layer_densities)
 
+    def densities(self, model: MaskedModel) -> dict[str, float]:
+        """Share of each masked weight's entries that a mask of the basis keeps, by name."""
+        select = self._select(model)
+        return {name: select.density(name, shape) for name, shape in model.masked_shapes.items()}
+
     def _top_k(self, model: MaskedModel) -> dict[str, Tensor]:
         select = self._select(model)
         return {name: select.mask(name, scores) for name, scores in model.scores.items()}
@@ -185,7 +191,7 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
         train_copy(
             trial,
             strategy.dataloader,
-            lr=self.mask_lr or strategy.optimizer.param_groups[0]["lr"],
+            lr=self._rate(self.mask_lr) or strategy.optimizer.param_groups[0]["lr"],
             epochs=self.basis_epochs or strategy.train_epochs,
             criterion=strategy._criterion,
             device=strategy.device,
@@ -204,19 +210,19 @@ class ImpressLearn(SubnetworkStrategy):
 
     Args:
         model: any module; deep-copied and wrapped in a `MaskedModel`.
-        optimizer: None for Adam at ``mask_lr`` (default 1e-3) and ``coefficient_lr`` (default 0.02), the published
-            code's, with a cosine schedule.
+        optimizer: None for Adam with a cosine schedule.
         n_basis: see `ImpressLearnPlugin`.
         basis: ``"heterogeneous"``, ``"homogeneous"``, ``"random"`` or ``"tasks"``.
         density: fraction of the weights that a mask of the basis keeps.
-        layer_densities: ``"uniform"`` or ``"erdos_renyi"``.
+        layer_densities: ``"uniform"`` (chosen where it is None), ``"balanced"`` or ``"erdos_renyi"``.
         alpha_scope: ``"layer"`` or ``"global"``.
         head: ``"masked"``: the output layer is mixed like the others; ``"linear"``: each task trains its own.
         own_last_mask: see `ImpressLearnPlugin`.
         penalty: see `ImpressLearnPlugin`.
         basis_epochs: see `ImpressLearnPlugin`.
-        mask_lr: learning rate of the scores; with an optimizer of yours, None keeps its own.
-        coefficient_lr: learning rate of the coefficients; with an optimizer of yours, None keeps its own.
+        mask_lr: learning rate of the scores; None: chosen for each layer by a rule (`learning_rates`); with an
+            optimizer of yours, None keeps its own.
+        coefficient_lr: learning rate of the coefficients; None: like ``mask_lr``.
         task_key: ``"auto"``, ``"task_label"`` or ``"experience"``.
         schedule: ``"constant"`` or ``"cosine"``; by default cosine for our optimizer, constant for yours.
         arguments: of `MaskedModel` and of any Avalanche strategy.
@@ -237,7 +243,7 @@ class ImpressLearn(SubnetworkStrategy):
         n_basis: int = 10,
         basis: Basis = "heterogeneous",
         density: float = 0.25,
-        layer_densities: LayerDensities = "uniform",
+        layer_densities: LayerDensities | None = None,
         alpha_scope: Literal["layer", "global"] = "layer",
         head: Literal["masked", "linear"] = "masked",
         own_last_mask: bool = False,
@@ -261,12 +267,13 @@ class ImpressLearn(SubnetworkStrategy):
             penalty=penalty,
             basis_epochs=basis_epochs,
             mask_lr=mask_lr,
-            coefficient_lr=0.02 if coefficient_lr is None and optimizer is None else coefficient_lr,
+            coefficient_lr=coefficient_lr,
             task_key=task_key,
             schedule=schedule or ("cosine" if optimizer is None else "constant"),
         )
         if head == "linear" and not isinstance(model, MaskedModel):
             arguments["own"] = [*arguments.get("own", ()), re.escape(f"{output_layer(model)}.".lstrip(".")) + ".*"]
+        arguments.setdefault("init", "signed_constant")  # coefficients learn the size of the weights by themselves
         super().__init__(model=model, method=method, optimizer=optimizer, default_lr=mask_lr or 1e-3, **arguments)
 
     def adapt(self, experience: Any, *, test: Any, every: int = 10) -> list[tuple[int, float]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from avalanche_supermask.distributed import average_statistics, averaged
+from avalanche_supermask.learning_rates import chosen_rates, group_by_rate
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Schedule, cosine
 
@@ -19,7 +20,7 @@ def train_copy(
     model: MaskedModel,
     batches: Any,
     *,
-    lr: float,
+    lr: float | Literal["rule"],
     epochs: int,
     criterion: Callable[[Any, Tensor], Tensor],
     device: torch.device,
@@ -32,7 +33,7 @@ def train_copy(
     Args:
         model: a copy whose phase has begun.
         batches: loader of minibatches ``[x, y, ..., task_label]``; passed over once an epoch.
-        lr: learning rate.
+        lr: learning rate; ``"rule"``: one for each layer (see `learning_rates`).
         epochs: passes.
         criterion: loss of outputs and labels.
         device: of the model.
@@ -40,8 +41,11 @@ def train_copy(
         schedule: of the learning rate.
         seed: of the order of the batches; None: the order that comes next.
     """
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
     total = epochs * len(batches)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(learning, lr=1e-3 if lr == "rule" else lr)
+    if lr == "rule":
+        group_by_rate(optimizer, chosen_rates(model, total))
     factor = cosine if schedule == "cosine" else lambda done: 1.0
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step / total))
     model.train()

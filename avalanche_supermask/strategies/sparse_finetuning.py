@@ -320,7 +320,6 @@ class SparseFineTuning(SubnetworkStrategy):
             arguments.setdefault("statistics", "task" if norm == "own" else "frozen")
         default_lr = lr or 1e-3 * (0.1 / density) ** 0.5
         super().__init__(model=model, method=method, optimizer=optimizer, default_lr=default_lr, **arguments)
-        self.method = method
         if chosen_by_default:
             print(said_of(self.model, changes=sum(method.counts(self.model).values())))
 

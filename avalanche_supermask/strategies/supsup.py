@@ -29,7 +29,7 @@ from avalanche_supermask.functional import reordered
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.registry import register
-from avalanche_supermask.selection import LayerDensities, selection
+from avalanche_supermask.selection import LayerDensities, Selection, selection
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
 
 __all__ = ["SupSup", "SupSupPlugin", "Transfer"]
@@ -42,11 +42,13 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
 
     Args:
         density: fraction of weights kept (default 0.1); None for threshold-at-zero masks.
-        layer_densities: ``"uniform"`` or ``"erdos_renyi"`` (the paper's for SplitCIFAR100), at the same
-            overall density.
+        layer_densities: at the same overall density, ``"uniform"``; ``"erdos_renyi"`` (the paper's for SplitCIFAR100);
+            or ``"balanced"``, the rule where it is None: uniform, but with a few weights for every unit, so that a
+            small output layer does not lose its last ones at a low density.
         block: keep whole blocks of so many outputs and inputs, as ``(16, 16)``; None (the paper's): single weights.
         transfer: where a task's scores start: ``"none"`` (fresh), ``"scores"`` or ``"masks"`` (see the module).
-        mask_lr: learning rate of the scores; None: the optimizer's.
+        mask_lr: learning rate of the scores; None: the optimizer's, or chosen for each layer where the strategy made
+            the optimizer.
         task_key: see `SubnetworkPlugin`.
         schedule: see `SubnetworkPlugin`.
 
@@ -58,7 +60,7 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         self,
         *,
         density: float | None = 0.1,
-        layer_densities: LayerDensities = "uniform",
+        layer_densities: LayerDensities | None = None,
         block: tuple[int, int] | None = None,
         transfer: Transfer = "none",
         mask_lr: float | None = None,
@@ -72,7 +74,7 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         if transfer not in ("none", "scores", "masks"):
             raise ValueError(f"transfer must be 'none', 'scores' or 'masks'; got {transfer!r}")
         self.density = density
-        self.layer_densities: LayerDensities = layer_densities
+        self.layer_densities: LayerDensities = layer_densities or "balanced"
         self.block = block
         self.transfer: Transfer = transfer
         self.mask_lr = mask_lr
@@ -81,10 +83,11 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
 
     def phases(self, epochs: int) -> list[Phase]:
         """One phase: the scores learn."""
-        return [Phase("mask", epochs, self.mask_lr)]
+        return [Phase("mask", epochs, self._rate(self.mask_lr))]
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Fresh scores, or what transfer makes of them."""
+        self.settings_used |= {"density": self.density, "layer_densities": self.densities(model)}
         model.set_scores(self._initial_scores(model))
 
     def _initial_scores(self, model: MaskedModel) -> dict[str, Tensor]:
@@ -97,9 +100,17 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
         """The scores learn."""
-        model.learn_scores(
-            selection(model.masked_shapes, density=self.density, layer_densities=self.layer_densities, block=self.block)
+        model.learn_scores(self._select(model))
+
+    def _select(self, model: MaskedModel) -> Selection:
+        return selection(
+            model.masked_shapes, density=self.density, layer_densities=self.layer_densities, block=self.block
         )
+
+    def densities(self, model: MaskedModel) -> dict[str, float]:
+        """Share of each masked weight's entries that a task's mask keeps, by name."""
+        select = self._select(model)
+        return {name: select.density(name, shape) for name, shape in model.masked_shapes.items()}
 
     def end_task(self, strategy: Any, model: MaskedModel) -> None:
         """Remember the mean for transfer."""
@@ -120,12 +131,13 @@ class SupSup(SubnetworkStrategy):
 
     Args:
         model: any module; deep-copied and wrapped in a `MaskedModel`.
-        optimizer: None for Adam at ``mask_lr`` (default 1e-3, the paper's) with a cosine schedule.
+        optimizer: None for Adam with a cosine schedule.
         density: fraction of weights kept (default 0.1); None for threshold-at-zero masks.
-        layer_densities: ``"uniform"`` or ``"erdos_renyi"``.
+        layer_densities: ``"balanced"`` (chosen where it is None), ``"uniform"`` or ``"erdos_renyi"``.
         block: keep whole blocks of so many outputs and inputs, as ``(16, 16)``; None (the paper's): single weights.
         transfer: ``"none"``, ``"scores"`` or ``"masks"``.
-        mask_lr: learning rate of the scores; with an optimizer of yours, None keeps its own.
+        mask_lr: learning rate of the scores; None: chosen for each layer by a rule (`learning_rates`); with an
+            optimizer of yours, None keeps its own.
         task_key: ``"auto"``, ``"task_label"`` or ``"experience"``.
         schedule: ``"constant"`` or ``"cosine"``; by default cosine for our optimizer, constant for yours.
         arguments: of `MaskedModel` and of any Avalanche strategy.
@@ -144,7 +156,7 @@ class SupSup(SubnetworkStrategy):
         *,
         optimizer: Optimizer | None = None,
         density: float | None = 0.1,
-        layer_densities: LayerDensities = "uniform",
+        layer_densities: LayerDensities | None = None,
         block: tuple[int, int] | None = None,
         transfer: Transfer = "none",
         mask_lr: float | None = None,

@@ -34,6 +34,7 @@ from typing_extensions import Unpack
 
 from avalanche_supermask.functional import jaccard
 from avalanche_supermask.inference import OneShot, entropy
+from avalanche_supermask.learning_rates import chosen_rates, group_by_rate
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.superposition import Superposition
 from avalanche_supermask.plugin import masked_model
@@ -43,6 +44,7 @@ from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
 
 __all__ = ["Look", "SupSupNNs", "SupSupNNsPlugin"]
 
+HORIZON = 10  # looks, for which the rule chooses the rate: nobody knows how long a mask will learn
 FILLED_UP_TO = 5
 Detect = Literal["entropy", "gradient"]
 
@@ -96,7 +98,7 @@ class SupSupNNsPlugin(SupSupPlugin):
         max_tasks: int = 2500,
         merge_above: float | None = None,
         density: float | None = 0.1,
-        layer_densities: LayerDensities = "uniform",
+        layer_densities: LayerDensities | None = None,
         mask_lr: float | None = None,
     ) -> None:
         super().__init__(density=density, layer_densities=layer_densities, mask_lr=mask_lr)
@@ -162,6 +164,12 @@ class SupSupNNsPlugin(SupSupPlugin):
         self.begin_task(strategy, model)
         self.enter_phase(self.phases(1)[0], model)
         strategy.make_optimizer(reset_optimizer_state=True)
+        if self._rate(self.mask_lr) == "rule":
+            rates = chosen_rates(model, HORIZON * self.check_every)
+            group_by_rate(strategy.optimizer, rates)
+            self.settings_used["mask_lr"] = {name: rate for name, (_, rate) in rates.items()}
+        else:
+            self.settings_used["mask_lr"] = self.mask_lr or strategy.optimizer.param_groups[0]["lr"]
         return key
 
     def close(self, model: MaskedModel) -> int | None:
@@ -287,7 +295,7 @@ class SupSupNNs(SubnetworkStrategy):
         max_tasks: int = 2500,
         merge_above: float | None = None,
         density: float | None = 0.1,
-        layer_densities: LayerDensities = "uniform",
+        layer_densities: LayerDensities | None = None,
         mask_lr: float | None = None,
         **arguments: Unpack[AllArguments],
     ) -> None:
@@ -302,6 +310,8 @@ class SupSupNNs(SubnetworkStrategy):
             layer_densities=layer_densities,
             mask_lr=mask_lr,
         )
+        # Masks of scaled constants are so sure of any inputs that their entropy tells no task from another.
+        arguments.setdefault("init", "signed_constant")
         arguments.setdefault("task_inference", OneShot(per="batch"))
         super().__init__(model=model, method=method, optimizer=optimizer, default_lr=mask_lr or 1e-3, **arguments)
 

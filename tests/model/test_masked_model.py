@@ -49,7 +49,7 @@ def test_signed_constants_by_default_and_the_brought_weights_on_request():
     [
         (nn.ReLU(), {}, "ReLU has no weight to mask"),
         (mlp(), {"exclude": [".*"]}, "no weight to mask"),
-        (mlp(), {"init": "xavier"}, "init must be 'signed_constant' or 'keep'; got 'xavier'"),
+        (mlp(), {"init": "xavier"}, "init must be 'scaled_constant', 'signed_constant' or 'keep'; got 'xavier'"),
         (mlp(), {"per_task": "bias"}, "per_task must be 'none', 'norm' or 'all'; got 'bias'"),
     ],
 )

@@ -146,8 +146,8 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
                 f"finetune_epochs is part of train_epochs: expected 0 to {epochs - 1}, got {self.finetune_epochs}"
             )
         return [
-            Phase("train", epochs - self.finetune_epochs, self.weight_lr),
-            Phase("finetune", self.finetune_epochs, self.weight_lr),
+            Phase("train", epochs - self.finetune_epochs, self.weight_lr, "weight_lr"),
+            Phase("finetune", self.finetune_epochs, self.weight_lr, "weight_lr"),
         ]
 
     def prepare(self, model: MaskedModel) -> None:
