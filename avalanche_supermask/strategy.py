@@ -99,15 +99,9 @@ class SubnetworkStrategy(ModelFirst):
         ValueError: arguments for the wrapping of a model that is wrapped already, or an unknown ``on_revisit``.
     """
 
-<<<<<<< HEAD
-    method: SubnetworkPlugin
-    """The method's plugin: its settings, and what it reports."""
-
     scenario = Scenario(training=True, test=False)
     """When the method has to be told the task; every mask method finds it at test with ``task_inference=``."""
 
-=======
->>>>>>> main
     forgets = False
     """Whether old tasks may change; True only in controls, which the contract tests expect to fail."""
 
