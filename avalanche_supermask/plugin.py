@@ -19,15 +19,17 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_supermask.class_outputs import check_classes, complete_classes, latest_logits
+from avalanche_supermask.experience_labels import labelled
 from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.task_naming import OnRevisit, TaskKey, name_task
 
 __all__ = ["OnRevisit", "Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "adopt_parameters", "cosine"]
 
-TaskKey = Literal["auto", "task_label", "experience"]
 Schedule = Literal["constant", "cosine"]
-OnRevisit = Literal["error", "skip", "new"]
 
 LAST = 8  # mini-batches whose outputs tell how sure a task is of its own data
+POSITIONS = 64  # of each dense output that are kept for it
 
 
 def cosine(done: float) -> float:
@@ -64,6 +66,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
     """
 
     on_revisit: OnRevisit = "error"
+    _told_of_classes = False
 
     def __init__(self, *, task_key: TaskKey = "auto", schedule: Schedule = "constant") -> None:
         super().__init__()
@@ -127,14 +130,18 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         adopt_parameters(strategy.optimizer, model)
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """Complain of an experience without samples, before Avalanche fails to make a loader of it."""
+        """Complain of an experience without samples, before Avalanche fails to make a loader of it; read its labels."""
         if len(strategy.experience.dataset) == 0:
             raise ValueError(f"experience {strategy.experience.current_experience} is empty: no sample to learn from")
+        strategy.experience = labelled(strategy.experience)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Begin the task."""
         model = masked_model(strategy)
-        key, label = self._name_task(strategy.experience, model)
+        key, label = name_task(
+            strategy.experience, model.subnetworks.tasks, task_key=self.task_key, on_revisit=self.on_revisit,
+            learned_in=self._learned_in,
+        )  # fmt: skip
         self._skips = key in model.subnetworks.tasks and self.on_revisit == "skip"
         if self._skips:
             model.router.assigned, self._iterations = key, 0
@@ -169,11 +176,12 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Check once a task that the network has an output for every label; remember the latest outputs."""
+        model = masked_model(strategy)
         if self._iterations == 1:
-            _check_outputs(strategy)
-        out = strategy.mb_output
-        if isinstance(out, Tensor) and out.dim() == 2:
-            self._outputs.append(out.detach().clone())  # a CUDA graph would write the next outputs over these
+            check_classes(strategy, model)
+        logits = latest_logits(strategy, model)
+        if logits is not None:
+            self._outputs.append(_few_positions(logits).clone())  # a CUDA graph would write the next ones over these
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Stop where nothing can be learned any more; looked at once an epoch, as a look may wait for the device."""
@@ -210,6 +218,10 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
             self.task_committed(strategy, model, key)
         self._outputs.clear()
 
+    def before_eval_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Read the labels from the data where the experience has none."""
+        strategy.experience = labelled(strategy.experience)
+
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """With ``task_key="experience"``, the index of the experience names the task."""
         if self.task_key == "experience":
@@ -218,6 +230,11 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """The labels name the task again."""
         masked_model(strategy).router.assigned = None
+
+    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Count samples of classes that the answering task has no output for as wrong, with one warning."""
+        missing = complete_classes(strategy, masked_model(strategy), warn=not self._told_of_classes)
+        self._told_of_classes |= missing
 
     # ------------------------------------------------------------------ phases and learning rate
 
@@ -253,30 +270,6 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
     def _set_lr(self, optimizer: Optimizer, phase: Phase, factor: float) -> None:
         for group, lr in zip(optimizer.param_groups, self._lrs, strict=True):
             group["lr"] = factor * (lr if phase.lr is None else phase.lr)
-
-    # ------------------------------------------------------------------ task keys
-
-    def _name_task(self, experience: Any, model: MaskedModel) -> tuple[int, int | None]:
-        index = int(experience.current_experience)
-        labels = sorted({int(label) for label in getattr(experience, "task_labels", [])})
-        if len(labels) > 1 and self.task_key != "experience":
-            raise ValueError(
-                f"experience {index} mixes the task labels {labels}: expected one task an experience; split it, "
-                "or pass task_key='experience' to learn it as one task"
-            )
-        label = labels[0] if labels else None
-        if self.task_key == "task_label" and label is None:
-            raise ValueError(f"task_key='task_label', but experience {index} has no task labels; pass 'experience'")
-        learned = model.subnetworks.tasks
-        told_apart = label is not None and label not in learned
-        if self.task_key == "task_label" or (self.task_key == "auto" and told_apart):
-            return int(label or 0), label
-        same_label = label is None or {task.label for task in learned.values()} == {label}
-        if self.task_key == "auto" and not same_label:
-            return int(label or 0), label  # a label that came before among others: begin() says so
-        if index in learned and self._learned_in.get(index) != index:
-            return max(learned) + 1, label
-        return index, label
 
 
 def masked_model(strategy: Any) -> MaskedModel:
@@ -318,16 +311,6 @@ def adopt_parameters(optimizer: Optimizer, model: MaskedModel, original: nn.Modu
             group_of.get(id(weight), optimizer.param_groups[0])["params"].append(p)
 
 
-def _check_outputs(strategy: Any) -> None:
-    output, targets = strategy.mb_output, strategy.mb_y
-    if output.dim() != 2 or targets.is_floating_point():
-        return
-    classes = getattr(strategy.experience, "classes_in_this_experience", None)
-    largest = max(classes) if classes else int(targets.max())
-    if largest >= output.shape[1]:
-        masked_model(strategy).abandon()
-        raise ValueError(
-            f"the network has {output.shape[1]} outputs, but experience {strategy.experience.current_experience} "
-            f"has label {largest}: give it {largest + 1} outputs, or build the stream with "
-            "class_ids_from_zero_in_each_exp=True"
-        )
+def _few_positions(logits: Tensor) -> Tensor:
+    """Logits ``(batch, classes, *positions)`` at a few positions, evenly spread: enough to tell a mean entropy by."""
+    return logits if logits.dim() == 2 else logits.flatten(2)[..., :: max(1, logits[0, 0].numel() // POSITIONS)]
