@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from avalanche_supermask.inference import Inference
 from avalanche_supermask.logits import Logits
 from avalanche_supermask.model.masked_model import MaskedModel
-from avalanche_supermask.model.tensor_roles import Init, Maskable, PerTask, Scores
+from avalanche_supermask.model.tensor_roles import Init, Maskable, Outside, PerTask, Scores, Statistics
 from avalanche_supermask.plugin import OnRevisit, SubnetworkPlugin, adopt_parameters
 
 __all__ = ["ModelArguments", "ModelFirst", "StrategyArguments", "SubnetworkStrategy", "fused_adam"]
@@ -48,6 +48,9 @@ class ModelArguments(TypedDict, total=False):
     own: Sequence[str]
     mask: Maskable
     scores: Scores
+    outside: Outside
+    values: nn.Module | Mapping[str, Tensor] | None
+    statistics: Statistics
     seed: int | None
 
 
@@ -73,6 +76,7 @@ class SubnetworkStrategy(ModelFirst):
         optimizer: used as it is, on its own groups; None for ``default_optimizer``.
         default_lr: learning rate of Adam, the papers' optimizer, where ``optimizer`` is None.
         init, per_task, exclude, own, mask, scores, seed, task_inference, logits: see `MaskedModel`.
+        outside, values, statistics: see `MaskedModel`.
         on_revisit: see `SubnetworkPlugin`.
         arguments: of any Avalanche strategy.
 
@@ -102,6 +106,9 @@ class SubnetworkStrategy(ModelFirst):
         own: Sequence[str] = (),
         mask: Maskable = "weights",
         scores: Scores = "random",
+        outside: Outside = "zero",
+        values: nn.Module | Mapping[str, Tensor] | None = None,
+        statistics: Statistics = "task",
         seed: int | None = None,
         task_inference: str | Inference = "given",
         logits: Logits = None,
@@ -114,8 +121,9 @@ class SubnetworkStrategy(ModelFirst):
         if not isinstance(model, MaskedModel):
             original = model
             model = MaskedModel(
-                model, init=init, per_task=per_task, exclude=exclude, own=own, mask=mask, scores=scores, seed=seed
-            )
+                model, init=init, per_task=per_task, exclude=exclude, own=own, mask=mask, scores=scores,
+                outside=outside, values=values, statistics=statistics, seed=seed,
+            )  # fmt: skip
             if optimizer is not None:
                 adopt_parameters(optimizer, model, original)
         elif per_task != "none" or exclude or seed is not None:

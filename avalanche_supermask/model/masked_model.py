@@ -1,7 +1,7 @@
 """`MaskedModel`: any ``nn.Module``, untouched, called with the weights of one task or another.
 
-With `learning`, the only place that touches the user's network. It is called through ``torch.func.functional_call``, so
-its classes, names and attributes stay as they are; which tensors it sees depends on the task:
+With `learning`, the only place that touches the user's network. It is called with other tensors in the places of its
+own (see `network_call`), so its classes, names and attributes stay as they are. Which ones depends on the task:
 
 * *masked* weights (two or more dimensions): the task's subnetwork of weights that all tasks share;
 * *head* tensors (inside Avalanche's dynamic modules) and, on request, norm and bias parameters: the task's own;
@@ -19,27 +19,32 @@ import torch
 from avalanche.models import DynamicModule
 from avalanche.models.utils import avalanche_model_adaptation
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from avalanche_supermask.inference import Inference, by_name
+from avalanche_supermask.lasting import lasting, ordinary
 from avalanche_supermask.logits import Logits, find_logits
 from avalanche_supermask.model.cache import Recent, TaskTensors
-from avalanche_supermask.model.frozen_batchnorm import FrozenChannels, frozen_channels
+from avalanche_supermask.model.frozen_batchnorm import FrozenChannels
 from avalanche_supermask.model.inputs import UNSET, arguments_of, packed, task_labels_of
 from avalanche_supermask.model.learning import Learning
+from avalanche_supermask.model.network_call import NetworkCall
 from avalanche_supermask.model.routing import Router, forward_mixed
 from avalanche_supermask.model.subnetworks import Subnetworks
 from avalanche_supermask.model.superposition import Superposition
 from avalanche_supermask.model.tensor_roles import (
     Init,
     Maskable,
+    Outside,
     PerTask,
     Scores,
+    Statistics,
     classify,
     grow_heads,
     moving_buffers,
+    own_values,
     redraw,
-    with_ties,
+    refuse_integers,
+    running_norms,
 )
 from avalanche_supermask.named_tensors import NamedTensors
 
@@ -61,6 +66,13 @@ class MaskedModel(Learning):
         net: any module; deep-copied, so the caller's stays as it is.
         init: ``"signed_constant"`` redraws the masked weights as ``±sqrt(2 / fan_in)`` and zeroes the biases
             (SupSup's default); ``"keep"`` keeps the weights that were brought, for pretrained networks.
+        outside: what a weight is outside a task's mask: ``"zero"`` cuts it (the papers' masks); ``"base"`` keeps what
+            the network that was brought has there, so that a task is a change of it:
+            ``W_base + M * (W - W_base)``. The base is stored once, beside W.
+        values: with ``outside="base"``, W: another network of the same structure (or its state), for example one that
+            was fine-tuned, of whose change the masks select; None: W is as ``init`` says.
+        statistics: running statistics (BatchNorm) are each ``"task"``'s own; or ``"frozen"``: those that were brought
+            serve all tasks, in training as well.
         per_task: which parameters besides the masked weights each task learns for itself: ``"none"`` (the
             papers: norms without gain and shift, no biases), ``"norm"``, or ``"all"`` (norms and biases).
             They cost 4 bytes a task and number. Running statistics and heads are per task in any case.
@@ -105,6 +117,9 @@ class MaskedModel(Learning):
         own: Sequence[str] = (),
         mask: Maskable = "weights",
         scores: Scores = "random",
+        outside: Outside = "zero",
+        values: nn.Module | Mapping[str, Tensor] | None = None,
+        statistics: Statistics = "task",
         seed: int | None = None,
         task_inference: str | Inference = "given",
         logits: Logits = None,
@@ -114,17 +129,28 @@ class MaskedModel(Learning):
             raise ValueError(f"init must be 'signed_constant' or 'keep'; got {init!r}")
         if scores not in ("random", "magnitude"):
             raise ValueError(f"scores must be 'random' or 'magnitude'; got {scores!r}")
-        self.init: Init = init
+        if outside not in ("zero", "base"):
+            raise ValueError(f"outside must be 'zero' or 'base'; got {outside!r}")
+        if statistics not in ("task", "frozen"):
+            raise ValueError(f"statistics must be 'task' or 'frozen'; got {statistics!r}")
+        if values is not None and outside == "zero":
+            raise ValueError("values are what masks put in the place of the base: expected outside='base', got 'zero'")
+        if outside == "base":
+            refuse_integers(net)
+        self.init: Init = init if values is None else "given"
         # How to wrap another copy of the network in the same way.
         self.wrapping = {
-            "init": init, "per_task": per_task, "exclude": [*exclude], "own": [*own], "mask": mask, "scores": scores
+            "init": self.init, "per_task": per_task, "exclude": [*exclude], "own": [*own], "mask": mask,
+            "scores": scores, "outside": outside, "statistics": statistics,
         }  # fmt: skip
         self.seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
         self.host = _Host(copy.deepcopy(net))
         layout = classify(self.net, per_task=per_task, exclude=exclude, own=own, mask=mask)
-        if init == "signed_constant":
-            redraw(layout, self.seed)
-        self.subnetworks = Subnetworks(_copies(layout.masked))
+        base = _copies(layout.masked) if outside == "base" else None
+        if init == "signed_constant" and values is None:
+            redraw(layout, self.seed, biases=base is None)
+        frozen = _copies(layout.masked) if values is None else own_values(values, layout.masked)
+        self.subnetworks = Subnetworks(frozen, base=base)
         self.shared = NamedTensors(_copies(layout.shared))
         # What a new task starts from: its own parameters, and every buffer.
         self.fresh = NamedTensors(_copies({**layout.private, **layout.buffers}))
@@ -136,6 +162,7 @@ class MaskedModel(Learning):
         self.inferred_task: Tensor | None = None  # task key of each sample, after a call that inferred
         # BatchNorm layers of the task being learned in which some channels are claimed by earlier ones.
         self.frozen_channels: dict[str, FrozenChannels] = {}
+        self.call = NetworkCall()
         self._recent = Recent()
         self._set_learning(())
 
@@ -203,9 +230,10 @@ class MaskedModel(Learning):
     def _forward_inferred(self, x: Any) -> Any:
         find = by_name(self._task_inference)
         assert find is not None
-        if self._superposition is None:
-            self._superposition = Superposition(self)
-        answer = find(self._superposition, len(self.task_keys), x)
+        with self.call.lock, lasting():
+            if self._superposition is None:
+                self._superposition = Superposition(self)
+            answer = find(self._superposition, len(self.task_keys), ordinary(x))
         if not isinstance(answer, Tensor) or answer.is_floating_point():
             self.inferred_task = None  # no single task answered
             return answer
@@ -229,16 +257,17 @@ class MaskedModel(Learning):
             x: the network's input, or several `Inputs`.
         """
         if key is None:  # nothing learned yet: the whole network as it was initialised
-            return functional_call(self.net, {**self.subnetworks.frozen, **self.shared}, *self.arguments(x, 0))
+            weights = self.subnetworks.base or self.subnetworks.frozen
+            fresh = {name: tensor.clone() for name, tensor in self.fresh.items()}  # a call may move buffers
+            return self.call(self.net, {**weights, **self.shared, **fresh}, *self.arguments(x, 0))
         if key == self.active:
             weights = self.subnetworks.current_weights(self._live(self.masked_names))
-            with frozen_channels(self.net, self.frozen_channels):
-                return functional_call(
-                    self.net, {**weights, **self.shared}, *self.arguments(x, self.subnetworks.active_label)
-                )
+            arguments = self.arguments(x, self.subnetworks.active_label)
+            return self.call(self.net, {**weights, **self.shared}, *arguments, hooks=self.frozen_channels)
         arguments = self.arguments(x, self.subnetworks.tasks[key].label)
-        tensors = self._recent.get(key, lambda: self._task_tensors(key)).for_call(training=self.training)
-        return functional_call(self.net, tensors, *arguments, tie_weights=False)  # tied already
+        with self.call.lock:
+            tensors = self._recent.get(key, lambda: self._task_tensors(key)).for_call(training=self.training)
+        return self.call(self.net, tensors, *arguments)
 
     def arguments(self, x: Any, label: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments and keywords of a call of the network itself, for a batch of one task label."""
@@ -258,9 +287,10 @@ class MaskedModel(Learning):
         task = self.subnetworks
         return {**task.task_weights(key), **self.shared, **self.fresh, **task.task_private(key)}
 
+    @lasting()
     def _task_tensors(self, key: int) -> TaskTensors:
         """The same, with what else a call has to know, kept for the next calls."""
-        tensors = with_ties(self.net, self.tensors_of(key))
+        tensors = self.tensors_of(key)
         trained, counted = (names & tensors.keys() for names in moving_buffers(self.net))
         return TaskTensors(tensors, trained, counted)
 
@@ -274,6 +304,9 @@ class MaskedModel(Learning):
     def train(self, mode: bool = True) -> MaskedModel:
         """Set the mode of the network and of everything in it."""
         super().train(mode)
+        if self.wrapping.get("statistics") == "frozen":
+            for norm in running_norms(self.net):
+                norm.training = False
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> MaskedModel:
@@ -301,10 +334,14 @@ class MaskedModel(Learning):
         grow_heads(self.net, {label: n for label, n in outputs.items() if label not in learned})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_recent": Recent(), "_superposition": None}
+        return {**self.__dict__, "call": NetworkCall(), "_recent": Recent(), "_superposition": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"call": NetworkCall(), **state})  # pickles of 0.1.0 have none
 
     def _clear_kept(self) -> None:
         """Drop what was made of finished tasks to answer faster."""
+        self.call.forget()
         self._recent.clear()
         self._superposition = None
 

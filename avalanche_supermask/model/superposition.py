@@ -110,10 +110,17 @@ class Superposition:
         Running statistics are superposed too, but held constant, as PyTorch does not differentiate by them.
 
         Raises:
-            ValueError: tasks have tensors under different names (heads of their own), so there is no sum of them; or
-                there is no masked weight of such a name.
+            ValueError: tasks have tensors under different names (heads of their own), so there is no sum of them; a
+                task keeps values of its own; or there is no masked weight of such a name.
         """
         store = self.model.subnetworks
+        carried = [key for key in self.keys if str(store.tasks[key].slot) in store.carried]
+        if carried:
+            raise ValueError(
+                f"tasks {carried} were loaded beside others and keep their own values, which one superposition cannot "
+                "hold; use task_inference='entropy' or 'max_logit'"
+            )
+        change = store.change()
         private = self._private
         leaves = self._weights(coefficients)
         coefficients = coefficients[: len(self.keys)]
@@ -131,7 +138,7 @@ class Superposition:
         totals = []
         for start in range(0, len(groups), GROUPS):
             chunk = [of_group(x) for x in groups[start : start + GROUPS]]
-            weighted = {n: torch.stack([g[n] * store.frozen[n] for g in chunk]) for n in leaves if n in chunk[0]}
+            weighted = {n: torch.stack([g[n] * change[n] for g in chunk]) for n in leaves if n in chunk[0]}
             total = self._by_task({n: v.cpu() for n, v in store.masks.project(weighted, self._slots).items()})
             for i, task in enumerate(private if private[0] else ()):
                 for q, grads in enumerate(chunk):
@@ -157,7 +164,9 @@ class Superposition:
         sums = store.masks.superpose(self._by_slot(of_tasks), self._slots)
         for a, mask in zip(of_extra, self._extra, strict=True):
             sums = {name: total + a * mask[name] for name, total in sums.items()}
-        weights = {name: store.frozen[name] * m.to(store.frozen[name]) for name, m in sums.items()}
+        weights: dict[str, Tensor] = store.around(
+            {name: weight * sums[name].to(weight) for name, weight in store.change().items()}
+        )
         if self._start is None:
             self._start = coefficients.clone(), weights
         return weights
@@ -188,13 +197,14 @@ class Superposition:
         """
         store = self.model.subnetworks
         own = _weighted(self._private, torch.full((len(self.keys),), 1 / len(self.keys)))
-        return self._call(x, {**own, **store.mixtures.weights(coefficients, store.frozen, store.masks)})
+        mixed = store.around(store.mixtures.weights(coefficients, store.change(), store.masks))
+        return self._call(x, {**own, **mixed})
 
     def _call(self, x: Any, tensors: Mapping[str, Tensor]) -> Any:
         label = self.model.subnetworks.tasks[self.keys[0]].label
         fresh = {name: t.clone() for name, t in self.model.fresh.items()}  # a network may move its buffers
         given = {**fresh, **self.model.shared, **tensors}
-        return functional_call(self.model.net, given, *self.model.arguments(x, label))
+        return self.model.call(self.model.net, given, *self.model.arguments(x, label))
 
     def _by_slot(self, coefficients: Tensor) -> dict[str, Tensor]:
         """The coefficients of tasks as coefficients of masks, by layer: mixtures stand for what they mix."""

@@ -26,7 +26,9 @@ from avalanche_supermask.saving.atomic_write import written_whole
 __all__ = ["load", "save"]
 
 FORMAT = 1
-SCRATCH = ("host.", "subnetworks.scores.", "subnetworks.mixtures.coefficients.", "subnetworks.masks.")
+SCRATCH = (
+    "host.", "subnetworks.scores.", "subnetworks.values.", "subnetworks.mixtures.coefficients.", "subnetworks.masks."
+)  # fmt: skip
 EXTRA = "_extra_state"
 
 
