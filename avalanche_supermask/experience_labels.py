@@ -21,16 +21,18 @@ def labelled(experience: Any) -> Any:
     Labels count only where minibatches carry them, as Avalanche takes them from there.
     """
     found: dict[str, Any] = {}
-    if not _has(experience, "task_labels"):
+    if _lacks(experience, "task_labels"):
         labels: Any = getattr(experience.dataset, "targets_task_labels", None)
         if getattr(labels, "use_in_getitem", False):
             found["task_labels"] = sorted(int(label) for label in labels.uniques)
             if len(found["task_labels"]) == 1:
                 found["task_label"] = found["task_labels"][0]
-    if not _has(experience, "classes_in_this_experience"):
+    if _lacks(experience, "classes_in_this_experience"):
         targets = getattr(experience.dataset, "targets", None)
         if targets is not None and len(targets) and isinstance(targets[0], int) and hasattr(targets, "uniques"):
             found["classes_in_this_experience"] = sorted(targets.uniques)
+    elif isinstance(_shown(experience, "classes_in_this_experience"), set):  # heads of Avalanche index by it
+        found["classes_in_this_experience"] = sorted(experience.classes_in_this_experience)
     if not found:
         return experience
     made = copy.copy(experience)
@@ -39,8 +41,15 @@ def labelled(experience: Any) -> Any:
     return made
 
 
-def _has(experience: Any, name: str) -> bool:
+def _lacks(experience: Any, name: str) -> bool:
     try:
-        return hasattr(experience, name)
+        return not hasattr(experience, name)
     except MaskedAttributeError:  # the stream hides it from training on purpose
-        return True
+        return False
+
+
+def _shown(experience: Any, name: str) -> Any:
+    try:
+        return getattr(experience, name)
+    except MaskedAttributeError:
+        return None

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_supermask.class_outputs import check_classes, complete_classes, latest_logits
-from avalanche_supermask.experience_labels import labelled
 from avalanche_supermask.distributed import everywhere, whole_outputs
 from avalanche_supermask.distributed.plugin import join
+from avalanche_supermask.experience_labels import labelled
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.task_naming import OnRevisit, TaskKey, name_task
 
