@@ -23,6 +23,7 @@ from avalanche_supermask.class_outputs import check_classes, complete_classes, l
 from avalanche_supermask.distributed import everywhere, whole_outputs
 from avalanche_supermask.distributed.plugin import join
 from avalanche_supermask.experience_labels import labelled
+from avalanche_supermask.inference.gathering import gather_at_task_end
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.task_naming import OnRevisit, TaskKey, name_task
 
@@ -221,6 +222,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             assert key is not None
             self.end_task(strategy, model)
             model.commit([*self._outputs])
+            gather_at_task_end(strategy, key)
             self.task_committed(strategy, model, key)
         self._outputs.clear()
 

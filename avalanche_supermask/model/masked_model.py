@@ -20,7 +20,7 @@ from avalanche.models import DynamicModule
 from avalanche.models.utils import avalanche_model_adaptation
 from torch import Tensor, nn
 
-from avalanche_supermask.inference import Inference, by_name
+from avalanche_supermask.inference import Answer, Inference, by_name
 from avalanche_supermask.lasting import lasting, ordinary
 from avalanche_supermask.logits import Logits, find_logits
 from avalanche_supermask.model.cache import Recent, TaskTensors
@@ -87,8 +87,8 @@ class MaskedModel(Executing, Learning):
             the first mask keeps the largest weights: for pretrained networks, with ``init="keep"``.
         seed: of the constants and of every task's fresh scores; drawn from torch's generator if None.
         task_inference: who names the task at evaluation: ``"given"`` (the labels), ``"oneshot"``, ``"binary"``,
-            ``"entropy"``, ``"expected_entropy"``, ``"max_logit"``, ``"entropy_descent"``, or an object of `inference`
-            with settings. Can be set later.
+            ``"entropy"``, ``"expected_entropy"``, ``"max_logit"``, ``"entropy_descent"``, ``"gaussian"``, or an
+            object of `inference` with settings. Can be set later.
         logits: which tensor of the network's output is the logits, for what needs them (inference, KKT, metrics): an
             attribute or key, an index, or a function of the output. None: the output itself if it is a tensor, its
             ``logits``, or else its first tensor. Can be set later.
@@ -230,13 +230,26 @@ class MaskedModel(Executing, Learning):
         """Whether a call in evaluation mode would infer the task."""
         return self._task_inference != "given" and self.active is None and bool(self.task_keys)
 
+    @property
+    def candidates(self) -> Superposition:
+        """The finished tasks, as a way of inference sees them."""
+        if self._superposition is None:
+            self._superposition = Superposition(self)
+        return self._superposition
+
+    def store_statistics(self, task: int, statistics: Mapping[str, Tensor]) -> None:
+        """Keep what a way of inference has gathered of a finished task; its outputs do not change."""
+        self.subnetworks.store_statistics(task, statistics)
+        self._clear_kept()
+
     def _forward_inferred(self, x: Any) -> Any:
         find = by_name(self._task_inference)
         assert find is not None
         with self.call.lock, lasting():
-            if self._superposition is None:
-                self._superposition = Superposition(self)
-            answer = find(self._superposition, len(self.task_keys), ordinary(x))
+            answer = find(self.candidates, len(self.task_keys), ordinary(x))
+        if isinstance(answer, Answer):
+            self.inferred_task = torch.tensor(self.task_keys)[answer.tasks]
+            return answer.outputs
         if not isinstance(answer, Tensor) or answer.is_floating_point():
             self.inferred_task = None  # no single task answered
             return answer

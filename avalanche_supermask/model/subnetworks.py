@@ -80,6 +80,8 @@ class Subnetworks(nn.Module):
         # slot -> what only that task has: norm statistics, head, ... Nothing of a task that has nothing: a module a
         # task is passed over at every move and every search for parameters.
         self.private = nn.ModuleDict()
+        # slot -> what a way of inference has gathered of that task; nothing, where none has.
+        self.statistics = nn.ModuleDict()
         # slot -> values of the entries in its mask, of a task from a file that found these entries taken.
         self.carried = nn.ModuleDict()
         self.scores = NamedTensors(trainable=True)
@@ -344,6 +346,19 @@ class Subnetworks(nn.Module):
         stored: NamedTensors = self.private[slot]  # type: ignore[assignment]
         return dict(stored)
 
+    def task_statistics(self, key: int) -> dict[str, Tensor]:
+        """What was gathered of a finished task for inference, by name."""
+        slot = str(self._slot(key))
+        return dict(self.statistics[slot]) if slot in self.statistics else {}  # type: ignore[call-overload]
+
+    def store_statistics(self, key: int, statistics: Mapping[str, Tensor]) -> None:
+        """Keep what was gathered of a finished task, in the place of what was before."""
+        slot = str(self._slot(key))
+        if slot in self.statistics:
+            del self.statistics[slot]
+        if statistics:
+            self.statistics[slot] = NamedTensors({name: t.detach().clone() for name, t in statistics.items()})
+
     def owned(self, keys: list[int] | None = None) -> dict[str, Tensor]:
         """Weights that any of these finished tasks uses (all of them if None): bool tensors by name."""
         slots = self._owners() if keys is None else self._slots_used(keys)
@@ -370,7 +385,8 @@ class Subnetworks(nn.Module):
         if str(slot) in self.carried:
             chosen += _nbytes(self.carried[str(slot)])  # type: ignore[arg-type]
         entropy = 0 if self.tasks[key].entropy is None else 4
-        return chosen + (_nbytes(self.task_private(key)) + entropy if private else 0)
+        own = _nbytes(self.task_private(key)) + _nbytes(self.task_statistics(key)) + entropy
+        return chosen + (own if private else 0)
 
     @property
     def basis_bytes(self) -> int:
@@ -408,8 +424,9 @@ class Subnetworks(nn.Module):
             freed = {name: mask & ~rest[name] for name, mask in self.masks.read(slot).items()}
             self.masks.drop(slot)
             self.mixtures.reduce(slot)
-        if str(slot) in self.private:
-            del self.private[str(slot)]
+        for stored in (self.private, self.statistics):
+            if str(slot) in stored:
+                del stored[str(slot)]
         self.choices.pop(slot, None)
         del self.tasks[key]
         return freed
@@ -453,10 +470,11 @@ class Subnetworks(nn.Module):
             self.base, self.places = NamedTensors(), NamedTensors()
             self.values = NamedTensors(trainable=True)
             self.carried = nn.ModuleDict()
+            self.statistics = nn.ModuleDict()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        for part in ("private", "carried"):
+        for part in ("private", "statistics", "carried"):
             start = f"{prefix}{part}."
             slots = dict.fromkeys(key[len(start) :].partition(".")[0] for key in state_dict if key.startswith(start))
             setattr(self, part, nn.ModuleDict({slot: NamedTensors() for slot in slots}))  # their tensors follow
