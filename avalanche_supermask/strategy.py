@@ -18,6 +18,7 @@ from avalanche_supermask.logits import Logits
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.tensor_roles import Init, Maskable, Outside, PerTask, Scores, Statistics
 from avalanche_supermask.plugin import OnRevisit, SubnetworkPlugin, adopt_parameters
+from avalanche_supermask.task_naming import check_revisit
 
 __all__ = ["ModelArguments", "ModelFirst", "StrategyArguments", "SubnetworkStrategy", "fused_adam"]
 
@@ -115,8 +116,7 @@ class SubnetworkStrategy(ModelFirst):
         on_revisit: OnRevisit = "error",
         **arguments: Any,
     ) -> None:
-        if on_revisit not in ("error", "skip", "new"):
-            raise ValueError(f"on_revisit must be 'error', 'skip' or 'new'; got {on_revisit!r}")
+        check_revisit(on_revisit, continues=method.continues, method=type(self).__name__)
         method.on_revisit = on_revisit
         if not isinstance(model, MaskedModel):
             original = model
