@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.plugins import GDumbPlugin, SupervisedPlugin
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -71,6 +71,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
 
     on_revisit: OnRevisit = "error"
     continues = False
+    _model: int | None = None  # id of the strategy's model since training began, or went on from a checkpoint
     _told_of_classes = False
 
     def __init__(self, *, task_key: TaskKey = "auto", schedule: Schedule = "constant") -> None:
@@ -135,6 +136,8 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Check what was passed, and put what learns into the optimizer."""
         model = masked_model(strategy)
+        refuse_replacement(strategy)
+        self._model = id(model)
         check_revisit(self.on_revisit, continues=self.continues, method=type(self).__name__.removesuffix("Plugin"))
         if strategy.train_epochs < 1:
             raise ValueError(f"train_epochs must be at least 1 to learn a task; got {strategy.train_epochs}")
@@ -152,6 +155,11 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Begin the task."""
         model = masked_model(strategy)
+        if self._model not in (None, id(model)):
+            raise ValueError(
+                "another plugin has put a new model in the place of the strategy's: finished tasks would be lost; "
+                f"leave it out: one of {[type(p).__name__ for p in strategy.plugins if p is not self]}"
+            )
         key, label = name_task(
             strategy.experience, model.subnetworks.tasks, task_key=self.task_key, on_revisit=self.on_revisit,
             learned_in=self._learned_in,
@@ -189,6 +197,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Enter the phase of this epoch, if it is not the current one."""
+        self._model = id(strategy.model)
         if self._skips:
             return
         phase, _ = self._phase_at(strategy.clock.train_exp_epochs, strategy.train_epochs)
@@ -303,6 +312,19 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     def _set_lr(self, optimizer: Optimizer, phase: Phase, factor: float) -> None:
         for group, lr in zip(optimizer.param_groups, self._lrs, strict=True):
             group["lr"] = factor * (lr if phase.lr is None else phase.lr)
+
+
+def refuse_replacement(strategy: Any) -> None:
+    """Refuse GDumb, which begins every experience with a fresh copy of the model.
+
+    Raises:
+        ValueError: it is among the plugins.
+    """
+    if any(isinstance(plugin, GDumbPlugin) for plugin in strategy.plugins):
+        raise ValueError(
+            "GDumbPlugin puts a fresh model in the strategy's place at each experience: finished tasks would be "
+            "lost; leave it out, as finished tasks need no memory here"
+        )
 
 
 def masked_model(strategy: Any) -> MaskedModel:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from typing_extensions import TypedDict
 
+from avalanche_supermask import nested
 from avalanche_supermask.inference import Inference
 from avalanche_supermask.logits import Logits
 from avalanche_supermask.model.masked_model import MaskedModel
@@ -66,6 +67,17 @@ class ModelFirst(SupervisedTemplate):  # type: ignore[misc]
         # Avalanche wraps every subclass' __init__ to warn about positional arguments; ours are keyword-only
         # but for the model, which may come first without a warning.
         super(BaseTemplate, cls).__init_subclass__(**kwargs)
+
+    mbatch: Any
+
+    def _unpack_minibatch(self) -> None:
+        """Move a minibatch of any structure to the device; Avalanche's own moves tensors only."""
+        whole = isinstance(self.mbatch, (list, tuple))
+        self.mbatch = (
+            [nested.moved(part, self.device) for part in self.mbatch]
+            if whole
+            else nested.moved(self.mbatch, self.device)
+        )
 
 
 class SubnetworkStrategy(ModelFirst):

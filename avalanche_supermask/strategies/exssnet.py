@@ -38,6 +38,7 @@ from avalanche_supermask.selection import LayerDensities
 from avalanche_supermask.strategies.kkt import Sources, choose_sources, features, knn_accuracy
 from avalanche_supermask.strategies.supsup import SupSupPlugin, Transfer, scores_of_mask
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
+from avalanche_supermask.strategy_batch import minibatch, outputs_for
 
 __all__ = ["ExSSNeT", "ExSSNeTPlugin", "SSNeT"]
 
@@ -162,7 +163,11 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         batches, labels = self._sample(strategy, model.seed + new)
         accuracies = divided(
             model.task_keys,
-            lambda old: knn_accuracy(features(model, old, batches), labels, k=self.kkt_neighbours),
+            lambda old: knn_accuracy(
+                features(model, old, batches, call=lambda batch: outputs_for(strategy, batch, task=old)),
+                labels,
+                k=self.kkt_neighbours,
+            ),
         )
         assert self.kkt is not None
         chance = 1.0 / max(2, len(labels.unique()))
@@ -188,7 +193,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         return {name: scores_of_mask(s, mask[name].cpu(), self.density) for name, s in fresh.items()}
 
     def _sample(self, strategy: Any, seed: int) -> tuple[list[Any], Tensor]:
-        """Seeded share of the current training data: batches of inputs on the device, and all labels."""
+        """Seeded share of the current training data: its batches, and all labels."""
         dataset = strategy.experience.dataset
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(dataset), generator=generator)
@@ -199,8 +204,11 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
             collate_fn=getattr(dataset, "collate_fn", None),
             generator=generator,
         )
-        pairs = [(batch[0].to(strategy.device), batch[1]) for batch in loader]
-        return [x for x, _ in pairs], torch.cat([y for _, y in pairs])
+        batches, labels = [*loader], []
+        for batch in batches:
+            with minibatch(strategy, batch):
+                labels.append(strategy.mb_y)
+        return batches, torch.cat(labels)
 
 
 @register("exssnet")
