@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.plugins import GDumbPlugin, SupervisedPlugin
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -25,7 +25,7 @@ from avalanche_supermask.distributed.plugin import join
 from avalanche_supermask.experience_labels import labelled
 from avalanche_supermask.inference.gathering import gather_at_task_end
 from avalanche_supermask.model.masked_model import MaskedModel
-from avalanche_supermask.task_naming import OnRevisit, TaskKey, name_task
+from avalanche_supermask.task_naming import OnRevisit, TaskKey, check_revisit, name_task
 
 __all__ = ["OnRevisit", "Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "adopt_parameters", "cosine"]
 
@@ -62,13 +62,17 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     Attributes:
         on_revisit: what happens to an experience of a task that is learned already: ``"error"``; ``"skip"``: nothing,
             the task answers as before; ``"new"``: it is learned as a task of its own under the next free key, and
-            from then on answers for its label.
+            from then on answers for its label; ``"continue"``: the latest task goes on learning while its own label
+            comes again, and is finished when another task begins (SupSup, ExSSNeT, SSNeT).
+        continues: whether the method can do that (default False): see `continue_task`.
 
     Raises:
         ValueError: an unknown ``task_key`` or ``schedule``.
     """
 
     on_revisit: OnRevisit = "error"
+    continues = False
+    _model: int | None = None  # id of the strategy's model since training began, or went on from a checkpoint
     _told_of_classes = False
 
     def __init__(self, *, task_key: TaskKey = "auto", schedule: Schedule = "constant") -> None:
@@ -109,6 +113,13 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Called when a task has begun: data, model and optimizer are there, nothing has learned yet."""
 
+    def continue_task(self, strategy: Any, model: MaskedModel, mask: dict[str, Tensor]) -> None:
+        """Called instead of `begin_task` where ``on_revisit="continue"`` goes on with the latest task.
+
+        Weights, heads and statistics are as they were when it was stored. A method that sets ``continues`` sees to it
+        that its scores choose ``mask``.
+        """
+
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
         """Called at the start of each phase: say what learns."""
         raise NotImplementedError(
@@ -126,6 +137,9 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Check what was passed, and put what learns into the optimizer."""
         model = masked_model(strategy)
+        refuse_replacement(strategy)
+        self._model = id(model)
+        check_revisit(self.on_revisit, continues=self.continues, method=type(self).__name__.removesuffix("Plugin"))
         if strategy.train_epochs < 1:
             raise ValueError(f"train_epochs must be at least 1 to learn a task; got {strategy.train_epochs}")
         join(strategy, self)
@@ -142,6 +156,11 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Begin the task."""
         model = masked_model(strategy)
+        if self._model not in (None, id(model)):
+            raise ValueError(
+                "another plugin has put a new model in the place of the strategy's: finished tasks would be lost; "
+                f"leave it out: one of {[type(p).__name__ for p in strategy.plugins if p is not self]}"
+            )
         key, label = name_task(
             strategy.experience, model.subnetworks.tasks, task_key=self.task_key, on_revisit=self.on_revisit,
             learned_in=self._learned_in,
@@ -153,17 +172,33 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             return
         if key in model.subnetworks.tasks and self.on_revisit == "new":
             key = max(model.subnetworks.tasks) + 1
-        model.begin(key, label)
+        mask = self._begin(model, key, label)
         self._iterations = 0
         self._outputs.clear()
-        self._phase = None
         self._lrs = [group["lr"] for group in strategy.optimizer.param_groups]
         self._learned_in[key] = strategy.experience.current_experience
-        self.begin_task(strategy, model)
-        self._enter(self._phase_at(0, strategy.train_epochs)[0], strategy)
+        first, last = self._phase_at(0, strategy.train_epochs)[0], self._phase
+        if mask is None:
+            self.begin_task(strategy, model)
+        else:
+            self.continue_task(strategy, model, mask)
+        self._enter(first, strategy, goes_on=mask is not None and first == last)
+
+    def _begin(self, model: MaskedModel, key: int, label: int | None) -> dict[str, Tensor] | None:
+        """Begin a task; or go on with the latest one, and return its mask."""
+        if self.on_revisit == "continue" and key in model.task_keys:
+            if key == model.task_keys[-1]:
+                return model.resume()
+            raise ValueError(
+                f"task {key} is finished, as task {model.task_keys[-1]} has begun since, and finished tasks never "
+                "change: on_revisit='continue' goes on with the latest task only; use 'skip' or 'new'"
+            )
+        model.begin(key, label)
+        return None
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Enter the phase of this epoch, if it is not the current one."""
+        self._model = id(strategy.model)
         if self._skips:
             return
         phase, _ = self._phase_at(strategy.clock.train_exp_epochs, strategy.train_epochs)
@@ -264,11 +299,11 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             epoch -= phase.epochs
         return phases[-1], phases[-1].epochs
 
-    def _enter(self, phase: Phase, strategy: Any) -> None:
+    def _enter(self, phase: Phase, strategy: Any, *, goes_on: bool = False) -> None:
         self._phase = phase
         self.enter_phase(phase, strategy.model)
         # What was learned about one kind of parameter says nothing of another: momentum would carry it over.
-        strategy.make_optimizer(reset_optimizer_state=True)
+        strategy.make_optimizer(reset_optimizer_state=not goes_on)
         if self._drives_lr(strategy):
             self._set_lr(strategy.optimizer, phase, 1.0)
 
@@ -279,6 +314,19 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     def _set_lr(self, optimizer: Optimizer, phase: Phase, factor: float) -> None:
         for group, lr in zip(optimizer.param_groups, self._lrs, strict=True):
             group["lr"] = factor * (lr if phase.lr is None else phase.lr)
+
+
+def refuse_replacement(strategy: Any) -> None:
+    """Refuse GDumb, which begins every experience with a fresh copy of the model.
+
+    Raises:
+        ValueError: it is among the plugins.
+    """
+    if any(isinstance(plugin, GDumbPlugin) for plugin in strategy.plugins):
+        raise ValueError(
+            "GDumbPlugin puts a fresh model in the strategy's place at each experience: finished tasks would be "
+            "lost; leave it out, as finished tasks need no memory here"
+        )
 
 
 def masked_model(strategy: Any) -> MaskedModel:

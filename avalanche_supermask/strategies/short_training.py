@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avalanche_supermask import nested
 from avalanche_supermask.distributed import average_statistics, averaged
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Schedule, cosine
@@ -50,7 +51,7 @@ def train_copy(
             torch.manual_seed(seed)
         with averaged(model.parameters()) as average:
             for batch in (batch for _ in range(epochs) for batch in batches):
-                x, y, t = batch[0].to(device), batch[1].to(device), batch[-1].to(device)
+                x, y, t = nested.moved(batch[0], device), batch[1].to(device), batch[-1].to(device)
                 optimizer.zero_grad()
                 average.samples = len(y)
                 criterion(model(x, t), y).backward()

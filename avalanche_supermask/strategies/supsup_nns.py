@@ -115,6 +115,8 @@ class SupSupNNsPlugin(SupSupPlugin):
         self._batches = 0
         self._evaluation = contextlib.ExitStack()
 
+    continues = False  # it looks itself where tasks begin and end
+
     # ------------------------------------------------------------------ Avalanche's callbacks
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
