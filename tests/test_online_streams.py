@@ -64,7 +64,7 @@ def test_scores_that_are_lost_are_made_of_the_mask():
 def test_a_task_that_is_finished_does_not_go_on():
     strategy, stream = SupSup(mlp(), **CONTINUE), class_stream(2).train_stream
     strategy.train(stream)
-    with pytest.raises(ValueError, match="task 0 is finished, as task 1 has begun since.*the latest task only"):
+    with pytest.raises(ValueError, match=r"task 0 is finished, as task 1 has begun since.*the latest task only"):
         strategy.train(stream[0])
 
 
@@ -76,7 +76,7 @@ def test_methods_that_cannot_go_on_say_so(method):
 
 def test_gdumb_would_drop_the_tasks():
     strategy = SupSup(mlp(), plugins=[GDumbPlugin()], **QUICK)
-    with pytest.raises(ValueError, match="GDumbPlugin puts a fresh model.*finished tasks would be lost"):
+    with pytest.raises(ValueError, match=r"GDumbPlugin puts a fresh model.*finished tasks would be lost"):
         strategy.train(class_stream(1).train_stream[0])
 
 
