@@ -1,5 +1,7 @@
 """A task that comes in several portions: it goes on learning, and nothing earlier moves."""
 
+import itertools
+
 import pytest
 import torch
 from avalanche.benchmarks.scenarios.online import split_online_stream
@@ -32,7 +34,7 @@ def test_a_task_goes_on_while_its_label_comes_again_and_nothing_earlier_moves(me
     assert strategy.model.task_keys == [0, 1]
     assert len(masks) == 6
     assert moved == 0.0
-    changed = [sum(int((a[n] != b[n]).sum()) for n in a) for a, b in zip(masks, masks[1:], strict=False)]
+    changed = [sum(int((a[n] != b[n]).sum()) for n in a) for a, b in itertools.pairwise(masks)]
     kept = sum(int(m.sum()) for m in masks[0].values())
     assert 0 < changed[0] < kept / 2, "it goes on from the mask that it had"
 
