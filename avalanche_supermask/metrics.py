@@ -6,6 +6,7 @@ model is not a `MaskedModel`; `OutputDrift` measures any model. One evaluator se
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +17,12 @@ from avalanche.models import avalanche_forward
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from avalanche_supermask import nested
 from avalanche_supermask.data.cached import load_tensors
+from avalanche_supermask.logits import class_dimension
 from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.model.subnetworks import Task
+from avalanche_supermask.strategy_batch import outputs_for
 
 __all__ = [
     "AccuracyOverSteps",
@@ -161,12 +166,15 @@ class TaskInference(PluginMetric[dict[str, float]]):
 
     def reset(self) -> None:
         """Start counting anew."""
-        self._samples = self._tasks = self._both = 0
+        self._samples = self._tasks = 0
+        self._both = 0.0
+        self._classes = True
 
     def result(self) -> dict[str, float]:
         """The two accuracies since the last reset."""
         n = max(1, self._samples)
-        return {"TaskIdAccuracy": self._tasks / n, "UnsharedAccuracy": self._both / n}
+        unshared = {"UnsharedAccuracy": self._both / n} if self._classes else {}
+        return {"TaskIdAccuracy": self._tasks / n, **unshared}
 
     def __str__(self) -> str:
         return "TaskInference"
@@ -186,10 +194,15 @@ class TaskInference(PluginMetric[dict[str, float]]):
             right_task = torch.tensor([label_of[key] for key in found.tolist()]) == strategy.mb_task_id.cpu()
         else:  # labels do not tell tasks apart: their keys are the indices of experiences
             right_task = found == strategy.experience.current_experience
-        right_class = strategy.mb_output.argmax(dim=1).cpu() == strategy.mb_y.cpu()
         self._samples += len(found)
         self._tasks += int(right_task.sum())
-        self._both += int((right_task & right_class).sum())
+        logits = model.logits_of(strategy.mb_output)
+        if class_dimension(logits, strategy.mb_y) is None:
+            self._classes = False  # targets that are no classes: nothing to say of them
+            return
+        right_class = (logits.argmax(dim=1).cpu() == strategy.mb_y.cpu()).float().flatten(1 if logits.dim() > 2 else 0)
+        right_class = right_class.mean(dim=1) if logits.dim() > 2 else right_class
+        self._both += float((right_task * right_class).sum())
 
     def after_eval_exp(self, strategy: Any) -> Any:
         """Emit both for this experience."""
@@ -218,21 +231,49 @@ class OutputDrift(_AfterTask):
     def __init__(self, probe_size: int = 64) -> None:
         super().__init__()
         self.probe_size = probe_size
-        self._probes: list[tuple[Tensor, Tensor, Tensor]] = []  # inputs, task labels, outputs
+        self._probes: list[_Probe] = []
 
     def measure(self, strategy: Any) -> float | None:
         """Compare the old probes, then add one for the task just learned."""
-        drifts = [float((_outputs(strategy.model, x, t) - before).abs().max()) for x, t, before in self._probes]
+        tasks = strategy.model.subnetworks.tasks if isinstance(strategy.model, MaskedModel) else {}
+        # A task that was forgotten, or that goes on learning, is not the one that was probed.
+        self._probes = [p for p in self._probes if p.key is None or tasks.get(p.key) == p.task]
+        drifts = [p.drift(strategy) for p in self._probes]
+        key = next(reversed(tasks), None)
+        if key is None or all(p.key != key for p in self._probes):
+            batch = self._batch(strategy)
+            task = None if key is None else tasks[key]
+            self._probes.append(_Probe(key, task, batch, _kept(outputs_for(strategy, batch, task=key))))
+        return max(drifts, default=0.0)
+
+    def _batch(self, strategy: Any) -> Any:
         loader = DataLoader(
             strategy.experience.dataset.eval(),
             batch_size=self.probe_size,
             collate_fn=getattr(strategy.experience.dataset, "collate_fn", None),
             generator=torch.Generator(),  # a loader without one draws from the global random state
         )
-        batch = next(iter(loader))
-        x, t = batch[0].to(strategy.device), batch[-1].to(strategy.device)
-        self._probes.append((x, t, _outputs(strategy.model, x, t)))
-        return max(drifts, default=0.0)
+        return next(iter(loader))
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Inputs of a finished task, by its key in a `MaskedModel`, and its outputs for them."""
+
+    key: int | None
+    task: Task | None
+    batch: Any
+    outputs: list[Tensor]
+
+    def drift(self, strategy: Any) -> float:
+        """Largest change of any number in the outputs."""
+        now = _kept(outputs_for(strategy, self.batch, task=self.key))
+        return max(float((a - b).abs().max()) for a, b in zip(now, self.outputs, strict=True))
+
+
+def _kept(output: Any) -> list[Tensor]:
+    """The tensors of numbers in an output."""
+    return [t.clone() for t in nested.tensors(output) if t.is_floating_point() and t.numel()]
 
 
 @torch.no_grad()

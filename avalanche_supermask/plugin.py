@@ -15,23 +15,25 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.plugins import GDumbPlugin, SupervisedPlugin
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_supermask.class_outputs import check_classes, complete_classes, latest_logits
 from avalanche_supermask.distributed import everywhere, whole_outputs
 from avalanche_supermask.distributed.plugin import join
+from avalanche_supermask.experience_labels import labelled
 from avalanche_supermask.inference.gathering import gather_at_task_end
 from avalanche_supermask.learning_rates import chosen_rates, group_by_rate, one_group
 from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.task_naming import OnRevisit, TaskKey, check_revisit, name_task
 
 __all__ = ["OnRevisit", "Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "adopt_parameters", "cosine"]
 
-TaskKey = Literal["auto", "task_label", "experience"]
 Schedule = Literal["constant", "cosine"]
-OnRevisit = Literal["error", "skip", "new"]
 
 LAST = 8  # mini-batches whose outputs tell how sure a task is of its own data
+POSITIONS = 64  # of each dense output that are kept for it
 
 
 def cosine(done: float) -> float:
@@ -69,7 +71,9 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     Attributes:
         on_revisit: what happens to an experience of a task that is learned already: ``"error"``; ``"skip"``: nothing,
             the task answers as before; ``"new"``: it is learned as a task of its own under the next free key, and
-            from then on answers for its label.
+            from then on answers for its label; ``"continue"``: the latest task goes on learning while its own label
+            comes again, and is finished when another task begins (SupSup, ExSSNeT, SSNeT).
+        continues: whether the method can do that (default False): see `continue_task`.
         rule_applies: whether a learning rate that is None is chosen by the rule of `learning_rates`; else it is the
             optimizer's. The strategies set it where they made the optimizer themselves.
         settings_used: what the latest task was learned with, by the name of the argument: numbers that were given, and
@@ -81,6 +85,9 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
 
     on_revisit: OnRevisit = "error"
     rule_applies = False
+    continues = False
+    _model: int | None = None  # id of the strategy's model since training began, or went on from a checkpoint
+    _told_of_classes = False
 
     def __init__(self, *, task_key: TaskKey = "auto", schedule: Schedule = "constant") -> None:
         super().__init__()
@@ -129,6 +136,13 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Called when a task has begun: data, model and optimizer are there, nothing has learned yet."""
 
+    def continue_task(self, strategy: Any, model: MaskedModel, mask: dict[str, Tensor]) -> None:
+        """Called instead of `begin_task` where ``on_revisit="continue"`` goes on with the latest task.
+
+        Weights, heads and statistics are as they were when it was stored. A method that sets ``continues`` sees to it
+        that its scores choose ``mask``.
+        """
+
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
         """Called at the start of each phase: say what learns."""
         raise NotImplementedError(
@@ -146,6 +160,9 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Check what was passed, and put what learns into the optimizer."""
         model = masked_model(strategy)
+        refuse_replacement(strategy)
+        self._model = id(model)
+        check_revisit(self.on_revisit, continues=self.continues, method=type(self).__name__.removesuffix("Plugin"))
         if strategy.train_epochs < 1:
             raise ValueError(f"train_epochs must be at least 1 to learn a task; got {strategy.train_epochs}")
         join(strategy, self)
@@ -155,14 +172,23 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         adopt_parameters(strategy.optimizer, model)
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """Complain of an experience without samples, before Avalanche fails to make a loader of it."""
+        """Complain of an experience without samples, before Avalanche fails to make a loader of it; read its labels."""
         if len(strategy.experience.dataset) == 0:
             raise ValueError(f"experience {strategy.experience.current_experience} is empty: no sample to learn from")
+        strategy.experience = labelled(strategy.experience)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Begin the task."""
         model = masked_model(strategy)
-        key, label = self._name_task(strategy.experience, model)
+        if self._model not in (None, id(model)):
+            raise ValueError(
+                "another plugin has put a new model in the place of the strategy's: finished tasks would be lost; "
+                f"leave it out: one of {[type(p).__name__ for p in strategy.plugins if p is not self]}"
+            )
+        key, label = name_task(
+            strategy.experience, model.subnetworks.tasks, task_key=self.task_key, on_revisit=self.on_revisit,
+            learned_in=self._learned_in,
+        )  # fmt: skip
         self._skips = key in model.subnetworks.tasks and self.on_revisit == "skip"
         if self._skips:
             model.router.assigned, self._iterations = key, 0
@@ -170,20 +196,36 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             return
         if key in model.subnetworks.tasks and self.on_revisit == "new":
             key = max(model.subnetworks.tasks) + 1
-        model.begin(key, label)
+        mask = self._begin(model, key, label)
         self._iterations = 0
         self._outputs.clear()
-        self._phase = None
         if self.rule_applies:
             one_group(strategy.optimizer)  # an experience that was interrupted left its own
         self._lrs = [group["lr"] for group in strategy.optimizer.param_groups]
         self._learned_in[key] = strategy.experience.current_experience
         self.settings_used = {"schedule": self.schedule}
-        self.begin_task(strategy, model)
-        self._enter(self._phase_at(0, strategy.train_epochs)[0], strategy)
+        first, last = self._phase_at(0, strategy.train_epochs)[0], self._phase
+        if mask is None:
+            self.begin_task(strategy, model)
+        else:
+            self.continue_task(strategy, model, mask)
+        self._enter(first, strategy, goes_on=mask is not None and first == last)
+
+    def _begin(self, model: MaskedModel, key: int, label: int | None) -> dict[str, Tensor] | None:
+        """Begin a task; or go on with the latest one, and return its mask."""
+        if self.on_revisit == "continue" and key in model.task_keys:
+            if key == model.task_keys[-1]:
+                return model.resume()
+            raise ValueError(
+                f"task {key} is finished, as task {model.task_keys[-1]} has begun since, and finished tasks never "
+                "change: on_revisit='continue' goes on with the latest task only; use 'skip' or 'new'"
+            )
+        model.begin(key, label)
+        return None
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Enter the phase of this epoch, if it is not the current one."""
+        self._model = id(strategy.model)
         if self._skips:
             return
         phase, _ = self._phase_at(strategy.clock.train_exp_epochs, strategy.train_epochs)
@@ -200,11 +242,12 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Check once a task that the network has an output for every label; remember the latest outputs."""
+        model = masked_model(strategy)
         if self._iterations == 1:
-            _check_outputs(strategy)
-        out = strategy.mb_output
-        if isinstance(out, Tensor) and out.dim() == 2:
-            self._outputs.append(out.detach().clone())  # a CUDA graph would write the next outputs over these
+            check_classes(strategy, model)
+        logits = latest_logits(strategy, model)
+        if logits is not None:
+            self._outputs.append(_few_positions(logits).clone())  # a CUDA graph would write the next ones over these
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Stop where nothing can be learned any more; looked at once an epoch, as a look may wait for the device."""
@@ -247,6 +290,10 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             self.task_committed(strategy, model, key)
         self._outputs.clear()
 
+    def before_eval_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Read the labels from the data where the experience has none."""
+        strategy.experience = labelled(strategy.experience)
+
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """With ``task_key="experience"``, the index of the experience names the task."""
         join(strategy, self)
@@ -256,6 +303,11 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """The labels name the task again."""
         masked_model(strategy).router.assigned = None
+
+    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Count samples of classes that the answering task has no output for as wrong, with one warning."""
+        missing = complete_classes(strategy, masked_model(strategy), warn=not self._told_of_classes)
+        self._told_of_classes |= missing
 
     # ------------------------------------------------------------------ phases and learning rate
 
@@ -276,11 +328,11 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             epoch -= phase.epochs
         return phases[-1], phases[-1].epochs
 
-    def _enter(self, phase: Phase, strategy: Any) -> None:
+    def _enter(self, phase: Phase, strategy: Any, *, goes_on: bool = False) -> None:
         self._phase = phase
         self.enter_phase(phase, strategy.model)
         # What was learned about one kind of parameter says nothing of another: momentum would carry it over.
-        strategy.make_optimizer(reset_optimizer_state=True)
+        strategy.make_optimizer(reset_optimizer_state=not goes_on)
         setting = phase.setting or f"{phase.name}_lr"
         if phase.lr == "rule":
             rates = chosen_rates(strategy.model, phase.epochs * len(strategy.dataloader))
@@ -307,29 +359,18 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         for group, lr in zip(optimizer.param_groups, self._full_lrs, strict=True):
             group["lr"] = factor * lr
 
-    # ------------------------------------------------------------------ task keys
 
-    def _name_task(self, experience: Any, model: MaskedModel) -> tuple[int, int | None]:
-        index = int(experience.current_experience)
-        labels = sorted({int(label) for label in getattr(experience, "task_labels", [])})
-        if len(labels) > 1 and self.task_key != "experience":
-            raise ValueError(
-                f"experience {index} mixes the task labels {labels}: expected one task an experience; split it, "
-                "or pass task_key='experience' to learn it as one task"
-            )
-        label = labels[0] if labels else None
-        if self.task_key == "task_label" and label is None:
-            raise ValueError(f"task_key='task_label', but experience {index} has no task labels; pass 'experience'")
-        learned = model.subnetworks.tasks
-        told_apart = label is not None and label not in learned
-        if self.task_key == "task_label" or (self.task_key == "auto" and told_apart):
-            return int(label or 0), label
-        same_label = label is None or {task.label for task in learned.values()} == {label}
-        if self.task_key == "auto" and not same_label:
-            return int(label or 0), label  # a label that came before among others: begin() says so
-        if index in learned and self._learned_in.get(index) != index:
-            return max(learned) + 1, label
-        return index, label
+def refuse_replacement(strategy: Any) -> None:
+    """Refuse GDumb, which begins every experience with a fresh copy of the model.
+
+    Raises:
+        ValueError: it is among the plugins.
+    """
+    if any(isinstance(plugin, GDumbPlugin) for plugin in strategy.plugins):
+        raise ValueError(
+            "GDumbPlugin puts a fresh model in the strategy's place at each experience: finished tasks would be "
+            "lost; leave it out, as finished tasks need no memory here"
+        )
 
 
 def masked_model(strategy: Any) -> MaskedModel:
@@ -372,16 +413,6 @@ def adopt_parameters(optimizer: Optimizer, model: MaskedModel, original: nn.Modu
             group_of.get(id(weight), optimizer.param_groups[0])["params"].append(p)
 
 
-def _check_outputs(strategy: Any) -> None:
-    output, targets = strategy.mb_output, strategy.mb_y
-    if output.dim() != 2 or targets.is_floating_point():
-        return
-    classes = getattr(strategy.experience, "classes_in_this_experience", None)
-    largest = max(classes) if classes else int(targets.max())
-    if largest >= output.shape[1]:
-        masked_model(strategy).abandon()
-        raise ValueError(
-            f"the network has {output.shape[1]} outputs, but experience {strategy.experience.current_experience} "
-            f"has label {largest}: give it {largest + 1} outputs, or build the stream with "
-            "class_ids_from_zero_in_each_exp=True"
-        )
+def _few_positions(logits: Tensor) -> Tensor:
+    """Logits ``(batch, classes, *positions)`` at a few positions, evenly spread: enough to tell a mean entropy by."""
+    return logits if logits.dim() == 2 else logits.flatten(2)[..., :: max(1, logits[0, 0].numel() // POSITIONS)]

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from typing_extensions import TypedDict
 
+from avalanche_supermask import nested
 from avalanche_supermask.inference import Inference
 from avalanche_supermask.logits import Logits
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.tensor_roles import Init, Maskable, Outside, PerTask, Scores, Statistics
 from avalanche_supermask.plugin import OnRevisit, SubnetworkPlugin, adopt_parameters
+from avalanche_supermask.task_naming import check_revisit
 
 __all__ = ["ModelArguments", "ModelFirst", "Scenario", "StrategyArguments", "SubnetworkStrategy", "fused_adam"]
 
@@ -80,6 +82,17 @@ class ModelFirst(SupervisedTemplate):  # type: ignore[misc]
         # but for the model, which may come first without a warning.
         super(BaseTemplate, cls).__init_subclass__(**kwargs)
 
+    mbatch: Any
+
+    def _unpack_minibatch(self) -> None:
+        """Move a minibatch of any structure to the device; Avalanche's own moves tensors only."""
+        whole = isinstance(self.mbatch, (list, tuple))
+        self.mbatch = (
+            [nested.moved(part, self.device) for part in self.mbatch]
+            if whole
+            else nested.moved(self.mbatch, self.device)
+        )
+
 
 class SubnetworkStrategy(ModelFirst):
     """Base of the strategies: wraps the network and adds the method's plugin after the caller's.
@@ -130,8 +143,7 @@ class SubnetworkStrategy(ModelFirst):
         on_revisit: OnRevisit = "error",
         **arguments: Any,
     ) -> None:
-        if on_revisit not in ("error", "skip", "new"):
-            raise ValueError(f"on_revisit must be 'error', 'skip' or 'new'; got {on_revisit!r}")
+        check_revisit(on_revisit, continues=method.continues, method=type(self).__name__)
         method.on_revisit = on_revisit
         method.rule_applies = optimizer is None
         if not isinstance(model, MaskedModel):

@@ -232,7 +232,7 @@ def test_a_task_that_comes_again_can_be_learned_anew(method):
 
 
 def test_an_unknown_way_to_revisit():
-    with pytest.raises(ValueError, match="on_revisit must be 'error', 'skip' or 'new'; got 'again'"):
+    with pytest.raises(ValueError, match="on_revisit must be 'error', 'skip', 'new' or 'continue'; got 'again'"):
         build("supsup", mlp(), on_revisit="again")
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from avalanche_supermask import nested
 from avalanche_supermask.distributed import SampleShare, shared_permutation
 
 __all__ = ["JoinedBatches", "TensorBatches"]
@@ -16,7 +18,7 @@ class TensorBatches:
     """Minibatches ``[x, y, task_label]`` sliced from tensors; reshuffled at each pass by torch's generator.
 
     Args:
-        tensors: same first dimension.
+        tensors: columns with the same first dimension, each a tensor or a structure of tensors (see `nested`).
         batch_size: samples a batch; the last one may be smaller.
         shuffle: draw a new order for each pass.
         augment: applied to the inputs of every batch; None: nothing is.
@@ -26,7 +28,7 @@ class TensorBatches:
 
     def __init__(
         self,
-        tensors: list[Tensor],
+        tensors: list[Any],
         batch_size: int,
         *,
         shuffle: bool,
@@ -50,12 +52,12 @@ class TensorBatches:
         return self.batch_size * (self.share.size if self.share else 1)
 
     def __len__(self) -> int:
-        n = len(self.tensors[0])
+        n = nested.batch_size(self.tensors)
         return n // self._whole if self.drop_last else -(-n // self._whole)
 
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        device = self.tensors[0].device
-        n = len(self.tensors[0])
+    def __iter__(self) -> Iterator[list[Any]]:
+        device = next(nested.tensors(self.tensors)).device
+        n = nested.batch_size(self.tensors)
         order = None
         if self.shuffle:
             order = (shared_permutation(n) if self.shared_out else torch.randperm(n)).to(device)
@@ -67,7 +69,7 @@ class TensorBatches:
                 rows = torch.arange(n, device=device)[rows] if isinstance(rows, slice) else rows
                 self.counts = self.share.counts(len(rows))
                 rows = self.share.of(rows)
-            x, *rest = (t[rows] for t in self.tensors)
+            x, *rest = (t[rows] if isinstance(t, Tensor) else nested.rows(t, rows, n=n) for t in self.tensors)
             yield [x if self.augment is None else self.augment(x), *rest]
 
 
@@ -86,13 +88,13 @@ class JoinedBatches:
     def __len__(self) -> int:
         return len(self.parts[self.main])
 
-    def __iter__(self) -> Iterator[list[Tensor]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         running = [self._repeated(part) if self.cycle else iter(part) for part in self.parts]
         for _ in range(len(self)):
             batches = [batch for part in running if (batch := next(part, None)) is not None]
-            yield [torch.cat(column) for column in zip(*batches, strict=True)]
+            yield nested.concatenated(batches)
 
     @staticmethod
-    def _repeated(part: TensorBatches) -> Iterator[list[Tensor]]:
+    def _repeated(part: TensorBatches) -> Iterator[list[Any]]:
         while len(part):
             yield from part

@@ -10,15 +10,18 @@ what standardises them.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from avalanche_supermask import nested
 from avalanche_supermask.data.batches import JoinedBatches, TensorBatches
 from avalanche_supermask.distributed import SampleShare
 from avalanche_supermask.lasting import lasting
@@ -45,17 +48,20 @@ class CachedTensors(SupervisedPlugin, supports_distributed=True):  # type: ignor
         >>> plugins = [CachedTensors()]
     """
 
+    _stepped_aside = False
+
     def __init__(self, *, max_bytes: int = 4 * 2**30, augment: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
         self.max_bytes, self.augment = max_bytes, augment
-        self._evaluation: dict[tuple[str, int], list[Tensor]] = {}
-        self._training: tuple[Any, list[Tensor]] | None = None  # the experience's data set, and its tensors
+        self._evaluation: dict[int, tuple[weakref.ref[Any], list[Any]]] = {}  # by data set, while that lives
+        self._adapted: Any = None  # the evaluation data, before another plugin may replace them
+        self._training: tuple[Any, list[Any]] | None = None  # the experience's data set, and its tensors
 
     def before_training_exp(self, strategy: Any, shuffle: bool = True, drop_last: bool = False, **kwargs: Any) -> None:
         """Slice training batches from memory."""
         data = strategy.adapted_dataset
-        if self._fits([data]):
-            self._training = data, load_tensors(data, strategy.device)
+        if self._fits([data]) and (tensors := self._loaded(data, strategy.device)) is not None:
+            self._training = data, tensors
             strategy.dataloader = self._batches(
                 data, strategy, strategy.train_mb_size, shuffle=shuffle, drop_last=drop_last
             )
@@ -79,19 +85,38 @@ class CachedTensors(SupervisedPlugin, supports_distributed=True):  # type: ignor
         """Let go of the training data."""
         self._training = None
 
+    def after_eval_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Remember which data Avalanche chose."""
+        self._adapted = strategy.adapted_dataset
+
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Slice evaluation batches from memory."""
-        stream = getattr(strategy.experience.origin_stream, "name", "")
-        key = (stream, strategy.experience.current_experience)
-        tensors = self._evaluation.get(key)
-        if tensors is None or len(tensors[0]) != len(strategy.adapted_dataset):
-            tensors = load_tensors(strategy.adapted_dataset, strategy.device)
-            held = sum(_nbytes(kept) for kept in self._evaluation.values())
-            if held + _nbytes(tensors) <= self.max_bytes:
-                self._evaluation[key] = tensors
+        data = strategy.experience.dataset
+        self._evaluation = {k: v for k, v in self._evaluation.items() if v[0]() is not None}
+        held, tensors = self._evaluation.get(id(data), (lambda: None, None))
+        ours = strategy.adapted_dataset is self._adapted  # else a plugin has put other data in their place
+        if tensors is None or held() is not data or not ours:
+            tensors = self._loaded(strategy.adapted_dataset, strategy.device)
+            if tensors is None:
+                return
+            size = sum(_nbytes(kept) for _, kept in self._evaluation.values())
+            if ours and size + _nbytes(tensors) <= self.max_bytes:
+                self._evaluation[id(data)] = weakref.ref(data), tensors
         strategy.dataloader = TensorBatches(
             tensors, strategy.eval_mb_size, shuffle=False, share=SampleShare.here(equal=True)
         )
+
+    def _loaded(self, dataset: Any, device: torch.device) -> list[Any] | None:
+        """All samples; or None, with one warning, where samples cannot be joined to tensors."""
+        try:
+            return load_tensors(dataset, device)
+        except (TypeError, ValueError) as error:
+            if self.augment is not None:
+                raise
+            if not self._stepped_aside:
+                warnings.warn(f"CachedTensors leaves these data to Avalanche's loader: {error}", stacklevel=3)
+            self._stepped_aside = True
+            return None
 
     def _batches(self, dataset: Any, strategy: Any, size: int, **options: bool) -> TensorBatches:
         held, tensors = self._training or (None, [])
@@ -101,8 +126,7 @@ class CachedTensors(SupervisedPlugin, supports_distributed=True):  # type: ignor
 
     def _fits(self, datasets: list[Any]) -> bool:
         """Whether these data may be held; else a warning, or an error if they must be augmented."""
-        inputs = [torch.as_tensor(data[0][0]) for data in datasets]
-        size = sum(len(data) * _nbytes([x]) for data, x in zip(datasets, inputs, strict=True))
+        size = sum(len(data) * _sample_bytes(data[0]) for data in datasets)
         if size <= self.max_bytes:
             return True
         said = f"an experience has {size / 2**30:.2f} GiB of training data, more than max_bytes ({self.max_bytes})"
@@ -112,17 +136,27 @@ class CachedTensors(SupervisedPlugin, supports_distributed=True):  # type: ignor
         return False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_evaluation": {}, "_training": None}  # data do not belong in a checkpoint
+        return {
+            **self.__dict__,
+            "_evaluation": {},
+            "_training": None,
+            "_adapted": None,
+        }  # data do not belong in a checkpoint
 
 
-def load_tensors(dataset: Any, device: torch.device) -> list[Tensor]:
-    """All samples of a dataset, transformed, as tensors ``[x, y, task_label]`` on the device."""
+def load_tensors(dataset: Any, device: torch.device) -> list[Any]:
+    """All samples of a dataset, transformed, as columns ``[x, y, task_label]`` on the device; x of any structure.
+
+    Raises:
+        TypeError: the data set's minibatches have no columns.
+        ValueError: they cannot be joined, as texts that are padded batch by batch.
+    """
     with lasting():
         return _loaded(dataset, device)
 
 
-def _loaded(dataset: Any, device: torch.device) -> list[Tensor]:
-    columns = _gathered(dataset)
+def _loaded(dataset: Any, device: torch.device) -> list[Any]:
+    columns: Any = _gathered(dataset)
     if columns is None:
         loader = DataLoader(
             dataset,
@@ -130,8 +164,13 @@ def _loaded(dataset: Any, device: torch.device) -> list[Tensor]:
             collate_fn=getattr(dataset, "collate_fn", None),
             generator=torch.Generator(),  # a loader without one draws from the global random state
         )
-        columns = [torch.cat(column) for column in zip(*loader, strict=True)]
-    return [column.to(device) for column in columns]
+        parts = [list(batch) if isinstance(batch, (list, tuple)) else batch for batch in loader]
+        if not isinstance(parts[0], list):
+            raise TypeError(
+                f"expected minibatches [inputs, targets, ...], got a {type(parts[0]).__name__} of everything"
+            )
+        columns = nested.concatenated(parts)
+    return [nested.moved(column, device) for column in columns]
 
 
 def _gathered(dataset: Any) -> list[Tensor] | None:
@@ -179,5 +218,12 @@ def _transforms(flat: Any) -> bool:
     return any(step is not None for t in found for step in getattr(t, "transforms", [t]))
 
 
-def _nbytes(tensors: list[Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+def _nbytes(columns: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in nested.tensors(columns))
+
+
+def _sample_bytes(sample: Any) -> int:
+    """Bytes of a sample's inputs."""
+    x = sample[0] if isinstance(sample, (list, tuple)) else sample
+    held = _nbytes(x)
+    return held or (np.asarray(x).nbytes if not isinstance(x, (dict, list, tuple)) else 0)

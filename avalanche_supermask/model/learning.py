@@ -8,7 +8,7 @@ finished task is ever within an optimizer's reach.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +19,21 @@ from avalanche_supermask.functional import initial_scores, reordered, signed_con
 from avalanche_supermask.inference import entropy
 from avalanche_supermask.model.accounting import Accounting
 from avalanche_supermask.model.frozen_batchnorm import FrozenChannels
+from avalanche_supermask.model.subnetworks import Task
 from avalanche_supermask.model.tensor_roles import Init, head_tensors
 from avalanche_supermask.named_tensors import NamedTensors
 from avalanche_supermask.selection import Selection
 
 __all__ = ["Learning"]
+
+
+class _Finished(NamedTuple):
+    """A finished task, so that it can be put back."""
+
+    key: int
+    task: Task
+    mask: dict[str, Tensor]
+    private: dict[str, Tensor]
 
 
 class Learning(Accounting, MultiTaskModule):
@@ -37,6 +47,7 @@ class Learning(Accounting, MultiTaskModule):
     frozen_channels: dict[str, FrozenChannels]
     _own_names: list[str]
     _buffer_names: list[str]
+    _resumed: _Finished | None = None  # the task being learned, as it was committed before
 
     @property
     def net(self) -> nn.Module:
@@ -90,6 +101,8 @@ class Learning(Accounting, MultiTaskModule):
                 f"task {key} is learned already, and finished tasks never change; learned: {self.task_keys}. "
                 "Give it a new key, or forget(task) first"
             )
+        if self._resumed is not None:
+            self.abandon()
         self.subnetworks.begin(key, label)
         for name, live in self._live(list(self.fresh)).items():
             live.copy_(self.fresh[name])
@@ -274,7 +287,27 @@ class Learning(Accounting, MultiTaskModule):
             )
         expected = float(torch.cat([entropy(out.float()) for out in outputs]).mean()) if outputs else None
         self.subnetworks.commit(self._live(self.masked_names), private, entropy=expected)
+        self._resumed = None
         self._end()
+
+    @torch.no_grad()
+    def resume(self) -> dict[str, Tensor]:
+        """Take the task that was committed last back into learning, as it is; returns its mask, bool by name.
+
+        It can be committed again, or abandoned: then it is again what it was. Earlier tasks stay bit-identical. Weights
+        that its next mask leaves out keep the values that it gave them, and are free.
+        """
+        key = self.task_keys[-1]
+        task, private = self.subnetworks.tasks[key], self.subnetworks.task_private(key)
+        mask = self.subnetworks.task_mask(key)
+        self.subnetworks.forget(key)
+        self.begin(key, task.label)
+        self._resumed = _Finished(key, task, mask, private)
+        tensors = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
+        for name, kept in private.items():
+            if name in tensors and tensors[name].shape == kept.shape:  # a head may have grown since
+                tensors[name].copy_(kept)
+        return mask
 
     @torch.no_grad()
     def reopen(self, select: Any) -> None:
@@ -321,8 +354,11 @@ class Learning(Accounting, MultiTaskModule):
         return list(self._buffer_names)
 
     def abandon(self) -> None:
-        """Stop learning the current task and keep nothing of it."""
+        """Stop learning the current task and keep nothing of it; one that was resumed is again what it was."""
         self.subnetworks.abandon()
+        if self._resumed is not None:
+            self.subnetworks.restore(*self._resumed)
+            self._resumed = None
         self._end()
 
     @torch.no_grad()

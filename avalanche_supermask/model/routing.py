@@ -27,7 +27,9 @@ class Router:
         self._warned = False
 
     def latest(self, tasks: Subnetworks) -> int | None:
-        """The task being learned, else the one learned last, else None."""
+        """Who answers without a label: the assigned task, the one being learned, the one learned last, or None."""
+        if self.assigned is not None and (self.assigned in tasks.tasks or self.assigned == tasks.active):
+            return self.assigned
         return tasks.active if tasks.active is not None else next(reversed(tasks.tasks), None)
 
     def resolve(self, label: int, tasks: Subnetworks) -> int | None:

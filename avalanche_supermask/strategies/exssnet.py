@@ -36,15 +36,15 @@ from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
 from avalanche_supermask.distributed import divided, everywhere
-from avalanche_supermask.functional import reordered
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Phase, Schedule, TaskKey
 from avalanche_supermask.registry import register
 from avalanche_supermask.selection import LayerDensities
 from avalanche_supermask.strategies.kkt import Sources, choose_sources, features, knn_accuracy
 from avalanche_supermask.strategies.safeguard import Safeguard
-from avalanche_supermask.strategies.supsup import SupSupPlugin, Transfer
+from avalanche_supermask.strategies.supsup import SupSupPlugin, Transfer, scores_of_mask
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
+from avalanche_supermask.strategy_batch import minibatch, outputs_for
 
 __all__ = ["ExSSNeT", "ExSSNeTPlugin", "SSNeT"]
 
@@ -186,6 +186,17 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
             self._guard.end_diverged(strategy.model)
             strategy.stop_training()
 
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """KKT's nearest-neighbour test needs one class number a sample: said at the very first batch."""
+        targets = strategy.mb_y
+        if self.kkt is not None and self._iterations == 1 and (targets.dim() != 1 or targets.is_floating_point()):
+            strategy.model.abandon()
+            raise ValueError(
+                f"kkt={self.kkt!r} compares tasks by the classes of their samples: expected one class number a sample, "
+                f"got targets of {targets.dtype} and shape {tuple(targets.shape)}; leave kkt out"
+            )
+        super().after_forward(strategy, **kwargs)
+
     def end_task(self, strategy: Any, model: MaskedModel) -> None:
         """Undo a weight phase that ended worse than it began; keep the scores, where KKT shall copy them."""
         if self._guard.before is not None:
@@ -209,7 +220,11 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         batches, labels = self._sample(strategy, model.seed + new)
         accuracies = divided(
             model.task_keys,
-            lambda old: knn_accuracy(features(model, old, batches), labels, k=self.kkt_neighbours),
+            lambda old: knn_accuracy(
+                features(model, old, batches, call=lambda batch: outputs_for(strategy, batch, task=old)),
+                labels,
+                k=self.kkt_neighbours,
+            ),
         )
         assert self.kkt is not None
         chance = 1.0 / max(2, len(labels.unique()))
@@ -232,10 +247,10 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         if old in self._scores_of:
             return self._scores_of[old]
         mask = model.task_mask(old)
-        return {name: reordered(s, mask[name].cpu()) for name, s in fresh.items()}
+        return {name: scores_of_mask(s, mask[name].cpu(), self.density) for name, s in fresh.items()}
 
     def _sample(self, strategy: Any, seed: int) -> tuple[list[Any], Tensor]:
-        """Seeded share of the current training data: batches of inputs on the device, and all labels."""
+        """Seeded share of the current training data: its batches, and all labels."""
         dataset = strategy.experience.dataset
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(dataset), generator=generator)
@@ -246,8 +261,11 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
             collate_fn=getattr(dataset, "collate_fn", None),
             generator=generator,
         )
-        pairs = [(batch[0].to(strategy.device), batch[1]) for batch in loader]
-        return [x for x, _ in pairs], torch.cat([y for _, y in pairs])
+        batches, labels = [*loader], []
+        for batch in batches:
+            with minibatch(strategy, batch):
+                labels.append(strategy.mb_y)
+        return batches, torch.cat(labels)
 
 
 def _loss(strategy: Any, x: Any, y: Any, task_labels: Any) -> Tensor:

@@ -30,6 +30,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from avalanche.models import DynamicModule
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -55,11 +56,17 @@ class UnitMaskedModel(nn.Module):
         seed: of the weights; None: drawn from torch's global state.
 
     Raises:
-        ValueError: fewer than two weighted layers: there are no hidden units.
+        ValueError: fewer than two weighted layers: there are no hidden units; or a module of Avalanche that grows.
     """
 
     def __init__(self, net: nn.Module, *, seed: int | None = None) -> None:
         super().__init__()
+        growing = next((type(m).__name__ for m in net.modules() if isinstance(m, DynamicModule)), None)
+        if growing is not None:
+            raise ValueError(
+                f"a {growing} grows or needs task labels, and HopSupSup has neither new weights nor labels: give the "
+                "network an output layer for all classes"
+            )
         self.net = copy.deepcopy(net)
         layers = [(name, m) for name, m in self.net.named_modules() if isinstance(m, WEIGHTED)]
         if len(layers) < 2:

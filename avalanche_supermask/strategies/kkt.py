@@ -14,7 +14,7 @@ class has fewer samples than the published 200: with all of them voting, every o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -80,15 +80,22 @@ def _output_layer_input(model: MaskedModel) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def features(model: MaskedModel, task: int, batches: list[Any]) -> Tensor:
-    """Inputs of the output layer for these batches, under an old task's subnetwork: ``(n, d)``."""
+def features(model: MaskedModel, task: int, batches: list[Any], *, call: Callable[[Any], Any] | None = None) -> Tensor:
+    """Inputs of the output layer for these batches, under an old task's subnetwork: ``(n, d)``.
+
+    Args:
+        model: of the task.
+        task: its key.
+        batches: inputs.
+        call: what calls the model with one of them under that task; None: ``model.forward_task``.
+    """
     was_training = model.training
     model.eval()
     collected = []
     try:
         with _output_layer_input(model) as caught:
             for x in batches:
-                model.forward_task(task, x)
+                call(x) if call is not None else model.forward_task(task, x)
                 found = caught[0]
                 collected.append(found.flatten(1) if found.dim() == 2 or found.dim() == 4 else found.mean(dim=1))
     finally:

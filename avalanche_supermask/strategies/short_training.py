@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from avalanche_supermask import nested
 from avalanche_supermask.distributed import average_statistics, averaged
 from avalanche_supermask.learning_rates import chosen_rates, group_by_rate
 from avalanche_supermask.model.masked_model import MaskedModel
@@ -54,7 +55,7 @@ def train_copy(
             torch.manual_seed(seed)
         with averaged(model.parameters()) as average:
             for batch in (batch for _ in range(epochs) for batch in batches):
-                x, y, t = batch[0].to(device), batch[1].to(device), batch[-1].to(device)
+                x, y, t = nested.moved(batch[0], device), batch[1].to(device), batch[-1].to(device)
                 optimizer.zero_grad()
                 average.samples = len(y)
                 criterion(model(x, t), y).backward()

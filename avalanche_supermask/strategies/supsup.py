@@ -18,6 +18,8 @@ Deviations. The number kept is exactly ``max(1, round(k n))``; the published cod
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -32,7 +34,7 @@ from avalanche_supermask.registry import register
 from avalanche_supermask.selection import LayerDensities, Selection, selection
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
 
-__all__ = ["SupSup", "SupSupPlugin", "Transfer"]
+__all__ = ["SupSup", "SupSupPlugin", "Transfer", "scores_of_mask"]
 
 Transfer = Literal["none", "scores", "masks"]
 
@@ -78,8 +80,11 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         self.block = block
         self.transfer: Transfer = transfer
         self.mask_lr = mask_lr
-        self._mean: dict[str, Tensor] = {}  # running mean of earlier scores or masks
+        self._mean: dict[str, Tensor] = {}  # running mean of those of earlier tasks
         self._tasks_in_mean = 0
+
+    continues = True
+    _latest: Mapping[str, Tensor] = MappingProxyType({})  # scores or mask of the latest task, for transfer
 
     def phases(self, epochs: int) -> list[Phase]:
         """One phase: the scores learn."""
@@ -87,8 +92,16 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Fresh scores, or what transfer makes of them."""
+        self._count_latest()
         self.settings_used |= {"density": self.density, "layer_densities": self.densities(model)}
         model.set_scores(self._initial_scores(model))
+
+    def continue_task(self, strategy: Any, model: MaskedModel, mask: dict[str, Tensor]) -> None:
+        """The scores that are there; where they do not choose the mask (after a load), fresh ones that do."""
+        select = self._select(model)
+        if any(not torch.equal(select.mask(name, s), mask[name].to(s.device)) for name, s in model.scores.items()):
+            fresh = model.fresh_scores(model.active or 0)
+            model.set_scores({name: scores_of_mask(s, mask[name].cpu(), self.density) for name, s in fresh.items()})
 
     def _initial_scores(self, model: MaskedModel) -> dict[str, Tensor]:
         fresh = model.fresh_scores(model.active or 0)
@@ -113,14 +126,25 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         return {name: select.density(name, shape) for name, shape in model.masked_shapes.items()}
 
     def end_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Remember the mean for transfer."""
-        if self.transfer == "none":
-            return
-        self._tasks_in_mean += 1
-        learned = model.scores if self.transfer == "scores" else model.current_mask()
-        for name, value in learned.items():
-            mean = self._mean.setdefault(name, torch.zeros(value.shape, device=value.device))
-            mean += (value.detach().float() - mean) / self._tasks_in_mean
+        """Remember for transfer what was learned; it counts once the next task begins, as this one may go on."""
+        if self.transfer != "none":
+            learned = model.scores if self.transfer == "scores" else model.current_mask()
+            self._latest = {name: value.detach().float().clone() for name, value in learned.items()}
+
+    def _count_latest(self) -> None:
+        if self._latest:
+            self._tasks_in_mean += 1
+        for name, value in self._latest.items():
+            mean = self._mean.setdefault(name, torch.zeros_like(value))
+            mean += (value - mean) / self._tasks_in_mean
+        self._latest = {}
+
+
+def scores_of_mask(fresh: Tensor, mask: Tensor, density: float | None) -> Tensor:
+    """Fresh scores, reordered, or with other signs where masks are thresholds, so that they choose this mask."""
+    if density is None:
+        return torch.where(mask, fresh.abs(), -fresh.abs().clamp_min(torch.finfo(fresh.dtype).tiny))
+    return reordered(fresh, mask)
 
 
 @register("supsup")

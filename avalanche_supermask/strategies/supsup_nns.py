@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
@@ -116,7 +117,18 @@ class SupSupNNsPlugin(SupSupPlugin):
         self._batches = 0
         self._evaluation = contextlib.ExitStack()
 
+    continues = False  # it looks itself where tasks begin and end
+
     # ------------------------------------------------------------------ Avalanche's callbacks
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Check what was passed; a head for each task label would need labels."""
+        if isinstance(masked_model(strategy).net, MultiTaskModule):
+            raise ValueError(
+                f"{type(strategy.model.net).__name__} has a head for each task label, and SupSupNNs knows no labels: "
+                "give the network one output layer for all classes"
+            )
+        super().before_training(strategy, **kwargs)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """An experience is no boundary: only the very first one opens a mask."""

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
+from avalanche_supermask import nested
 from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.distributed import agreed
 from avalanche_supermask.model.masked_model import MaskedModel
@@ -174,7 +175,8 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Find the units at the first task; look how many are free."""
         if not self.claims.units.count:
-            self.claims.find(model, model.arguments(self._held_out[0][:2], model.subnetworks.active_label)[0])
+            two = nested.rows(self._held_out[0], slice(2))
+            self.claims.find(model, model.arguments(two, model.subnetworks.active_label)[0])
         full = self.claims.full()
         if full:
             message = (
@@ -246,16 +248,16 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         """
         claims, was_training = self.claims, model.training
         model.eval()
-        data = load_tensors(self._trained_on.eval(), self._held_out[0].device)[0]
-        activity = unit_activity(model, claims.units, data.split(BATCH), statistic=self.activity).cpu()
+        data = load_tensors(self._trained_on.eval(), self._held_out[-1].device)[0]
+        activity = unit_activity(model, claims.units, nested.split(data, BATCH), statistic=self.activity).cpu()
         trainable = claims.free(model)
 
         def accuracy(mask: dict[str, Tensor]) -> float:
             model.learn_weights(trainable, mask=mask, restart=False)
             x, y, t = self._held_out[0], self._held_out[1], self._held_out[-1]
             right = sum(
-                int((model(a, c).argmax(dim=1) == b).sum())
-                for a, b, c in zip(x.split(BATCH), y.split(BATCH), t.split(BATCH), strict=True)
+                int((model.logits_of(model(a, c)).argmax(dim=1) == b).sum())
+                for a, b, c in zip(nested.split(x, BATCH), y.split(BATCH), t.split(BATCH), strict=True)
             )
             return right / len(y)
 

@@ -1,0 +1,93 @@
+"""Outputs and class numbers: checked while a task learns, completed where it is evaluated on classes it has not."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import Tensor
+
+from avalanche_supermask.logits import class_dimension, find_logits, replace_logits, widened
+from avalanche_supermask.model.masked_model import MaskedModel
+
+__all__ = ["check_classes", "complete_classes", "latest_logits"]
+
+
+def check_classes(strategy: Any, model: MaskedModel) -> None:
+    """At a task's first batch: the network has an output for every class; and which dimension counts the classes.
+
+    Raises:
+        ValueError: it has not; the task is abandoned.
+    """
+    logits, targets = _logits(strategy, model), strategy.mb_y
+    dim = None if logits is None else class_dimension(logits, targets)
+    if logits is None or dim is None:
+        return
+    model.class_dimension = dim
+    classes = getattr(strategy.experience, "classes_in_this_experience", None) if logits.dim() == 2 else None
+    largest = max(classes) if classes else _largest(targets, strategy)
+    if largest >= logits.shape[dim]:
+        model.abandon()
+        raise ValueError(
+            f"the network has {logits.shape[dim]} outputs, but experience {strategy.experience.current_experience} "
+            f"has label {largest}: give it {largest + 1} outputs, or build the stream with "
+            "class_ids_from_zero_in_each_exp=True"
+        )
+
+
+def complete_classes(strategy: Any, model: MaskedModel, *, warn: bool) -> bool:
+    """At evaluation: give the outputs the classes of the targets that the answering task has no output for.
+
+    Their logits are -1000 or less, so such a sample is wrong, and its loss is finite.
+
+    Args:
+        strategy: whose ``mb_output`` may be replaced.
+        model: of the strategy.
+        warn: of it.
+
+    Returns:
+        Whether a class was missing.
+    """
+    logits = _logits(strategy, model)
+    dim = None if logits is None else class_dimension(logits, strategy.mb_y)
+    if logits is None or dim is None:
+        return False
+    largest = _largest(strategy.mb_y, strategy)
+    if largest < logits.shape[dim]:
+        return False
+    strategy.mb_output = replace_logits(strategy.mb_output, model.logits, widened(logits, largest + 1, dim))
+    if warn:
+        warnings.warn(
+            f"experience {strategy.experience.current_experience} is evaluated on class {largest}, but the task that "
+            f"answers has {logits.shape[dim]} outputs: samples of classes it has no output for count as wrong. Further "
+            "ones are counted in the same way without a warning",
+            stacklevel=2,
+        )
+    return True
+
+
+def latest_logits(strategy: Any, model: MaskedModel) -> Tensor | None:
+    """Logits of the current batch, ``(batch, classes, *positions)``; None where there are none, or a single class."""
+    logits = _logits(strategy, model)
+    if logits is None or logits.dim() < 2:
+        return None
+    logits = logits.detach()
+    logits = logits if model.class_dimension == 1 else logits.movedim(model.class_dimension, 1)
+    return logits if logits.shape[1] > 1 else None
+
+
+def _logits(strategy: Any, model: MaskedModel) -> Tensor | None:
+    """The logits as the network returns them; None where only its criterion knows what they are."""
+    try:
+        return find_logits(strategy.mb_output, model.logits)
+    except TypeError:
+        if model.logits is not None:
+            raise
+        return None
+
+
+def _largest(targets: Tensor, strategy: Any) -> int:
+    """Largest class number among the targets that count."""
+    ignored = getattr(strategy._criterion, "ignore_index", None)
+    counted = targets if ignored is None else targets[targets != ignored]
+    return int(counted.max()) if counted.numel() else -1

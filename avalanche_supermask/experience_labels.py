@@ -1,0 +1,55 @@
+"""Task labels and classes of an experience, read from its data where the experience itself has lost them.
+
+`benchmark_with_validation_stream` and `split_online_stream` make new experiences of the same data and leave out the
+attributes ``task_labels`` and ``classes_in_this_experience``. Avalanche then calls models without labels, and its
+growing heads fail. The data still know both.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from avalanche.benchmarks.scenarios.generic_scenario import MaskedAttributeError
+
+__all__ = ["labelled"]
+
+
+def labelled(experience: Any) -> Any:
+    """The experience; or a copy of it with the task labels and classes of its data, where it has none of its own.
+
+    Labels count only where minibatches carry them, as Avalanche takes them from there.
+    """
+    found: dict[str, Any] = {}
+    if _lacks(experience, "task_labels"):
+        labels: Any = getattr(experience.dataset, "targets_task_labels", None)
+        if getattr(labels, "use_in_getitem", False):
+            found["task_labels"] = sorted(int(label) for label in labels.uniques)
+            if len(found["task_labels"]) == 1:
+                found["task_label"] = found["task_labels"][0]
+    if _lacks(experience, "classes_in_this_experience"):
+        targets = getattr(experience.dataset, "targets", None)
+        if targets is not None and len(targets) and isinstance(targets[0], int) and hasattr(targets, "uniques"):
+            found["classes_in_this_experience"] = sorted(targets.uniques)
+    elif isinstance(_shown(experience, "classes_in_this_experience"), set):  # heads of Avalanche index by it
+        found["classes_in_this_experience"] = sorted(experience.classes_in_this_experience)
+    if not found:
+        return experience
+    made = copy.copy(experience)
+    for name, value in found.items():
+        setattr(made, name, value)
+    return made
+
+
+def _lacks(experience: Any, name: str) -> bool:
+    try:
+        return not hasattr(experience, name)
+    except MaskedAttributeError:  # the stream hides it from training on purpose
+        return False
+
+
+def _shown(experience: Any, name: str) -> Any:
+    try:
+        return getattr(experience, name)
+    except MaskedAttributeError:
+        return None

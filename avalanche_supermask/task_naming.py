@@ -1,0 +1,102 @@
+"""Which key a task gets: the label of its experience, or the experience's index."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from avalanche.benchmarks.scenarios.online import OnlineCLExperience
+
+from avalanche_supermask.model.subnetworks import Task
+
+__all__ = ["OnRevisit", "TaskKey", "check_revisit", "name_task"]
+
+TaskKey = Literal["auto", "task_label", "experience"]
+OnRevisit = Literal["error", "skip", "new", "continue"]
+
+
+def check_revisit(on_revisit: str, *, continues: bool, method: str) -> None:
+    """Refuse an unknown ``on_revisit``, and ``"continue"`` for a method that cannot.
+
+    Raises:
+        ValueError: see there.
+    """
+    if on_revisit not in ("error", "skip", "new", "continue"):
+        raise ValueError(f"on_revisit must be 'error', 'skip', 'new' or 'continue'; got {on_revisit!r}")
+    if on_revisit == "continue" and not continues:
+        raise ValueError(
+            f"on_revisit='continue' is for SupSup, ExSSNeT and SSNeT; a task of {method} cannot go on learning once it "
+            "is stored: use 'error', 'skip' or 'new'"
+        )
+
+
+def name_task(
+    experience: Any,
+    learned: Mapping[int, Task],
+    *,
+    task_key: TaskKey,
+    on_revisit: OnRevisit,
+    learned_in: Mapping[int, int],
+) -> tuple[int, int | None]:
+    """Key and label of the task of an experience; the key may be one that is learned already.
+
+    Args:
+        experience: to be trained.
+        learned: finished tasks by key, in the order in which they were learned.
+        task_key: see `SubnetworkPlugin`.
+        on_revisit: see `SubnetworkPlugin`. With ``"continue"``, a label names one task, in however many experiences.
+        learned_in: index of the experience in which each key was learned.
+
+    Raises:
+        ValueError: several labels in one experience; labels that are missing; or a key that a task of another label
+            has, as that label came in several experiences.
+    """
+    index = int(experience.current_experience)
+    labels = sorted({int(label) for label in getattr(experience, "task_labels", [])})
+    if len(labels) > 1 and task_key != "experience":
+        raise ValueError(
+            f"experience {index} mixes the task labels {labels}: expected one task an experience; split it, "
+            "or pass task_key='experience' to learn it as one task"
+        )
+    label = labels[0] if labels else None
+    if task_key == "experience":
+        return _by_index(index, label, learned, learned_in)
+    if label is None:
+        if task_key == "task_label":
+            raise ValueError(f"task_key='task_label', but experience {index} has no task labels; pass 'experience'")
+        return _by_index(index, label, learned, learned_in)
+    if on_revisit == "continue":
+        label_of = {key: task.label for key, task in learned.items()}
+        return next((key for key in reversed(label_of) if label_of[key] == label), label), label
+    tells_apart = label not in learned or {task.label for task in learned.values()} != {label}
+    if task_key == "auto" and not tells_apart:
+        _warn_of_parts(experience, label, learned)
+        return _by_index(index, label, learned, learned_in)
+    if label in learned and learned[label].label not in (label, None) and on_revisit != "new":
+        raise ValueError(
+            f"experience {index} has the task label {label}, which was never learned, but its key is taken: the label "
+            f"{learned[label].label} came in several experiences, and one of them was learned as task {label}, its "
+            "index. Pass on_revisit='continue' to go on learning a task while its label comes again, or "
+            "task_key='experience' to name every task by its index"
+        )
+    return label, label
+
+
+def _by_index(
+    index: int, label: int | None, learned: Mapping[int, Task], learned_in: Mapping[int, int]
+) -> tuple[int, int | None]:
+    if index in learned and learned_in.get(index) != index:
+        return max(learned) + 1, label
+    return index, label
+
+
+def _warn_of_parts(experience: Any, label: int, learned: Mapping[int, Task]) -> None:
+    """Once, at the second part of an online stream: its parts are about to become tasks."""
+    if isinstance(experience, OnlineCLExperience) and len(learned) == 1:
+        warnings.warn(
+            f"experience {experience.current_experience} of an online stream has the task label {label}, as the one "
+            "before: each is learned as a task of its own, under its index. Pass on_revisit='continue' to go on "
+            "learning one task while its label comes again",
+            stacklevel=3,
+        )
