@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from avalanche_supermask.data.augment import RandomCropFlip
     from avalanche_supermask.data.cached import CachedTensors
+    from avalanche_supermask.inference import Binary, Entropy, EntropyDescent, ExpectedEntropy, MaxLogit, OneShot
     from avalanche_supermask.metrics import supermask_metrics
     from avalanche_supermask.model.masked_model import MaskedModel
-    from avalanche_supermask.plugin import SubnetworkPlugin
+    from avalanche_supermask.plugin import Phase, SubnetworkPlugin
     from avalanche_supermask.registry import methods, register
     from avalanche_supermask.saving.checkpoint import maybe_load_checkpoint, save_checkpoint
     from avalanche_supermask.saving.checkpoint_plugin import CheckpointPlugin
     from avalanche_supermask.saving.compact_file import load, save
-    from avalanche_supermask.strategies.clnp.strategy import CLNP, CLNPPlugin
+    from avalanche_supermask.selection import Threshold, TopK, selection
+    from avalanche_supermask.strategies.clnp import CLNP, CLNPPlugin
     from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
     from avalanche_supermask.strategies.hopsupsup import HopSupSup, HopSupSupPlugin, UnitMaskedModel
     from avalanche_supermask.strategies.impresslearn import ImpressLearn, ImpressLearnPlugin
@@ -23,21 +25,29 @@ if TYPE_CHECKING:
     from avalanche_supermask.strategies.supsup_nns import SupSupNNs, SupSupNNsPlugin
     from avalanche_supermask.strategy import SubnetworkStrategy
 
+
 __version__ = "0.1.0"
 
 # Loaded on first use: importing Avalanche takes seconds, and the masks alone do not need it.
 _HOME = {
+    "Binary": "inference",
     "CLNP": "strategies.clnp",
     "CLNPPlugin": "strategies.clnp",
     "CachedTensors": "data.cached",
     "CheckpointPlugin": "saving.checkpoint_plugin",
+    "Entropy": "inference",
+    "EntropyDescent": "inference",
     "ExSSNeT": "strategies.exssnet",
     "ExSSNeTPlugin": "strategies.exssnet",
+    "ExpectedEntropy": "inference",
     "HopSupSup": "strategies.hopsupsup",
     "HopSupSupPlugin": "strategies.hopsupsup",
     "ImpressLearn": "strategies.impresslearn",
     "ImpressLearnPlugin": "strategies.impresslearn",
     "MaskedModel": "model.masked_model",
+    "MaxLogit": "inference",
+    "OneShot": "inference",
+    "Phase": "plugin",
     "RandomCropFlip": "data.augment",
     "SSNeT": "strategies.exssnet",
     "SubnetworkPlugin": "plugin",
@@ -46,6 +56,8 @@ _HOME = {
     "SupSupNNs": "strategies.supsup_nns",
     "SupSupNNsPlugin": "strategies.supsup_nns",
     "SupSupPlugin": "strategies.supsup",
+    "Threshold": "selection",
+    "TopK": "selection",
     "UnitMaskedModel": "strategies.hopsupsup",
     "load": "saving.compact_file",
     "maybe_load_checkpoint": "saving.checkpoint",
@@ -57,17 +69,24 @@ _HOME = {
 }
 
 __all__ = [
+    "Binary",
     "CLNP",
     "CLNPPlugin",
     "CachedTensors",
     "CheckpointPlugin",
+    "Entropy",
+    "EntropyDescent",
     "ExSSNeT",
     "ExSSNeTPlugin",
+    "ExpectedEntropy",
     "HopSupSup",
     "HopSupSupPlugin",
     "ImpressLearn",
     "ImpressLearnPlugin",
     "MaskedModel",
+    "MaxLogit",
+    "OneShot",
+    "Phase",
     "RandomCropFlip",
     "SSNeT",
     "SubnetworkPlugin",
@@ -76,6 +95,8 @@ __all__ = [
     "SupSupNNs",
     "SupSupNNsPlugin",
     "SupSupPlugin",
+    "Threshold",
+    "TopK",
     "UnitMaskedModel",
     "__version__",
     "load",
@@ -84,6 +105,7 @@ __all__ = [
     "register",
     "save",
     "save_checkpoint",
+    "selection",
     "supermask_metrics",
 ]
 

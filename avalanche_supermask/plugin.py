@@ -1,6 +1,7 @@
 """What every method shares: phases by epoch, task keys, commit, the optimizer's parameters and learning rate.
 
-A method is a `SubnetworkPlugin` with at most four hooks: `phases`, `prepare`, `begin_task`, `enter_phase`.
+A method is a `SubnetworkPlugin` that fills in some of six hooks: `phases` and `enter_phase` always; `prepare`,
+`begin_task`, `end_task` and `task_committed` where it has something to do there.
 Phases are told apart by the epoch index alone, so a transition is idempotent, and a task is committed from
 whatever phase it is in when the experience ends.
 """
@@ -87,17 +88,32 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         Raises:
             ValueError: the phases do not fit into that many epochs.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no phases(): return a list of Phase, as in [Phase('mask', epochs)]"
+        )
 
     def prepare(self, model: MaskedModel) -> None:
-        """Called before every training, and before the optimizer collects parameters: allocate what learns."""
+        """Called before every training, and before the optimizer collects parameters: allocate what learns.
+
+        The default allocates the scores. A method without scores overrides it with nothing.
+        """
+        if not len(model.scores):
+            model.set_scores(model.fresh_scores(0))
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Called when a task has begun: data, model and optimizer are there, nothing has learned yet."""
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
         """Called at the start of each phase: say what learns."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no enter_phase(): call model.learn_scores() or model.learn_weights() there"
+        )
+
+    def end_task(self, strategy: Any, model: MaskedModel) -> None:
+        """Called when the last epoch is done and the task is about to be committed; not for one without a step."""
+
+    def task_committed(self, strategy: Any, model: MaskedModel, key: int) -> None:
+        """Called when the task is finished under this key: from here on its outputs never change."""
 
     # ------------------------------------------------------------------ Avalanche's callbacks
 
@@ -106,7 +122,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         model = masked_model(strategy)
         if strategy.train_epochs < 1:
             raise ValueError(f"train_epochs must be at least 1 to learn a task; got {strategy.train_epochs}")
-        self.phases(strategy.train_epochs)
+        self._check_phases(strategy.train_epochs)
         self.prepare(model)
         adopt_parameters(strategy.optimizer, model)
 
@@ -187,7 +203,11 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
             )
             model.abandon()
         else:
+            key = model.active
+            assert key is not None
+            self.end_task(strategy, model)
             model.commit([*self._outputs])
+            self.task_committed(strategy, model, key)
         self._outputs.clear()
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -200,6 +220,14 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         masked_model(strategy).router.assigned = None
 
     # ------------------------------------------------------------------ phases and learning rate
+
+    def _check_phases(self, epochs: int) -> None:
+        phases, name = self.phases(epochs), type(self).__name__
+        if not phases or not all(isinstance(phase, Phase) for phase in phases):
+            raise ValueError(f"{name}.phases({epochs}) must return at least one Phase; got {phases!r}")
+        if any(phase.epochs < 0 for phase in phases) or sum(phase.epochs for phase in phases) != epochs:
+            lengths = {phase.name: phase.epochs for phase in phases}
+            raise ValueError(f"{name}.phases({epochs}) must fill {epochs} epochs; got {lengths}")
 
     def _phase_at(self, epoch: int, epochs: int) -> tuple[Phase, int]:
         """Phase of an epoch, and the epoch's index within it."""

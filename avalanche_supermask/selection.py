@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from types import ModuleType
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -83,3 +85,13 @@ def selection(
     if layer_densities == "erdos_renyi":
         return TopK(erdos_renyi_counts(shapes, density))
     raise ValueError(f"layer_densities must be 'uniform' or 'erdos_renyi'; got {layer_densities!r}")
+
+
+class _CallableModule(ModuleType):
+    """The function and its module share a name, so ``from avalanche_supermask import selection`` serves as both."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Selection:
+        return selection(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

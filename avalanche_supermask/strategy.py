@@ -78,6 +78,9 @@ class SubnetworkStrategy(ModelFirst):
         ValueError: arguments for the wrapping of a model that is wrapped already, or an unknown ``on_revisit``.
     """
 
+    method: SubnetworkPlugin
+    """The method's plugin: its settings, and what it reports."""
+
     forgets = False
     """Whether old tasks may change; True only in controls, which the contract tests expect to fail."""
 
@@ -126,6 +129,7 @@ class SubnetworkStrategy(ModelFirst):
             plugins=plugins,
             **arguments,
         )
+        self.method = method
 
 
 def fused_adam(parameters: Iterable[Tensor], lr: float) -> Adam:

@@ -46,7 +46,7 @@ def basis(kind: str, n: int, tasks: Endless, options: argparse.Namespace) -> lis
     )
     for i in range(n):
         strategy.train(tasks.train(i if kind == "heterogeneous" else 0, label=i))
-    return [strategy.model.subnetworks.task_mask(i) for i in range(n)]
+    return [strategy.model.task_mask(i) for i in range(n)]
 
 
 def with_basis(masks: list[Mask], options: argparse.Namespace) -> ImpressLearn:

@@ -45,7 +45,7 @@ def learned(tasks: int) -> MaskedModel:
     select = selection(model.masked_shapes, density=0.1)
     for task in range(tasks):
         model.begin(task, task)
-        model.subnetworks.set_scores(model.fresh_scores(task))
+        model.set_scores(model.fresh_scores(task))
         model.learn_scores(select)
         model.commit()
     return model.eval()

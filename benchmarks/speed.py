@@ -66,7 +66,7 @@ def measure(name: str, *, repeats: int, device: str) -> dict[str, float]:
     labels = torch.zeros(batch, dtype=torch.long, device=device)
     dense = make().to(device)
     model = MaskedModel(make(), seed=0)
-    model.subnetworks.set_scores(model.fresh_scores(0))
+    model.set_scores(model.fresh_scores(0))
     model.to(device)
     select = selection(model.masked_shapes, density=0.1)
 
@@ -92,7 +92,7 @@ def measure(name: str, *, repeats: int, device: str) -> dict[str, float]:
     model.begin(0, 0)
     model.learn_scores(select)
     found["mask step"] = ratio(step(model, labels), step(dense), repeats, sync)
-    model.learn_weights(model.subnetworks.current_mask())
+    model.learn_weights(model.current_mask())
     found["weight step"] = ratio(step(model, labels), step(dense), repeats, sync)
     model.commit()
     model.eval()
@@ -102,7 +102,7 @@ def measure(name: str, *, repeats: int, device: str) -> dict[str, float]:
     found["mask bytes over weights / 8"] = model.subnetworks.masks.nbytes / (weights / 8)
 
     for _ in range(BASIS):
-        model.subnetworks.set_scores(model.fresh_scores(len(model.subnetworks.mixtures.basis)))
+        model.set_scores(model.fresh_scores(len(model.subnetworks.mixtures.basis)))
         model.subnetworks.add_to_basis({name: select.mask(name, s) for name, s in model.subnetworks.scores.items()})
     weight = next(iter(model.subnetworks.frozen.values()))
     model.subnetworks.mixtures.allocate(model.masked_names, weight, BASIS)

@@ -1,7 +1,7 @@
 """A method of your own in one file: Piggyback (Mallya et al. 2018), a thresholded mask over weights that are given.
 
-Four hooks make a method: `phases`, `prepare`, `begin_task` and `enter_phase`. Registered, it gets the contract tests
-and a row of the leaderboard.
+Two hooks make a method, `phases` and `enter_phase`; this one fills in a third, `begin_task`. Registered, it gets the
+contract tests and a row of the leaderboard.
 """
 
 import argparse
@@ -25,14 +25,9 @@ class PiggybackPlugin(SubnetworkPlugin):
         """One: the scores learn."""
         return [Phase("mask", epochs)]
 
-    def prepare(self, model: MaskedModel) -> None:
-        """Allocate the scores before the optimizer collects what learns."""
-        if not len(model.subnetworks.scores):
-            self.begin_task(None, model)
-
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Every weight is kept at first."""
-        model.subnetworks.set_scores({name: torch.full(s, 0.01) for name, s in model.masked_shapes.items()})
+        model.set_scores({name: torch.full(s, 0.01) for name, s in model.masked_shapes.items()})
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
         """Say what learns."""
@@ -66,7 +61,7 @@ def main() -> None:
     accuracies = [value for name, value in results.items() if name.startswith("Top1_Acc_Exp/")]
     print("accuracy of each task:", *map("{:.3f}".format, accuracies))
     for key in strategy.model.task_keys:
-        mask = strategy.model.subnetworks.task_mask(key).values()
+        mask = strategy.model.task_mask(key).values()
         print(f"task {key} keeps {sum(int(m.sum()) for m in mask)} of {sum(m.numel() for m in mask)} weights")
 
 

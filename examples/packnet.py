@@ -38,23 +38,24 @@ class PackNetPlugin(SubnetworkPlugin):
         """Half of the epochs each."""
         return [Phase("train", epochs - epochs // 2), Phase("finetune", epochs // 2)]
 
+    def prepare(self, model: MaskedModel) -> None:
+        """There are no scores."""
+
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
         """All that is free trains; then the largest of it, beside the weights of earlier tasks."""
-        owned = model.subnetworks.owned()
+        owned = model.owned()
         if phase.name == "train":
             model.learn_weights(
                 {n: ~m for n, m in owned.items()}, mask={n: torch.ones_like(m) for n, m in owned.items()}
             )
         else:
             mine = self._largest(model, owned)
-            # On the subnetworks, not the model: the weights go on from where they are.
-            model.subnetworks.learn_weights(mine, mask={n: mine[n] | m for n, m in owned.items()})
+            model.learn_weights(mine, mask={n: mine[n] | m for n, m in owned.items()}, restart=False)
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+    def end_task(self, strategy: Any, model: MaskedModel) -> None:
         """Prune where there was no fine-tuning."""
-        if self._iterations and not self.phases(strategy.train_epochs)[1].epochs:
-            self.enter_phase(Phase("finetune", 0), strategy.model)
-        super().after_training_exp(strategy, **kwargs)
+        if not self.phases(strategy.train_epochs)[1].epochs:
+            self.enter_phase(Phase("finetune", 0), model)
 
     def _largest(self, model: MaskedModel, owned: dict[str, Tensor]) -> dict[str, Tensor]:
         left = max(1, self.n_tasks - len(model.task_keys))

@@ -38,17 +38,12 @@ class WSNPlugin(SubnetworkPlugin):
         """One."""
         return [Phase("both", epochs)]
 
-    def prepare(self, model: MaskedModel) -> None:
-        """Allocate the scores before the optimizer collects what learns."""
-        if not len(model.subnetworks.scores):
-            model.subnetworks.set_scores(model.fresh_scores(0))
-
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Scores go on from those of the task before, as in the paper."""
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
         """What no task has may learn."""
-        free = {name: ~owned for name, owned in model.subnetworks.owned().items()}
+        free = {name: ~owned for name, owned in model.owned().items()}
         model.learn_scores(selection(model.masked_shapes, density=self.density), trainable=free)
 
 

@@ -25,7 +25,7 @@ def mask_overlap(model: Any) -> list[list[float]] | None:
     """Share of each task's mask (row) that another one's holds too (column); None of a model without masks."""
     if not isinstance(model, MaskedModel):
         return None
-    entries = [model.subnetworks.task_mask(key).values() for key in model.task_keys]
+    entries = [model.task_mask(key).values() for key in model.task_keys]
     masks = [torch.cat([mask.flatten() for mask in task]).cpu().float() for task in entries]
     both = torch.stack(masks) @ torch.stack(masks).T  # (tasks, tasks)
     found: list[list[float]] = (both / both.diagonal().clamp_min(1)[:, None]).tolist()

@@ -11,7 +11,17 @@ from avalanche.training.templates import SupervisedTemplate
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
 
-from avalanche_supermask import ExSSNeT, ExSSNeTPlugin, MaskedModel, SupSup, SupSupPlugin
+from avalanche_supermask import (
+    ExSSNeT,
+    ExSSNeTPlugin,
+    MaskedModel,
+    Phase,
+    SubnetworkPlugin,
+    SubnetworkStrategy,
+    SupSup,
+    SupSupPlugin,
+    Threshold,
+)
 from tests.streams import class_stream, inputs, mlp, outputs, train_all
 
 QUICK = {"train_mb_size": 16, "eval_mb_size": 16, "evaluator": None, "seed": 0, "density": 0.3}
@@ -284,3 +294,124 @@ def test_copies_stay_frozen_under_further_training():
     other.train(stream.train_stream[1])
     assert torch.equal(outputs(other.model, inputs(), 0), before)
     assert strategy.model.task_keys == [0]
+
+
+class Careless(SubnetworkPlugin):
+    """A method whose author forgets that earlier tasks own weights."""
+
+    def __init__(self, marks, phases=lambda epochs: [Phase("all", epochs)]):
+        super().__init__()
+        self.marks, self.lengths = marks, phases
+
+    def phases(self, epochs):
+        return self.lengths(epochs)
+
+    def enter_phase(self, phase, model):
+        everything = {name: torch.ones(shape, dtype=torch.bool) for name, shape in model.masked_shapes.items()}
+        self.marks(model, everything)
+
+
+def careless(marks, **options):
+    return SubnetworkStrategy(
+        model=mlp(), method=Careless(marks, **options), optimizer=None, default_lr=1e-2, train_epochs=2, evaluator=None
+    )
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [
+        lambda model, all_: model.learn_weights(all_, mask=all_),
+        lambda model, all_: model.learn_scores(Threshold(), trainable=all_),
+    ],
+)
+def test_a_method_cannot_train_what_a_finished_task_owns(marks):
+    strategy = careless(marks)
+    stream = class_stream(2)
+    strategy.train(stream.train_stream[0])
+    before = outputs(strategy.model, inputs(), 0)
+    with pytest.raises(ValueError, match=r"entries of '1.weight' that shall learn belong to finished tasks.*overwrite"):
+        strategy.train(stream.train_stream[1])
+    assert torch.equal(outputs(strategy.model, inputs(), 0), before)
+
+
+def test_only_a_control_may_overwrite():
+    strategy = careless(lambda model, all_: model.learn_weights(all_, mask=all_, overwrite=True))
+    stream = class_stream(2)
+    strategy.train(stream.train_stream[0])
+    before = outputs(strategy.model, inputs(), 0)
+    strategy.train(stream.train_stream[1])
+    assert not torch.equal(outputs(strategy.model, inputs(), 0), before)
+
+
+@pytest.mark.parametrize(
+    ("marks", "error", "complaint"),
+    [
+        (lambda all_: {n: m.float() for n, m in all_.items()}, TypeError, "must be a bool tensor; got torch.float32"),
+        (
+            lambda all_: {n: m[:1] for n, m in all_.items()},
+            ValueError,
+            r"must have the shape \(24, 36\); got \(1, 36\)",
+        ),
+        (lambda all_: {}, ValueError, "needs one entry per masked weight.*wrong or missing"),
+    ],
+)
+def test_marks_that_are_no_marks(marks, error, complaint):
+    strategy = careless(lambda model, all_: model.learn_weights(all_, mask=marks(all_)))
+    with pytest.raises(error, match=complaint):
+        strategy.train(class_stream(1).train_stream[0])
+
+
+@pytest.mark.parametrize(
+    ("phases", "complaint"),
+    [
+        (lambda epochs: [], "must return at least one Phase"),
+        (lambda epochs: [Phase("all", epochs - 1)], r"must fill 2 epochs; got {'all': 1}"),
+        (lambda epochs: [Phase("a", epochs + 1), Phase("b", -1)], "must fill 2 epochs"),
+    ],
+)
+def test_phases_that_do_not_fill_the_epochs(phases, complaint):
+    strategy = careless(lambda model, all_: model.learn_weights(all_, mask=all_), phases=phases)
+    with pytest.raises(ValueError, match=complaint):
+        strategy.train(class_stream(1).train_stream[0])
+
+
+def test_hooks_that_a_method_must_fill_in():
+    strategy = SubnetworkStrategy(
+        model=mlp(), method=SubnetworkPlugin(), optimizer=None, default_lr=1e-2, train_epochs=1, evaluator=None
+    )
+    with pytest.raises(NotImplementedError, match=r"SubnetworkPlugin has no phases\(\)"):
+        strategy.train(class_stream(1).train_stream[0])
+
+
+def test_the_end_of_a_task_is_told_before_and_after_the_commit():
+    told = []
+
+    class Told(SupSupPlugin):
+        def end_task(self, strategy, model):
+            told.append(("end", model.active, list(model.task_keys)))
+
+        def task_committed(self, strategy, model, key):
+            told.append(("committed", key, list(model.task_keys)))
+
+    strategy = SubnetworkStrategy(
+        model=mlp(), method=Told(), optimizer=None, default_lr=1e-2, train_epochs=1, evaluator=None
+    )
+    train_all(strategy, class_stream(2))
+    assert told == [("end", 0, []), ("committed", 0, [0]), ("end", 1, [0]), ("committed", 1, [0, 1])]
+
+
+def test_parameter_groups_work_without_a_prepare_of_ones_own():
+    class Scores(SubnetworkPlugin):
+        def phases(self, epochs):
+            return [Phase("mask", epochs)]
+
+        def enter_phase(self, phase, model):
+            model.learn_scores(Threshold())
+
+    net = mlp()
+    groups = [{"params": net[1].parameters(), "lr": 0.1}, {"params": [*net[3].parameters(), *net[5].parameters()]}]
+    strategy = SubnetworkStrategy(
+        model=net, method=Scores(), optimizer=SGD(groups, lr=0.01), default_lr=1e-2, train_epochs=1, evaluator=None
+    )
+    train_all(strategy, class_stream(2))
+    assert [len(group["params"]) for group in strategy.optimizer.param_groups] == [3, 6]

@@ -35,6 +35,22 @@ class Accounting:
         """Shape of each masked weight."""
         return self.subnetworks.masks.shapes
 
+    def task_mask(self, task: int) -> dict[str, Tensor]:
+        """Mask of a finished task: bool tensors by name. Of a mixture: where its weights are not zero.
+
+        Raises:
+            KeyError: the task is not learned.
+        """
+        return self.subnetworks.task_mask(task)
+
+    def owned(self, tasks: list[int] | None = None) -> dict[str, Tensor]:
+        """Weights that any of these finished tasks uses: bool tensors by name.
+
+        Args:
+            tasks: their keys; None: all finished tasks.
+        """
+        return self.subnetworks.owned(tasks)
+
     def effective_weights(self, task: int) -> dict[str, Tensor]:
         """Weights ``W * M`` of a finished task, by name in the network."""
         return self.subnetworks.task_weights(task)

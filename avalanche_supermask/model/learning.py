@@ -21,6 +21,7 @@ from avalanche_supermask.model.accounting import Accounting
 from avalanche_supermask.model.frozen_batchnorm import FrozenChannels
 from avalanche_supermask.model.tensor_roles import Init, head_tensors
 from avalanche_supermask.named_tensors import NamedTensors
+from avalanche_supermask.selection import Selection
 
 __all__ = ["Learning"]
 
@@ -74,13 +75,45 @@ class Learning(Accounting, MultiTaskModule):
         for name, live in self._live(list(self.fresh)).items():
             live.copy_(self.fresh[name])
 
-    def learn_scores(self, select: Any, *, trainable: Mapping[str, Tensor] | None = None) -> None:
+    @property
+    def scores(self) -> Mapping[str, Tensor]:
+        """Scores of the task being learned, by name of the weight; empty before `set_scores`."""
+        return self.subnetworks.scores
+
+    def set_scores(self, values: Mapping[str, Tensor]) -> None:
+        """Write the scores in place; the first call makes them: one tensor per layer, whatever the number of tasks.
+
+        Args:
+            values: by name of the masked weight, each in its shape.
+        """
+        self.subnetworks.set_scores(values)
+
+    def current_mask(self) -> dict[str, Tensor]:
+        """Mask of the task being learned: bool tensors by name. Of a mixture: where its weights are not zero.
+
+        Raises:
+            RuntimeError: no phase has begun.
+        """
+        return self.subnetworks.current_mask()
+
+    def learn_scores(
+        self, select: Selection, *, trainable: Mapping[str, Tensor] | None = None, overwrite: bool = False
+    ) -> None:
         """Phase in which the scores learn, and with them the weights marked in ``trainable``, if any.
 
         Args:
             select: turns the scores into the mask (see `selection`).
-            trainable: bool by name; leave out what finished tasks own, or they change.
+            trainable: bool by name; without the entries that finished tasks own (``~model.owned()[name]``).
+            overwrite: let finished tasks change. Only for controls that shall forget.
+
+        Raises:
+            TypeError: an entry of ``trainable`` is not bool.
+            ValueError: unknown names, wrong shapes, or entries that a finished task owns.
         """
+        if trainable is not None:
+            self._check_marks("trainable", trainable)
+        if trainable is not None and not overwrite:
+            self._refuse_owned(trainable)
         self.subnetworks.learn_scores(select, trainable=trainable)
         self._learn_live_weights(self.masked_names if trainable else ())
 
@@ -96,16 +129,71 @@ class Learning(Accounting, MultiTaskModule):
         self._set_learning(())
 
     @torch.no_grad()
-    def learn_weights(self, trainable: Mapping[str, Tensor], *, mask: Mapping[str, Tensor] | None = None) -> None:
+    def learn_weights(
+        self,
+        trainable: Mapping[str, Tensor],
+        *,
+        mask: Mapping[str, Tensor] | None = None,
+        restart: bool = True,
+        overwrite: bool = False,
+    ) -> None:
         """Phase in which the weights marked in ``trainable`` learn, under a mask that stands still.
 
         Args:
             trainable: bool by name; only entries inside the mask count.
             mask: bool by name; the current mask if None.
+            restart: start from the committed values; False: go on from where the weights are.
+            overwrite: let finished tasks change. Only for controls that shall forget.
+
+        Raises:
+            TypeError: an entry of ``trainable`` or ``mask`` is not bool.
+            ValueError: missing or unknown names, wrong shapes, or entries that a finished task owns.
         """
         mask = self.subnetworks.current_mask() if mask is None else mask
+        self._check_marks("trainable", trainable)
+        self._check_marks("mask", mask)
+        if not overwrite:
+            self._refuse_owned({name: marked & mask[name] for name, marked in trainable.items()})
         self.subnetworks.learn_weights(trainable, mask=mask)
-        self._learn_live_weights(self.masked_names)
+        if restart:
+            self._learn_live_weights(self.masked_names)
+
+    @torch.no_grad()
+    def set_free_weights(self, values: Mapping[str, Tensor]) -> None:
+        """Give the weights that no finished task owns these values; what a finished task owns stays as it is.
+
+        Args:
+            values: by name of the masked weight, each in its shape; names that are left out stay as they are.
+        """
+        owned = self.owned()
+        for name, value in values.items():
+            weight = self.subnetworks.frozen[name]
+            weight.copy_(torch.where(owned[name], weight, value.to(weight)))
+
+    def _check_marks(self, argument: str, marks: Mapping[str, Tensor]) -> None:
+        """Refuse marks that are not one bool tensor in the right shape for each masked weight."""
+        shapes = self.masked_shapes
+        if set(marks) != set(shapes):
+            wrong = sorted(set(marks) ^ set(shapes))
+            raise ValueError(f"{argument} needs one entry per masked weight, {[*shapes]}; wrong or missing: {wrong}")
+        for name, mark in marks.items():
+            if mark.dtype != torch.bool:
+                raise TypeError(f"{argument}[{name!r}] must be a bool tensor; got {mark.dtype}: compare, as in S > 0")
+            if tuple(mark.shape) != shapes[name]:
+                raise ValueError(f"{argument}[{name!r}] must have the shape {shapes[name]}; got {tuple(mark.shape)}")
+
+    def _refuse_owned(self, trainable: Mapping[str, Tensor]) -> None:
+        """Keep the promise: no phase may train what a finished task uses."""
+        if not self.subnetworks.tasks:
+            return
+        owned = self.owned()
+        for name, marked in trainable.items():
+            taken = int((marked.to(owned[name].device) & owned[name]).sum())
+            if taken:
+                raise ValueError(
+                    f"{taken} entries of {name!r} that shall learn belong to finished tasks, which never change; "
+                    "leave them out (trainable & ~model.owned()[name]), or pass overwrite=True for a control"
+                )
 
     @torch.no_grad()
     def _learn_live_weights(self, names: Sequence[str]) -> None:

@@ -133,16 +133,15 @@ class ExSSNeTPlugin(SupSupPlugin):
             return
         if model.subnetworks.phase is None:  # no mask phase before: the mask is that of the initial scores
             super().enter_phase(phase, model)
-        mask = model.subnetworks.current_mask()
-        owned = model.subnetworks.owned()
-        model.learn_weights({name: m & ~owned[name] if self.exclusive else m for name, m in mask.items()})
+        mask, owned = model.current_mask(), model.owned()
+        trainable = {name: m & ~owned[name] if self.exclusive else m for name, m in mask.items()}
+        model.learn_weights(trainable, overwrite=not self.exclusive)
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Commit."""
-        model: MaskedModel = strategy.model
-        if self.keep_scores and model.active is not None and self._iterations:
-            self._scores_of[model.active] = {name: s.detach().clone() for name, s in model.subnetworks.scores.items()}
-        super().after_training_exp(strategy, **kwargs)
+    def end_task(self, strategy: Any, model: MaskedModel) -> None:
+        """Keep the scores, where KKT shall copy them."""
+        super().end_task(strategy, model)
+        if self.keep_scores and model.active is not None:
+            self._scores_of[model.active] = {name: s.detach().clone() for name, s in model.scores.items()}
 
     # ------------------------------------------------------------------ KKT
 
@@ -162,7 +161,7 @@ class ExSSNeTPlugin(SupSupPlugin):
         fresh = model.fresh_scores(new)
         copies = [self._old_scores(model, old, fresh) for old in self.sources[new]]
         a = self.kkt_strength
-        model.subnetworks.set_scores(
+        model.set_scores(
             {
                 name: a * torch.stack([copy[name].to(s) for copy in copies]).mean(dim=0) + (1 - a) * s
                 for name, s in fresh.items()
@@ -173,7 +172,7 @@ class ExSSNeTPlugin(SupSupPlugin):
         """Kept scores of an old task, or fresh ones in the order of its mask: both select that mask."""
         if old in self._scores_of:
             return self._scores_of[old]
-        mask = model.subnetworks.task_mask(old)
+        mask = model.task_mask(old)
         return {name: reordered(s, mask[name].cpu()) for name, s in fresh.items()}
 
     def _sample(self, strategy: Any, seed: int) -> tuple[list[Any], Tensor]:
@@ -221,6 +220,7 @@ class ExSSNeT(SubnetworkStrategy):
         ['weight']
     """
 
+    method: ExSSNeTPlugin
     _exclusive = True
 
     def __init__(

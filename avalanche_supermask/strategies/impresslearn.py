@@ -111,8 +111,7 @@ class ImpressLearnPlugin(SubnetworkPlugin):
 
     def prepare(self, model: MaskedModel) -> None:
         """Allocate scores and coefficients."""
-        if not len(model.subnetworks.scores):
-            model.subnetworks.set_scores(model.fresh_scores(0))
+        super().prepare(model)
         names = [ALL_LAYERS] if self.alpha_scope == "global" else self._mixed(model)
         like = next(iter(model.subnetworks.frozen.values()))
         model.subnetworks.mixtures.allocate(names, like, self.n_basis)
@@ -122,13 +121,13 @@ class ImpressLearnPlugin(SubnetworkPlugin):
         basis = model.subnetworks.mixtures.basis
         if self.basis == "random" and not basis:
             for i in range(self.n_basis):
-                model.subnetworks.set_scores(model.fresh_scores(-1 - i))
+                model.set_scores(model.fresh_scores(-1 - i))
                 model.subnetworks.add_to_basis(self._top_k(model))
         self._mixing = len(basis) >= self.n_basis
         self._extra = []
         if self.basis == "homogeneous" and not basis:
             self._extra = [self._seeded_mask(strategy, model, -1 - i) for i in range(self.n_basis - 1)]
-        model.subnetworks.set_scores(model.fresh_scores(model.active or 0))
+        model.set_scores(model.fresh_scores(model.active or 0))
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
         """The scores learn, or the coefficients."""
@@ -147,12 +146,9 @@ class ImpressLearnPlugin(SubnetworkPlugin):
                 value = a.detach()
                 a.grad += 2 * self.penalty * (value.abs().sum() - 1) * value.sign()
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Commit; a task that learned a mask adds it to the basis."""
-        model: MaskedModel = strategy.model
-        key = model.active
-        super().after_training_exp(strategy, **kwargs)
-        if self._iterations and not self._mixing and key is not None:
+    def task_committed(self, strategy: Any, model: MaskedModel, key: int) -> None:
+        """A task that learned a mask adds it to the basis."""
+        if not self._mixing:
             model.subnetworks.add_to_basis(key)
             for mask in self._extra:
                 model.subnetworks.add_to_basis(mask)
@@ -168,12 +164,12 @@ class ImpressLearnPlugin(SubnetworkPlugin):
 
     def _top_k(self, model: MaskedModel) -> dict[str, Tensor]:
         select = self._select(model)
-        return {name: select.mask(name, scores) for name, scores in model.subnetworks.scores.items()}
+        return {name: select.mask(name, scores) for name, scores in model.scores.items()}
 
     def _seeded_mask(self, strategy: Any, model: MaskedModel, key: int) -> dict[str, Tensor]:
         """One more mask for the first task, from a start of its own, trained on a copy."""
         trial = copy.deepcopy(model)
-        trial.subnetworks.set_scores(trial.fresh_scores(key))
+        trial.set_scores(trial.fresh_scores(key))
         trial.learn_scores(self._select(trial))
         train_copy(
             trial,
@@ -185,7 +181,7 @@ class ImpressLearnPlugin(SubnetworkPlugin):
             schedule=self.schedule,
             seed=model.seed - key,
         )
-        return trial.subnetworks.current_mask()
+        return trial.current_mask()
 
 
 @register("impresslearn")
@@ -219,6 +215,8 @@ class ImpressLearn(SubnetworkStrategy):
         >>> ImpressLearn(net, n_basis=3, train_epochs=2, evaluator=None).model.masked_names
         ['0.weight', '2.weight']
     """
+
+    method: ImpressLearnPlugin
 
     def __init__(
         self,
@@ -259,7 +257,6 @@ class ImpressLearn(SubnetworkStrategy):
         if head == "linear" and not isinstance(model, MaskedModel):
             arguments["own"] = [*arguments.get("own", ()), re.escape(f"{output_layer(model)}.".lstrip(".")) + ".*"]
         super().__init__(model=model, method=method, optimizer=optimizer, default_lr=mask_lr or 1e-3, **arguments)
-        self.method = method
 
     def adapt(self, experience: Any, *, test: Any, every: int = 10) -> list[tuple[int, float]]:
         """Learn one more task from the basis as it is, watching the accuracy after every few steps.

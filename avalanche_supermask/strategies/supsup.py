@@ -78,14 +78,9 @@ class SupSupPlugin(SubnetworkPlugin):
         """One phase: the scores learn."""
         return [Phase("mask", epochs, self.mask_lr)]
 
-    def prepare(self, model: MaskedModel) -> None:
-        """Allocate the scores: one tensor a layer."""
-        if not len(model.subnetworks.scores):
-            model.subnetworks.set_scores(model.fresh_scores(0))
-
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Fresh scores, or what transfer makes of them."""
-        model.subnetworks.set_scores(self._initial_scores(model))
+        model.set_scores(self._initial_scores(model))
 
     def _initial_scores(self, model: MaskedModel) -> dict[str, Tensor]:
         fresh = model.fresh_scores(model.active or 0)
@@ -99,16 +94,15 @@ class SupSupPlugin(SubnetworkPlugin):
         """The scores learn."""
         model.learn_scores(selection(model.masked_shapes, density=self.density, layer_densities=self.layer_densities))
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Commit, and remember the mean for transfer."""
-        model: MaskedModel = strategy.model
-        if self.transfer != "none" and self._iterations:
-            self._tasks_in_mean += 1
-            learned = model.subnetworks.scores if self.transfer == "scores" else model.subnetworks.current_mask()
-            for name, value in learned.items():
-                mean = self._mean.setdefault(name, torch.zeros(value.shape, device=value.device))
-                mean += (value.detach().float() - mean) / self._tasks_in_mean
-        super().after_training_exp(strategy, **kwargs)
+    def end_task(self, strategy: Any, model: MaskedModel) -> None:
+        """Remember the mean for transfer."""
+        if self.transfer == "none":
+            return
+        self._tasks_in_mean += 1
+        learned = model.scores if self.transfer == "scores" else model.current_mask()
+        for name, value in learned.items():
+            mean = self._mean.setdefault(name, torch.zeros(value.shape, device=value.device))
+            mean += (value.detach().float() - mean) / self._tasks_in_mean
 
 
 @register("supsup")
@@ -133,6 +127,8 @@ class SupSup(SubnetworkStrategy):
         >>> strategy.model.task_keys
         []
     """
+
+    method: SupSupPlugin
 
     def __init__(
         self,

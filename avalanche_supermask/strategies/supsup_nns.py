@@ -170,9 +170,9 @@ class SupSupNNsPlugin(SupSupPlugin):
         if key is None:
             return None
         model.commit()
-        mine = model.subnetworks.task_mask(key)
+        mine = model.task_mask(key)
         for other in model.task_keys[:-1] if self.merge_above is not None else []:
-            if jaccard(mine, model.subnetworks.task_mask(other)) > (self.merge_above or 0.0):
+            if jaccard(mine, model.task_mask(other)) > (self.merge_above or 0.0):
                 model.subnetworks.forget(key)
                 return other
         return key
@@ -273,6 +273,8 @@ class SupSupNNs(SubnetworkStrategy):
         []
     """
 
+    method: SupSupNNsPlugin
+
     def __init__(
         self,
         model: nn.Module,
@@ -302,7 +304,6 @@ class SupSupNNs(SubnetworkStrategy):
         )
         arguments.setdefault("task_inference", OneShot(per="batch"))
         super().__init__(model=model, method=method, optimizer=optimizer, default_lr=mask_lr or 1e-3, **arguments)
-        self.method = method
 
     @property
     def found_tasks(self) -> list[int]:

@@ -149,6 +149,9 @@ class CLNPPlugin(SubnetworkPlugin):
             Phase("finetune", self.finetune_epochs, self.weight_lr),
         ]
 
+    def prepare(self, model: MaskedModel) -> None:
+        """There are no scores: weights learn from the start."""
+
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Take the held-out share out of the training data, before a loader is made of them."""
         dataset = strategy.adapted_dataset
@@ -198,16 +201,19 @@ class CLNPPlugin(SubnetworkPlugin):
     def _penalty(self) -> L1:
         return L1(self.l1, self.l1_form)
 
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Prune if no fine-tuning did, commit, and re-initialise what is free."""
-        model: MaskedModel = strategy.model
-        if self._iterations and not self._pruned:
+    def end_task(self, strategy: Any, model: MaskedModel) -> None:
+        """Prune, if no fine-tuning did."""
+        if not self._pruned:
             self._claim(model)
-        if self._iterations:
-            self.claims.keep_statistics(model)
+        self.claims.keep_statistics(model)
+
+    def task_committed(self, strategy: Any, model: MaskedModel, key: int) -> None:
+        """What is free begins anew."""
+        self.claims.reinitialise(model)
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """End the task, and let go of its data."""
         super().after_training_exp(strategy, **kwargs)
-        if self._iterations:
-            self.claims.reinitialise(model)
         self._held_out, self._trained_on = [], None
 
     # ------------------------------------------------------------------ pruning
@@ -218,7 +224,7 @@ class CLNPPlugin(SubnetworkPlugin):
         trainable = self.claims.free(model)
         self.reports[model.active], self.claims.claimed, active = self._prune(model)
         read = active if self.claims.reads == "active" else None
-        model.subnetworks.learn_weights(trainable, mask=self.claims.kept(model, self.claims.claimed, read=read))
+        model.learn_weights(trainable, mask=self.claims.kept(model, self.claims.claimed, read=read), restart=False)
         self._pruned = True
 
     @torch.no_grad()
@@ -235,7 +241,7 @@ class CLNPPlugin(SubnetworkPlugin):
         trainable = claims.free(model)
 
         def accuracy(mask: dict[str, Tensor]) -> float:
-            model.subnetworks.learn_weights(trainable, mask=mask)
+            model.learn_weights(trainable, mask=mask, restart=False)
             x, y, t = self._held_out[0], self._held_out[1], self._held_out[-1]
             right = sum(
                 int((model(a, c).argmax(dim=1) == b).sum())
@@ -338,6 +344,7 @@ class CLNP(SubnetworkStrategy):
     """
 
     any_module = False
+    method: CLNPPlugin
 
     def __init__(
         self,
@@ -390,7 +397,6 @@ class CLNP(SubnetworkStrategy):
             model=model, method=method, optimizer=optimizer, default_lr=1e-3, init="keep", mask="all", own=own,
             seed=seed, **arguments,
         )  # fmt: skip
-        self.method = method
 
     def export(self, task: int, *, slim: bool = False) -> nn.Module:
         """A plain network with one task's weights; ``slim``: without the units that it does not use."""

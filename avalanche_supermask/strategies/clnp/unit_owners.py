@@ -101,8 +101,10 @@ class Claims:
         """Free units start anew; interference becomes zero, and so does what they shall not read yet."""
         drawn = redrawn(model.net, seed=model.seed + len(model.task_keys))
         seen, free = self.seen(model), self.free(model)
-        for name, weight in model.subnetworks.frozen.items():
-            weight.copy_(torch.where(free[name], drawn[name].to(weight), weight) * seen[name])
+        weights = model.subnetworks.frozen
+        model.set_free_weights(
+            {name: torch.where(free[name], drawn[name].to(w), w) * seen[name] for name, w in weights.items()}
+        )
 
     def slim(self, model: MaskedModel, task: int) -> nn.Module:
         """A plain network with only the units that a task uses: equal outputs, fewer operations."""

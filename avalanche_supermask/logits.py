@@ -1,0 +1,109 @@
+"""Which tensor of a network's output is the logits, and which of its dimensions counts the classes.
+
+A criterion of the user's own knows what his network returns. What else needs logits (metrics, inference, KKT) takes
+them from here: the output itself, its ``logits`` by attribute or key, or its first tensor of numbers; or whatever the
+user names.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from avalanche_supermask import nested
+
+__all__ = ["ABSENT", "Logits", "class_dimension", "find_logits", "replace_logits", "widened"]
+
+Logits = str | int | Callable[[Any], Tensor] | None
+
+ABSENT = -1000.0
+"""Logit of a class that the answering task has no output for: Avalanche's ``mask_value``, with a finite loss."""
+
+
+def find_logits(output: Any, where: Logits = None) -> Tensor:
+    """The logits of an output.
+
+    Args:
+        output: what a network returned.
+        where: an attribute or key, an index, or a function of the output; None: the output itself if it is a tensor,
+            its ``logits``, or else its first tensor of floating-point numbers with a batch dimension.
+
+    Raises:
+        TypeError: the output has no such tensor.
+
+    Example:
+        >>> find_logits({"loss": torch.tensor(0.5), "logits": torch.zeros(4, 2)}).shape
+        torch.Size([4, 2])
+    """
+    found: Any
+    if callable(where):
+        found = where(output)
+    elif isinstance(output, Tensor):
+        return output  # also where a name is given: some networks return more only in training
+    elif where is not None:
+        found = _named(output, where)
+    else:
+        found = _named(output, "logits")
+        if not isinstance(found, Tensor):
+            found = next((t for t in nested.tensors(output) if t.dim() and t.is_floating_point()), None)
+    if not isinstance(found, Tensor):
+        held = f" with {list(output)}" if isinstance(output, Mapping) else ""
+        said = "no tensor that could be the logits" if where is None else f"no tensor at logits={where!r}"
+        raise TypeError(
+            f"the network returns a {type(output).__name__}{held} and {said}; expected a tensor, or logits= of "
+            "MaskedModel: the name, the index or a function that finds them"
+        )
+    return found
+
+
+def _named(output: Any, where: str | int) -> Any:
+    if isinstance(where, str) and isinstance(getattr(output, where, None), Tensor):
+        return getattr(output, where)
+    try:
+        return output[where]
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def replace_logits(output: Any, where: Logits, new: Tensor) -> Any:
+    """The output with other logits; unchanged where the logits are not one of its tensors, but made of them."""
+    old = find_logits(output, where)
+    if old is output:
+        return new
+    if any(t is old for t in nested.tensors(output)):
+        return nested.mapped(lambda t: new if t is old else t, output)
+    name = where if isinstance(where, str) else "logits"
+    if getattr(output, name, None) is old:
+        output = copy.copy(output)
+        setattr(output, name, new)
+    return output
+
+
+def class_dimension(logits: Tensor, targets: Any) -> int | None:
+    """Dimension of the logits that counts the classes, or None where the targets are no class numbers.
+
+    Args:
+        logits: ``(batch, classes, *positions)``, as PyTorch's criteria take them, or ``(batch, *positions, classes)``,
+            as language models return them.
+        targets: class numbers have the shape ``(batch, *positions)`` and an integer type.
+    """
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
+        return None
+    if targets.dim() == 0 or targets.dim() != logits.dim() - 1:
+        return None
+    if targets.shape == logits.shape[:1] + logits.shape[2:]:
+        return 1
+    return logits.dim() - 1 if targets.shape == logits.shape[:-1] else None
+
+
+def widened(logits: Tensor, classes: int, dim: int = 1) -> Tensor:
+    """The logits with `ABSENT`, or less, for the classes that are missing at the end of a dimension."""
+    missing = classes - logits.shape[dim]
+    if missing <= 0:
+        return logits
+    value = min(ABSENT, float(logits.detach().amin())) if logits.numel() else ABSENT
+    after = 2 * (logits.dim() - 1 - dim % logits.dim())
+    return nn.functional.pad(logits, [0] * after + [0, missing], value=value)

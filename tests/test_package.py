@@ -1,0 +1,73 @@
+"""What the package exports, and who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import avalanche_supermask
+
+ROOT = Path(avalanche_supermask.__file__).parent
+
+# Each part of the package, and the parts that it may import. What is not named here is free.
+MAY_IMPORT = {
+    "bits": {"functional", "named_tensors"},
+    "named_tensors": set(),
+    "functional": set(),
+    "selection": {"functional"},
+    "inference": {"functional"},
+    "model": {"bits", "functional", "named_tensors", "selection", "inference"},
+    "data": set(),
+    "plugin": {"model", "functional", "selection", "inference", "data"},
+    "registry": set(),
+    "strategy": {"model", "plugin", "inference"},
+    "strategies": {
+        "model", "plugin", "strategy", "registry", "functional", "selection", "inference", "data", "named_tensors",
+        "metrics", "bits",
+    },
+    "metrics": {"model", "data"},
+    "saving": {"model", "bits"},
+    "text": {"data", "saving"},
+    "masks": {"bits"},
+}  # fmt: skip
+
+
+def imports():
+    """Pairs of the part that imports and the part that is imported, with the file."""
+    found = set()
+    for path in ROOT.rglob("*.py"):
+        relative = path.relative_to(ROOT)
+        part = relative.parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("avalanche_supermask."):
+                found.add((part, node.module.split(".")[1], str(relative)))
+    return found
+
+
+def test_every_public_name_is_there():
+    for name in avalanche_supermask.__all__:
+        assert getattr(avalanche_supermask, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'SubSup'"):
+        _ = avalanche_supermask.SubSup
+
+
+def test_selection_is_the_function_and_its_module():
+    from avalanche_supermask import TopK, selection
+    from avalanche_supermask.selection import selection as function
+
+    shapes = {"w": (4, 5)}
+    assert selection(shapes, density=0.1) == function(shapes, density=0.1) == TopK({"w": 2})
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_arrows_point_one_way(part):
+    wrong = {(to, file) for of, to, file in imports() if of == part and to not in MAY_IMPORT[part] | {part}}
+    assert not wrong
+
+
+def test_the_rule_has_no_circle():
+    done = set()
+    while rest := {part for part in MAY_IMPORT if part not in done}:
+        ready = {part for part in rest if MAY_IMPORT[part] <= done}
+        assert ready, f"a circle among {sorted(rest)}"
+        done |= ready
