@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
     from avalanche_supermask.strategies.hopsupsup import HopSupSup, HopSupSupPlugin, UnitMaskedModel
     from avalanche_supermask.strategies.impresslearn import ImpressLearn, ImpressLearnPlugin
+    from avalanche_supermask.strategies.sparse_finetuning import SparseFineTuning, SparseFineTuningPlugin
     from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
     from avalanche_supermask.strategies.supsup_nns import SupSupNNs, SupSupNNsPlugin
     from avalanche_supermask.strategy import SubnetworkStrategy
@@ -50,6 +51,8 @@ _HOME = {
     "Phase": "plugin",
     "RandomCropFlip": "data.augment",
     "SSNeT": "strategies.exssnet",
+    "SparseFineTuning": "strategies.sparse_finetuning",
+    "SparseFineTuningPlugin": "strategies.sparse_finetuning",
     "SubnetworkPlugin": "plugin",
     "SubnetworkStrategy": "strategy",
     "SupSup": "strategies.supsup",
@@ -89,6 +92,8 @@ __all__ = [
     "Phase",
     "RandomCropFlip",
     "SSNeT",
+    "SparseFineTuning",
+    "SparseFineTuningPlugin",
     "SubnetworkPlugin",
     "SubnetworkStrategy",
     "SupSup",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "entries_weight",
     "erdos_renyi_counts",
     "fan_in",
     "initial_scores",
@@ -25,6 +26,7 @@ __all__ = [
     "partly_trained_weight",
     "signed_constant",
     "threshold_weight",
+    "top_k_free",
     "top_k_mask",
     "top_k_weight",
     "uniform_counts",
@@ -161,6 +163,26 @@ def top_k_mask(scores: Tensor, keep: int) -> Tensor:
     """
     mask, _ = _top_k(scores, keep, None)
     return mask.bool()
+
+
+def top_k_free(scores: Tensor, taken: Tensor, keep: int) -> Tensor:
+    """Mask of the ``keep`` entries with the largest ``|S|`` among those that are not taken; of all, if there are fewer.
+
+    Args:
+        scores: any shape.
+        taken: bool, same shape.
+        keep: number of entries.
+
+    Example:
+        >>> top_k_free(torch.tensor([0.1, -0.9, 0.5]), torch.tensor([False, True, False]), 1)
+        tensor([False, False,  True])
+    """
+    free = (~taken).reshape(-1).nonzero().squeeze(1)
+    if 0 < keep < len(free):
+        free = free[top_k_mask(scores.reshape(-1)[free], keep)]
+    chosen = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+    chosen[free] = True
+    return chosen.reshape(scores.shape)
 
 
 def _top_k(scores: Tensor, keep: int, hint: float | None) -> tuple[Tensor, float | None]:
@@ -321,6 +343,42 @@ def partly_trained_weight(live: Tensor, fixed: Tensor, learns: Tensor) -> Tensor
         learns: same shape; numbers, 1 where ``live`` learns and 0 elsewhere.
     """
     result: Tensor = _PartlyTrainedWeight.apply(live, fixed, learns)
+    return result
+
+
+class _EntriesWeight(torch.autograd.Function):
+    """A copy and a scatter forward, a gather backward: nothing is computed for the entries that stand still."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, places: Tensor, around: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.unused = len(values) - len(places)
+        weight = around.clone(memory_format=torch.contiguous_format)
+        weight.view(-1).index_copy_(0, places, values[: len(places)])
+        return weight
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (places,) = ctx.saved_tensors
+        (grad,) = grads
+        found = grad.reshape(-1).index_select(0, places)
+        return torch.nn.functional.pad(found, (0, ctx.unused)), None, None
+
+
+def entries_weight(values: Tensor, places: Tensor, around: Tensor) -> Tensor:
+    """A weight of which a few entries learn: ``around``, with ``values`` at ``places``.
+
+    Args:
+        values: shape ``(n,)``; the gradient goes here. Those beyond the number of places are not used.
+        places: int64 of at most n entries: positions in the flattened weight, each once.
+        around: the weight whose other entries stand still.
+
+    Example:
+        >>> entries_weight(torch.tensor([5.0]), torch.tensor([2]), torch.zeros(2, 2))
+        tensor([[0., 0.],
+                [5., 0.]])
+    """
+    result: Tensor = _EntriesWeight.apply(values, places, around)
     return result
 
 

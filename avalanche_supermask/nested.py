@@ -71,11 +71,10 @@ def rows(x: Any, index: Tensor | slice, *, n: int | None = None) -> Any:
         TypeError: the batch has a part that cannot be taken by samples (a packed sequence).
         ValueError: no part has ``n`` rows.
     """
-    if isinstance(x, Tensor):
-        return x[index]
     n = batch_size(x) if n is None else n
     if not any(t.dim() and len(t) == n for t in tensors(x)):
-        raise ValueError(f"expected a batch of {n} samples; no tensor of this {_name(x)} has so many rows")
+        shape = f" of shape {tuple(x.shape)}" if isinstance(x, Tensor) else ""
+        raise ValueError(f"expected a batch of {n} samples; got a {_name(x)}{shape}, in which nothing has so many rows")
     return _rows(x, index, n)
 
 
@@ -91,9 +90,9 @@ def _rows(x: Any, index: Tensor | slice, n: int) -> Any:
     return x if parts is None else _rebuilt(x, [_rows(part, index, n) for part in parts])
 
 
-def split(x: Any, sizes: int | Sequence[int]) -> list[Any]:
-    """A batch cut into consecutive parts of so many samples; of an int, the last part may be smaller."""
-    n = batch_size(x)
+def split(x: Any, sizes: int | Sequence[int], *, n: int | None = None) -> list[Any]:
+    """A batch of ``n`` samples, cut into consecutive parts of so many; of an int, the last part may be smaller."""
+    n = batch_size(x) if n is None else n
     if isinstance(sizes, int):
         sizes = [min(sizes, n - start) for start in range(0, n, sizes)]
     parts, start = [], 0

@@ -19,6 +19,8 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_supermask.distributed import everywhere, whole_outputs
+from avalanche_supermask.distributed.plugin import join
 from avalanche_supermask.model.masked_model import MaskedModel
 
 __all__ = ["OnRevisit", "Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "adopt_parameters", "cosine"]
@@ -44,7 +46,7 @@ class Phase:
     lr: float | None = None
 
 
-class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
+class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Base of the methods: one subnetwork a task, on a strategy whose model is a `MaskedModel`.
 
     Args:
@@ -122,6 +124,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         model = masked_model(strategy)
         if strategy.train_epochs < 1:
             raise ValueError(f"train_epochs must be at least 1 to learn a task; got {strategy.train_epochs}")
+        join(strategy, self)
         self._check_phases(strategy.train_epochs)
         self.prepare(model)
         adopt_parameters(strategy.optimizer, model)
@@ -178,13 +181,16 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Stop where nothing can be learned any more; looked at once an epoch, as a look may wait for the device."""
         model = masked_model(strategy)
-        if model.active is not None and self._iterations and not bool(torch.as_tensor(strategy.loss).isfinite().all()):
+        if model.active is None or not self._iterations:
+            return
+        if not everywhere(bool(torch.as_tensor(strategy.loss).isfinite().all())):
             key = model.active
             model.abandon()
             raise FloatingPointError(
                 f"the loss of task {key} is NaN or infinite; the task was not stored, the {len(model.task_keys)} "
                 "earlier tasks are intact; lower the learning rate or look at the inputs"
             )
+        whole_outputs(self._outputs, latest=strategy.clock.train_epoch_iterations)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Commit the task, from whatever phase it is in."""
@@ -212,6 +218,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """With ``task_key="experience"``, the index of the experience names the task."""
+        join(strategy, self)
         if self.task_key == "experience":
             masked_model(strategy).router.assigned = strategy.experience.current_experience
 
@@ -297,7 +304,7 @@ def adopt_parameters(optimizer: Optimizer, model: MaskedModel, original: nn.Modu
     """Put the model's parameters into the optimizer's own groups; its class, settings and groups stay.
 
     A parameter of ``original``, the network that was copied into the model, is replaced by its copy. The
-    scores and coefficients of a weight join the weight's group, and what is in no group joins the first.
+    scores, coefficients and chosen values of a weight join its group, and what is in no group joins the first.
 
     Args:
         optimizer: changed in place.
@@ -310,7 +317,8 @@ def adopt_parameters(optimizer: Optimizer, model: MaskedModel, original: nn.Modu
         for group in optimizer.param_groups:
             group["params"] = [renamed.get(id(p), p) for p in group["params"]]
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    chosen_by = (*model.subnetworks.scores.items(), *model.subnetworks.mixtures.coefficients.items())
+    tasks = model.subnetworks
+    chosen_by = (*tasks.scores.items(), *tasks.mixtures.coefficients.items(), *tasks.values.items())
     weight_of = {id(p): copies[name] for name, p in chosen_by if name in copies}
     for p in model.parameters():
         if id(p) not in group_of:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,15 +14,16 @@ from torch.optim import Adam, Optimizer
 from typing_extensions import TypedDict
 
 from avalanche_supermask.inference import Inference
+from avalanche_supermask.logits import Logits
 from avalanche_supermask.model.masked_model import MaskedModel
-from avalanche_supermask.model.tensor_roles import Init, Maskable, PerTask, Scores
+from avalanche_supermask.model.tensor_roles import Init, Maskable, Outside, PerTask, Scores, Statistics
 from avalanche_supermask.plugin import OnRevisit, SubnetworkPlugin, adopt_parameters
 
 __all__ = ["ModelArguments", "ModelFirst", "StrategyArguments", "SubnetworkStrategy", "fused_adam"]
 
 
 class StrategyArguments(TypedDict, total=False):
-    """Arguments of every Avalanche strategy, with Avalanche's names, defaults and meaning; and two of ours."""
+    """Arguments of every Avalanche strategy, with Avalanche's names, defaults and meaning; and three of ours."""
 
     criterion: nn.Module | Callable[[Tensor, Tensor], Tensor]
     train_mb_size: int
@@ -34,6 +35,7 @@ class StrategyArguments(TypedDict, total=False):
     eval_every: int
     peval_mode: str
     task_inference: str | Inference
+    logits: Logits
     on_revisit: OnRevisit
 
 
@@ -46,6 +48,9 @@ class ModelArguments(TypedDict, total=False):
     own: Sequence[str]
     mask: Maskable
     scores: Scores
+    outside: Outside
+    values: nn.Module | Mapping[str, Tensor] | None
+    statistics: Statistics
     seed: int | None
 
 
@@ -70,7 +75,8 @@ class SubnetworkStrategy(ModelFirst):
         method: the method's plugin.
         optimizer: used as it is, on its own groups; None for ``default_optimizer``.
         default_lr: learning rate of Adam, the papers' optimizer, where ``optimizer`` is None.
-        init, per_task, exclude, own, mask, scores, seed, task_inference: see `MaskedModel`.
+        init, per_task, exclude, own, mask, scores, seed, task_inference, logits: see `MaskedModel`.
+        outside, values, statistics: see `MaskedModel`.
         on_revisit: see `SubnetworkPlugin`.
         arguments: of any Avalanche strategy.
 
@@ -100,8 +106,12 @@ class SubnetworkStrategy(ModelFirst):
         own: Sequence[str] = (),
         mask: Maskable = "weights",
         scores: Scores = "random",
+        outside: Outside = "zero",
+        values: nn.Module | Mapping[str, Tensor] | None = None,
+        statistics: Statistics = "task",
         seed: int | None = None,
         task_inference: str | Inference = "given",
+        logits: Logits = None,
         on_revisit: OnRevisit = "error",
         **arguments: Any,
     ) -> None:
@@ -111,8 +121,9 @@ class SubnetworkStrategy(ModelFirst):
         if not isinstance(model, MaskedModel):
             original = model
             model = MaskedModel(
-                model, init=init, per_task=per_task, exclude=exclude, own=own, mask=mask, scores=scores, seed=seed
-            )
+                model, init=init, per_task=per_task, exclude=exclude, own=own, mask=mask, scores=scores,
+                outside=outside, values=values, statistics=statistics, seed=seed,
+            )  # fmt: skip
             if optimizer is not None:
                 adopt_parameters(optimizer, model, original)
         elif per_task != "none" or exclude or seed is not None:
@@ -122,6 +133,8 @@ class SubnetworkStrategy(ModelFirst):
             )
         if task_inference != "given":
             model.task_inference = task_inference
+        if logits is not None:
+            model.logits = logits
         plugins = [*(arguments.pop("plugins", None) or []), method]
         super().__init__(
             model=model,

@@ -22,6 +22,7 @@ SAYS = {
     "unknown_task_ids": r"one-shot, G +accuracy 0\.\d+, right task",
     "fast_adaptation": r"bytes of its coefficients: 48",
     "transformer": r"accuracy of each task: 0\.\d+",
+    "several_processes": r"1 process\(es\) learned \[0, 1, 2, 3, 4\]",
     "resume_after_crash": r"tasks learned now: \[0, 1, 2, 3, 4\]",
     "save_and_export": r"answers like task 2: True",
 }

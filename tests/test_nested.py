@@ -109,7 +109,11 @@ def test_moved_reaches_everything_and_leaves_the_rest():
     [
         (lambda: nested.batch_size({"a": None}), TypeError, "expected a batch of tensors.*got dict"),
         (lambda: nested.batch_size("text"), TypeError, "got str"),
-        (lambda: nested.rows({"a": X}, slice(1), n=5), ValueError, "a batch of 5 samples; no tensor of this dict"),
+        (
+            lambda: nested.rows({"a": X}, slice(1), n=5),
+            ValueError,
+            "a batch of 5 samples; got a dict, in which nothing",
+        ),
         (lambda: nested.rows({"a": X, "p": pack_sequence([X])}, slice(1)), TypeError, "pack the sequences inside"),
         (lambda: nested.joined([{"a": X}, {"b": X}], [6, 6]), ValueError, r"dict of \['a'\] beside a dict of \['b'\]"),
         (lambda: nested.joined([(X,), (X, X)], [6, 6]), ValueError, "do not fit together"),

@@ -160,9 +160,9 @@ class PackedMasks(NamedTensors):
         """Entries that any of these tasks keeps (all tasks if None): bool tensors by name."""
         return self._unpack(self._cover(self.slots() if slots is None else slots)[0])
 
-    def coverage(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Entries that at least one task keeps, and entries that at least two keep."""
-        once, twice = self._cover(self.slots())
+    def coverage(self, slots: Sequence[int] | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Entries that at least one of these tasks keeps (all tasks if None), and entries that at least two keep."""
+        once, twice = self._cover(self.slots() if slots is None else slots)
         return self._unpack(once), self._unpack(twice)
 
     def _cover(self, slots: Sequence[int]) -> tuple[Tensor, Tensor]:

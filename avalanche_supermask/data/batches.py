@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from avalanche_supermask.distributed import SampleShare, shared_permutation
+
 __all__ = ["JoinedBatches", "TensorBatches"]
 
 
@@ -19,6 +21,7 @@ class TensorBatches:
         shuffle: draw a new order for each pass.
         augment: applied to the inputs of every batch; None: nothing is.
         drop_last: leave a smaller last batch out.
+        share: the share of this process in every batch, which then is that many times larger (default: all of it).
     """
 
     def __init__(
@@ -29,20 +32,41 @@ class TensorBatches:
         shuffle: bool,
         augment: Callable[[Tensor], Tensor] | None = None,
         drop_last: bool = False,
+        share: SampleShare | None = None,
     ) -> None:
         self.tensors, self.batch_size, self.shuffle = tensors, batch_size, shuffle
         self.augment, self.drop_last = augment, drop_last
+        self.share = share
+        self.counts: int | None = None  # samples of the latest batch that count in this process; None: all of them
+
+    @property
+    def shared_out(self) -> bool:
+        """Whether other processes have the rest of every batch."""
+        return self.share is not None and self.share.size > 1
+
+    @property
+    def _whole(self) -> int:
+        """Samples of a whole batch, of all processes."""
+        return self.batch_size * (self.share.size if self.share else 1)
 
     def __len__(self) -> int:
         n = len(self.tensors[0])
-        return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
+        return n // self._whole if self.drop_last else -(-n // self._whole)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
+        device = self.tensors[0].device
         n = len(self.tensors[0])
-        order = torch.randperm(n).to(self.tensors[0].device) if self.shuffle else None
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            part = slice(start, start + self.batch_size)
-            rows = part if order is None else order[part]
+        order = None
+        if self.shuffle:
+            order = (shared_permutation(n) if self.shared_out else torch.randperm(n)).to(device)
+        for start in range(0, len(self) * self._whole, self._whole):
+            rows: slice | Tensor = slice(start, start + self._whole)
+            if order is not None:
+                rows = order[rows]
+            if self.share is not None and self.shared_out:
+                rows = torch.arange(n, device=device)[rows] if isinstance(rows, slice) else rows
+                self.counts = self.share.counts(len(rows))
+                rows = self.share.of(rows)
             x, *rest = (t[rows] for t in self.tensors)
             yield [x if self.augment is None else self.augment(x), *rest]
 

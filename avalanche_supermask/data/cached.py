@@ -20,16 +20,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from avalanche_supermask.data.batches import JoinedBatches, TensorBatches
+from avalanche_supermask.distributed import SampleShare
 
 __all__ = ["CachedTensors", "load_tensors"]
 
 
-class CachedTensors(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
+class CachedTensors(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Replaces Avalanche's data loaders by in-memory tensors on the strategy's device.
 
     Put it first among the plugins. Loaders that a plugin brings itself, as Replay does, are replaced as well: the same
     shares of the same data in every batch. The training data of one experience are held at a time; evaluation data
-    are all kept.
+    are all kept. Of several processes that learn together, each holds all data and serves its share of every batch.
 
     Args:
         max_bytes: training data of an experience beyond this are left to Avalanche's loader, with one warning;
@@ -87,13 +88,15 @@ class CachedTensors(SupervisedPlugin, supports_distributed=False):  # type: igno
             held = sum(_nbytes(kept) for kept in self._evaluation.values())
             if held + _nbytes(tensors) <= self.max_bytes:
                 self._evaluation[key] = tensors
-        strategy.dataloader = TensorBatches(tensors, strategy.eval_mb_size, shuffle=False)
+        strategy.dataloader = TensorBatches(
+            tensors, strategy.eval_mb_size, shuffle=False, share=SampleShare.here(equal=True)
+        )
 
     def _batches(self, dataset: Any, strategy: Any, size: int, **options: bool) -> TensorBatches:
         held, tensors = self._training or (None, [])
         if held is not dataset:  # the experience's own data are loaded once, a replay memory beside them as well
             tensors = load_tensors(dataset, strategy.device)
-        return TensorBatches(tensors, size, augment=self.augment, **options)
+        return TensorBatches(tensors, size, augment=self.augment, share=SampleShare.here(), **options)
 
     def _fits(self, datasets: list[Any]) -> bool:
         """Whether these data may be held; else a warning, or an error if they must be augmented."""

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Candidates", "Inference", "Objective", "Per", "check_per", "entropy", "first_smallest"]
+__all__ = [
+    "Candidates",
+    "Inference",
+    "Objective",
+    "Per",
+    "check_per",
+    "entropy",
+    "first_smallest",
+    "mean_over_positions",
+]
 
 Objective = Literal["H", "G"]
 Per = Literal["sample", "batch"]
@@ -17,8 +26,8 @@ Per = Literal["sample", "batch"]
 class Candidates(Protocol):
     """What inference asks of a model with K learned tasks, numbered in the order in which they were learned."""
 
-    def outputs(self, x: Tensor) -> Iterator[Tensor]:
-        """Logits under every task in turn, a few tasks at a time: ``(tasks, batch, outputs)``."""
+    def outputs(self, x: Any) -> Iterator[Tensor]:
+        """Logits under every task in turn, a few tasks at a time: ``(tasks, batch, classes, *positions)``."""
 
     @property
     def expected(self) -> Tensor:
@@ -26,7 +35,7 @@ class Candidates(Protocol):
 
     def gradients(
         self,
-        groups: Sequence[Tensor],
+        groups: Sequence[Any],
         coefficients: Tensor,
         objective: Callable[[Tensor], Tensor],
         *,
@@ -37,15 +46,18 @@ class Candidates(Protocol):
     def mean_mixture(self) -> dict[str, Tensor]:
         """Coefficients 1/n of every mask of the basis, by layer, for a model with mixtures."""
 
-    def mixed(self, x: Tensor, coefficients: Mapping[str, Tensor]) -> Tensor:
-        """Logits under a mixture of the basis, differentiable in its coefficients."""
+    def mixed(self, x: Any, coefficients: Mapping[str, Tensor]) -> Any:
+        """Output under a mixture of the basis, differentiable in its coefficients."""
+
+    def logits(self, output: Any) -> Tensor:
+        """The logits in an output of the network, whatever its form: ``(batch, classes, *positions)``."""
 
 
 class Inference(Protocol):
     """A way to find the task."""
 
-    def __call__(self, model: Candidates, n_tasks: int, x: Tensor) -> Tensor:
-        """Number of the task of each sample: int64 of shape ``(batch,)``; or, if no task answers, the logits."""
+    def __call__(self, model: Candidates, n_tasks: int, x: Any) -> Any:
+        """Number of the task of each sample: int64 of shape ``(batch,)``; or, if no task answers, the output."""
 
 
 def check_per(per: str) -> None:
@@ -55,9 +67,23 @@ def check_per(per: str) -> None:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """H of each row: ``(batch,)``."""
-    log_p = logits.log_softmax(dim=-1)
-    return -(log_p.exp() * log_p).sum(dim=-1)
+    """H of each sample, ``(batch,)``, of logits ``(batch, classes, *positions)``: the mean over its positions, if any.
+
+    Raises:
+        ValueError: logits without classes, or with a single one, whose entropy would say nothing.
+    """
+    if logits.dim() < 2 or logits.shape[1] < 2:
+        raise ValueError(
+            "the entropy of outputs needs logits of shape (batch, classes, ...) with two classes or more; got "
+            f"{tuple(logits.shape)}: use task_inference='given', or name the logits with MaskedModel(logits=...)"
+        )
+    log_p = logits.log_softmax(dim=1)
+    return mean_over_positions(-(log_p.exp() * log_p).sum(dim=1))
+
+
+def mean_over_positions(values: Tensor) -> Tensor:
+    """One value a sample: ``(batch,)`` of ``(batch, *positions)``."""
+    return values if values.dim() == 1 else values.flatten(1).mean(dim=1)
 
 
 def first_smallest(rows: Tensor) -> Tensor:

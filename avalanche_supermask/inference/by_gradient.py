@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from avalanche_supermask import nested
 from avalanche_supermask.inference.base import Candidates, Objective, Per, check_per, entropy, first_smallest
 
 __all__ = ["Binary", "OneShot"]
@@ -44,14 +46,14 @@ class _ByGradient:
         if self.objective == "G" and self.classes is None:
             raise ValueError("objective 'G' needs classes, the number of outputs that are real")
 
-    def __call__(self, model: Candidates, n_tasks: int, x: Tensor) -> Tensor:
+    def __call__(self, model: Candidates, n_tasks: int, x: Any) -> Tensor:
         """See `Inference`."""
         n = min(self.first or n_tasks, n_tasks)
-        groups = [x[: self.images]] if self.per == "batch" else list(x.split(1))
+        groups = [nested.rows(x, slice(self.images))] if self.per == "batch" else nested.split(x, 1)
         found = self._find(model, n, n_tasks, groups) if n > 1 else torch.zeros(len(groups), dtype=torch.long)
-        return found.expand(len(x)).clone() if self.per == "batch" else found
+        return found.expand(nested.batch_size(x)).clone() if self.per == "batch" else found
 
-    def _find(self, model: Candidates, n: int, n_tasks: int, groups: Sequence[Tensor]) -> Tensor:
+    def _find(self, model: Candidates, n: int, n_tasks: int, groups: Sequence[Any]) -> Tensor:
         """Number of the task of each group, one of the first n."""
         raise NotImplementedError
 
@@ -59,20 +61,20 @@ class _ByGradient:
         if self.objective == "H":
             return entropy(logits).mean()
         assert self.classes is not None
-        if logits.shape[-1] <= self.classes:
+        if logits.shape[1] <= self.classes:
             raise ValueError(
-                f"objective 'G' has no gradient: the network has {logits.shape[-1]} outputs for {self.classes} "
+                f"objective 'G' has no gradient: the network has {logits.shape[1]} outputs for {self.classes} "
                 "classes; give it more outputs than classes, or use objective 'H'"
             )
-        held = torch.cat([logits[..., : self.classes].detach(), logits[..., self.classes :]], dim=-1)
-        return held.logsumexp(dim=-1).mean()
+        held = torch.cat([logits[:, : self.classes].detach(), logits[:, self.classes :]], dim=1)
+        return held.logsumexp(dim=1).mean()
 
 
 @dataclass(frozen=True)
 class OneShot(_ByGradient):
     """One forward and one backward pass a group, whatever the number of tasks."""
 
-    def _find(self, model: Candidates, n: int, n_tasks: int, groups: Sequence[Tensor]) -> Tensor:
+    def _find(self, model: Candidates, n: int, n_tasks: int, groups: Sequence[Any]) -> Tensor:
         equal = torch.zeros(n_tasks)
         equal[:n] = 1.0 / n
         return first_smallest(model.gradients(groups, equal, self._loss, layers=self.layers)[:, :n])
@@ -82,10 +84,10 @@ class OneShot(_ByGradient):
 class Binary(_ByGradient):
     """Halves the candidates until one is left: at most ceil(log2 K) rounds, ties included."""
 
-    def _find(self, model: Candidates, n: int, n_tasks: int, groups: Sequence[Tensor]) -> Tensor:
+    def _find(self, model: Candidates, n: int, n_tasks: int, groups: Sequence[Any]) -> Tensor:
         return torch.tensor([self._one(model, n, n_tasks, group) for group in groups])
 
-    def _one(self, model: Candidates, n: int, n_tasks: int, group: Tensor) -> int:
+    def _one(self, model: Candidates, n: int, n_tasks: int, group: Any) -> int:
         left = torch.arange(n)
         while len(left) > 1:
             coefficients = torch.zeros(n_tasks)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from avalanche_supermask.inference.base import Candidates, Per, check_per, entropy, first_smallest
+from avalanche_supermask.inference.base import Candidates, Per, check_per, entropy, first_smallest, mean_over_positions
 
 __all__ = ["Entropy", "ExpectedEntropy", "MaxLogit"]
 
@@ -25,15 +26,17 @@ class _ByTrial:
     def __post_init__(self) -> None:
         check_per(self.per)
 
-    def __call__(self, model: Candidates, n_tasks: int, x: Tensor) -> Tensor:
+    def __call__(self, model: Candidates, n_tasks: int, x: Any) -> Tensor:
         """See `Inference`."""
-        costs = torch.cat([self._cost(logits) for logits in model.outputs(x)])  # (K, batch)
+        costs = torch.cat(
+            [self._cost(logits.flatten(0, 1)).view(logits.shape[:2]) for logits in model.outputs(x)]
+        )  # (K, batch)
         groups = costs.mean(dim=1, keepdim=True) if self.per == "batch" else costs
         found = first_smallest(self._judge(groups, model).T)
-        return found.expand(len(x)).clone() if self.per == "batch" else found
+        return found.expand(costs.shape[1]).clone() if self.per == "batch" else found
 
     def _cost(self, logits: Tensor) -> Tensor:
-        """Of each sample, under a few tasks: ``(tasks, batch)``."""
+        """Of each sample, ``(n,)``, by its logits, ``(n, classes, *positions)``."""
         raise NotImplementedError
 
     def _judge(self, costs: Tensor, model: Candidates) -> Tensor:
@@ -74,7 +77,7 @@ class ExpectedEntropy(Entropy):
 
 @dataclass(frozen=True)
 class MaxLogit(_ByTrial):
-    """The task with the largest logit."""
+    """The task with the largest logit; of dense outputs, the largest mean over positions."""
 
     def _cost(self, logits: Tensor) -> Tensor:
-        return -logits.amax(dim=-1)
+        return -mean_over_positions(logits.amax(dim=1))

@@ -26,6 +26,11 @@ class Accounting:
         return list(self.subnetworks.tasks)
 
     @property
+    def outside(self) -> str:
+        """What a weight is outside a task's mask: ``"zero"``, or what the ``"base"`` has."""
+        return "base" if len(self.subnetworks.base) else "zero"
+
+    @property
     def masked_names(self) -> list[str]:
         """Names, in the network, of the weights that masks select from."""
         return list(self.subnetworks.frozen)
@@ -52,7 +57,7 @@ class Accounting:
         return self.subnetworks.owned(tasks)
 
     def effective_weights(self, task: int) -> dict[str, Tensor]:
-        """Weights ``W * M`` of a finished task, by name in the network."""
+        """Weights ``W * M`` of a finished task, or ``W_base + M * (W - W_base)``, by name in the network."""
         return self.subnetworks.task_weights(task)
 
     def bytes_per_task(self, *, private: bool = True) -> dict[int, int]:

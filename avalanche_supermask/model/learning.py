@@ -108,12 +108,18 @@ class Learning(Accounting, MultiTaskModule):
 
         Raises:
             TypeError: an entry of ``trainable`` is not bool.
-            ValueError: unknown names, wrong shapes, or entries that a finished task owns.
+            ValueError: unknown names, wrong shapes, or entries that a finished task owns; or, with
+                ``outside="base"``, no weight differs from the base, and none learns.
         """
         if trainable is not None:
             self._check_marks("trainable", trainable)
         if trainable is not None and not overwrite:
             self._refuse_owned(trainable)
+        if not trainable and all(not bool(change.any()) for change in self.subnetworks.change().values()):
+            raise ValueError(
+                "a mask would choose between equal weights, as the values are those of the base: pass values=, or "
+                "init='signed_constant', or learn tasks by SparseFineTuning first"
+            )
         self.subnetworks.learn_scores(select, trainable=trainable)
         self._learn_live_weights(self.masked_names if trainable else ())
 
@@ -195,6 +201,23 @@ class Learning(Accounting, MultiTaskModule):
                     "leave them out (trainable & ~model.owned()[name]), or pass overwrite=True for a control"
                 )
 
+    def learn_entries(self, chosen: Mapping[str, Tensor], *, mask: Mapping[str, Tensor]) -> None:
+        """Phase in which a few entries learn, under a mask that stands still; an optimizer holds nothing else of them.
+
+        Args:
+            chosen: bool by name, inside the mask, of entries that no finished task owns.
+            mask: bool by name.
+
+        Raises:
+            TypeError: an entry of ``chosen`` or ``mask`` is not bool.
+            ValueError: missing or unknown names, wrong shapes, or entries that a finished task owns.
+        """
+        self._check_marks("chosen", chosen)
+        self._check_marks("mask", mask)
+        self._refuse_owned(chosen)
+        self.subnetworks.learn_entries(chosen, mask=mask)
+        self._set_learning(())
+
     @torch.no_grad()
     def _learn_live_weights(self, names: Sequence[str]) -> None:
         """Start these weights, of which some or all entries learn, from their committed values."""
@@ -258,8 +281,8 @@ class Learning(Accounting, MultiTaskModule):
     def forget(self, task: int) -> int:
         """Delete a finished task and free exactly the weights that only it owned.
 
-        Freed weights get new signed constants, so nothing of the task is left; with ``init="keep"`` they keep
-        their value, as the brought one is not stored. Other tasks stay bit-identical.
+        Freed weights get new signed constants, so nothing of the task is left; with ``init="keep"`` they go back to
+        the base, where one is stored, and else keep their value. Other tasks stay bit-identical.
 
         Returns:
             Number of weights freed.
@@ -274,9 +297,19 @@ class Learning(Accounting, MultiTaskModule):
             for name, mask in freed.items():
                 weight = self.subnetworks.frozen[name]
                 weight[mask] = signed_constant(weight.shape, generator=generator).to(weight)[mask]
+        elif self.init == "keep" and len(self.subnetworks.base):
+            for name, mask in freed.items():
+                self.subnetworks.frozen[name].copy_(
+                    torch.where(mask, self.subnetworks.base[name], self.subnetworks.frozen[name])
+                )
         return sum(int(mask.sum()) for mask in freed.values())
 
     # ------------------------------------------------------------------ what learns
+
+    @property
+    def has_own_tensors(self) -> bool:
+        """Whether a task learns parameters of its own, beside masks and masked weights."""
+        return bool({*self._own_names, *self._head_tensors()})
 
     def _head_tensors(self) -> dict[str, Tensor]:
         known = {*self.masked_names, *self.shared, *self.fresh}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from avalanche_supermask import nested
+from avalanche_supermask.logits import ABSENT
 from avalanche_supermask.model.subnetworks import Subnetworks
 
 __all__ = ["Router", "forward_mixed"]
@@ -49,40 +50,22 @@ class Router:
         return keys[-1] if keys else self.latest(tasks)
 
 
-def forward_mixed(x: Any, labels: Tensor, forward: Callable[[Any, int], Tensor]) -> Tensor:
+def forward_mixed(x: Any, labels: Tensor, forward: Callable[[Any, int], Any]) -> Any:
     """Outputs for a batch of several labels, one call of ``forward`` a label.
 
     Args:
-        x: inputs; the first dimension of each tensor is the batch.
+        x: inputs, of any structure (see `nested`).
         labels: one a sample.
         forward: outputs of ``(inputs, label)`` for a batch of one label.
 
     Returns:
-        One row a sample, in order; zero-padded to the widest output.
+        The structure of an output, one row a sample, in order; filled up to the widest output with `ABSENT`: no class
+        that a task does not have may look likely.
     """
     order = labels.argsort(stable=True)
     found, counts = labels[order].unique_consecutive(return_counts=True)
-    parts = _split(_take(x, order), counts.tolist())
+    n, sizes = len(labels), counts.tolist()
+    parts = nested.split(nested.rows(x, order, n=n), sizes, n=n)
     outs = [forward(part, label) for part, label in zip(parts, found.tolist(), strict=True)]
-    width = max(out.shape[-1] for out in outs)
-    rows = torch.cat([nn.functional.pad(out, (0, width - out.shape[-1])) for out in outs])
-    return rows[order.argsort()]
-
-
-def _take(x: Any, rows: Tensor) -> Any:
-    """Rows of a batch: of a tensor, or of each tensor in a tuple, list or dictionary."""
-    if isinstance(x, Tensor):
-        return x[rows]
-    if isinstance(x, Mapping):
-        return {key: _take(value, rows) for key, value in x.items()}
-    return type(x)(_take(value, rows) for value in x)
-
-
-def _split(x: Any, sizes: list[int]) -> list[Any]:
-    """A batch cut into so many rows each."""
-    if isinstance(x, Tensor):
-        return list(x.split(sizes))
-    if isinstance(x, Mapping):
-        parts = zip(*(_split(value, sizes) for value in x.values()), strict=True)
-        return [dict(zip(x, part, strict=True)) for part in parts]
-    return [type(x)(part) for part in zip(*(_split(value, sizes) for value in x), strict=True)]
+    whole = nested.joined(outs, sizes, fill=ABSENT)
+    return whole if len(outs) == 1 else nested.rows(whole, order.argsort(), n=n)

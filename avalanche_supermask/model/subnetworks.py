@@ -8,6 +8,10 @@ parameters that exist once, whatever the number of tasks. The effective weight i
 and at the end of a task the trained values are written to the buffer. No optimizer, hook or plugin can reach
 a finished task, because none of its tensors is a parameter. A task may also be a mixture of the masks of a basis:
 then its coefficients take the place of the mask.
+
+Outside the mask a weight is zero; or, for pretrained networks, what it was in the network that was brought, the base:
+
+    base + mask * (where(trainable, parameter, frozen) - base)
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_supermask.bits.packed_masks import PackedMasks
-from avalanche_supermask.functional import partly_trained_weight
+from avalanche_supermask.functional import entries_weight, partly_trained_weight
 from avalanche_supermask.model.mixtures import Mixtures
 from avalanche_supermask.named_tensors import NamedTensors
 from avalanche_supermask.selection import Selection
@@ -62,31 +66,55 @@ class Subnetworks(nn.Module):
 
     Args:
         frozen: committed value of each masked weight, by name.
+        base: what each masked weight is outside the masks; None: zero.
     """
 
-    def __init__(self, frozen: Mapping[str, Tensor]) -> None:
+    def __init__(self, frozen: Mapping[str, Tensor], *, base: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
         shapes = {name: tuple(weight.shape) for name, weight in frozen.items()}
         self.frozen = NamedTensors(frozen)
+        self.base = NamedTensors(base)
         self.masks = PackedMasks(shapes)
         self.mixtures = Mixtures()
         # slot -> what only that task has: norm statistics, head, ... Nothing of a task that has nothing: a module a
         # task is passed over at every move and every search for parameters.
         self.private = nn.ModuleDict()
+        # slot -> values of the entries in its mask, of a task from a file that found these entries taken.
+        self.carried = nn.ModuleDict()
         self.scores = NamedTensors(trainable=True)
+        self.values = NamedTensors(trainable=True)  # of the entries phase: of the chosen entries alone
         self.tasks: dict[int, Task] = {}
         self.next_slot = 0
         # The task being learned.
         self.active: int | None = None
         self.active_label: int | None = None
-        self.phase: Literal["scores", "weights", "coefficients"] | None = None  # what learns
+        self.phase: Literal["scores", "weights", "coefficients", "entries"] | None = None  # what learns
         self.select: Selection | None = None
         self.own_masks: frozenset[str] = frozenset()  # of the coefficients phase: layers whose scores learn
         self.mask = NamedTensors()  # of the weights phase; before it, the scores choose
         self.trainable = NamedTensors()
+        self.places = NamedTensors()  # of the values, in the flattened weights
         # While the mask stands still: what of each weight is fixed, and 1 where it learns. Numbers, not bool: on a
         # CPU, arithmetic with numbers is several times faster.
         self._standing: dict[str, tuple[Tensor, Tensor]] = {}
+
+    # ------------------------------------------------------------------ inside and outside the masks
+
+    def change(self) -> Mapping[str, Tensor]:
+        """What a mask multiplies: the frozen weights, or how they differ from the base."""
+        if not len(self.base):
+            return self.frozen
+        return {name: weight - self.base[name] for name, weight in self.frozen.items()}
+
+    def around(self, inside: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Effective weights from what the masks made of the `change`."""
+        if not len(self.base):
+            return dict(inside)
+        return {name: self.base[name] + weight for name, weight in inside.items()}
+
+    def outside(self, name: str) -> Tensor:
+        """What one masked weight is outside the masks."""
+        return self.base[name] if len(self.base) else torch.zeros_like(self.frozen[name])
 
     # ------------------------------------------------------------------ the task being learned
 
@@ -116,10 +144,11 @@ class Subnetworks(nn.Module):
         self.phase, self.own_masks, self.select = "coefficients", own, select
 
     def learning(self) -> list[Tensor]:
-        """Scores and coefficients that learn in this phase."""
+        """Scores, coefficients and values of entries that learn in this phase."""
         scores = {"scores": set(self.scores), "coefficients": self.own_masks}.get(self.phase or "", set())
         mixed = self.mixtures.coefficients if self.phase == "coefficients" else {}
         return [
+            *(self.values.values() if self.phase == "entries" else ()),
             *(p for name, p in self.scores.items() if name in scores),
             *(a for name, a in mixed.items() if name not in self.own_masks),
         ]
@@ -132,12 +161,33 @@ class Subnetworks(nn.Module):
         self.mask.update(mask)
         self.trainable.update({name: trainable[name] & m for name, m in mask.items()})
 
+    def allocate_values(self, counts: Mapping[str, int]) -> None:
+        """Make the values that `learn_entries` lets learn, once, before an optimizer collects them."""
+        for name, count in counts.items():
+            if name not in self.values or len(self.values[name]) != count:
+                self.values[name] = self.frozen[name].new_zeros(count)
+
+    @torch.no_grad()
+    def learn_entries(self, chosen: Mapping[str, Tensor], *, mask: Mapping[str, Tensor]) -> None:
+        """The mask stands still; the few entries in ``chosen`` (bool, inside the mask) learn, as `values`.
+
+        Only their values are parameters, so that an optimizer keeps its state for them alone.
+        """
+        self._clear_weights()
+        self.phase = "entries"
+        self.mask.update({name: m.clone() for name, m in mask.items()})
+        for name, entries in chosen.items():
+            places = entries.reshape(-1).nonzero().squeeze(1)
+            self.places[name] = places
+            self.values[name].zero_()
+            self.values[name][: len(places)] = self.frozen[name].reshape(-1)[places]
+
     def current_mask(self) -> dict[str, Tensor]:
         """Mask of the task being learned: bool tensors by name. Of a mixture: where its weights are not zero."""
-        if self.phase == "weights":
+        if self.phase in ("weights", "entries"):
             return dict(self.mask)
         if self.phase == "coefficients":
-            return {name: w.detach() != 0 for name, w in self._mixed_weights().items()}
+            return {name: w.detach() != self.outside(name) for name, w in self._mixed_weights().items()}
         if self.select is None:
             raise RuntimeError("no phase has begun, so there is no current mask; call learn_scores() first")
         return {name: self.select.mask(name, scores) for name, scores in self.scores.items()}
@@ -153,9 +203,14 @@ class Subnetworks(nn.Module):
         if self.phase == "scores" and self.select is not None:
             select = self.select
             weights = self._learning_weights(live) if len(self.trainable) else self.frozen
-            return {name: select.weight(name, s, weights[name]) for name, s in self.scores.items()}
+            if not len(self.base):
+                return {name: select.weight(name, s, weights[name]) for name, s in self.scores.items()}
+            changes = {name: weights[name] - base for name, base in self.base.items()}
+            return self.around({name: select.weight(name, s, changes[name]) for name, s in self.scores.items()})
         if self.phase == "coefficients":
             return self._mixed_weights()
+        if self.phase == "entries":
+            return self._weights_of_entries()
         return self._learning_weights(live)
 
     def _learning_weights(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -164,17 +219,31 @@ class Subnetworks(nn.Module):
             for name, trainable in self.trainable.items():
                 frozen = self.frozen[name]
                 stays = self.mask[name] & ~trainable if name in self.mask else ~trainable
-                self._standing[name] = (frozen * stays, trainable.to(frozen.dtype))
+                fixed = frozen * stays
+                if name in self.base and name in self.mask:
+                    fixed = torch.where(self.mask[name], fixed, self.base[name])
+                self._standing[name] = (fixed, trainable.to(frozen.dtype))
         return {
             name: partly_trained_weight(live[name], fixed, learns) for name, (fixed, learns) in self._standing.items()
         }
 
+    def _weights_of_entries(self) -> dict[str, Tensor]:
+        """The values at their places, earlier tasks' values elsewhere in the mask, and what is outside."""
+        if not self._standing:
+            for name, mask in self.mask.items():
+                around = torch.where(mask, self.frozen[name], self.outside(name))
+                self._standing[name] = (around, self.places[name])
+        return {
+            name: entries_weight(self.values[name], places, around) for name, (around, places) in self._standing.items()
+        }
+
     def _mixed_weights(self) -> dict[str, Tensor]:
-        mixed = {name: weight for name, weight in self.frozen.items() if name not in self.own_masks}
+        change = self.change()
+        mixed = {name: weight for name, weight in change.items() if name not in self.own_masks}
         own: dict[str, Tensor] = {}
         if self.select is not None:
-            own = {n: self.select.weight(n, self.scores[n], self.frozen[n]) for n in self.own_masks}
-        return {**self.mixtures.weights(self.mixtures.coefficients, mixed, self.masks), **own}
+            own = {n: self.select.weight(n, self.scores[n], change[n]) for n in self.own_masks}
+        return self.around({**self.mixtures.weights(self.mixtures.coefficients, mixed, self.masks), **own})
 
     @torch.no_grad()
     def commit(
@@ -199,6 +268,8 @@ class Subnetworks(nn.Module):
             mask = self.current_mask()
             for name, trainable in self.trainable.items():
                 self.frozen[name].copy_(torch.where(trainable, live[name], self.frozen[name]))
+            for name, places in self.places.items():
+                self.frozen[name].view(-1).index_copy_(0, places, self.values[name][: len(places)])
             self.masks.commit(self.next_slot, mask)
         if private:
             self.private[str(self.next_slot)] = NamedTensors(
@@ -226,6 +297,7 @@ class Subnetworks(nn.Module):
     def _clear_weights(self) -> None:
         self.mask.clear()
         self.trainable.clear()
+        self.places.clear()
         self._standing = {}
 
     # ------------------------------------------------------------------ finished tasks
@@ -234,15 +306,26 @@ class Subnetworks(nn.Module):
         """Mask of a finished task: bool tensors by name. Of a mixture: where its weights are not zero."""
         slot = self._slot(key)
         if slot in self.mixtures:
-            return {name: w != 0 for name, w in self.task_weights(key).items()}
+            return {name: w != self.outside(name) for name, w in self.task_weights(key).items()}
         return self.masks.read(slot)
 
     def task_weights(self, key: int) -> dict[str, Tensor]:
-        """Effective weights ``W * M`` of a finished task."""
+        """Effective weights of a finished task: ``W * M``, or with a base ``W_base + M * (W - W_base)``."""
         slot = self._slot(key)
         if slot in self.mixtures:
-            return self.mixtures.weights(self.mixtures.of(slot), self.frozen, self.masks)
-        return {name: self.frozen[name] * mask for name, mask in self.masks.read(slot).items()}
+            return self.around(self.mixtures.weights(self.mixtures.of(slot), self.change(), self.masks))
+        masks = self.masks.read(slot)
+        if str(slot) in self.carried:
+            values: NamedTensors = self.carried[str(slot)]  # type: ignore[assignment]
+            return {name: self.outside(name).masked_scatter(mask, values[name]) for name, mask in masks.items()}
+        if len(self.base):
+            return {name: torch.where(mask, self.frozen[name], self.base[name]) for name, mask in masks.items()}
+        return {name: self.frozen[name] * mask for name, mask in masks.items()}
+
+    def task_values(self, key: int) -> dict[str, Tensor]:
+        """Values of a finished task at the entries of its mask, in order: one dimension, by name."""
+        weights = self.task_weights(key)
+        return {name: weights[name][mask] for name, mask in self.task_mask(key).items()}
 
     def task_private(self, key: int) -> dict[str, Tensor]:
         """Tensors that only this task has, by name in the network."""
@@ -254,19 +337,29 @@ class Subnetworks(nn.Module):
 
     def owned(self, keys: list[int] | None = None) -> dict[str, Tensor]:
         """Weights that any of these finished tasks uses (all of them if None): bool tensors by name."""
-        slots = self.masks.slots() if keys is None else self._slots_used(keys)
+        slots = self._owners() if keys is None else self._slots_used(keys)
         union = self.masks.union(slots)
         return {name: mask.to(self.frozen[name].device) for name, mask in union.items()}
+
+    def _owners(self) -> list[int]:
+        """Slots of the masks whose entries are in the frozen weights."""
+        return [slot for slot in self.masks.slots() if str(slot) not in self.carried]
 
     def _slots_used(self, keys: list[int]) -> list[int]:
         slots = [self._slot(key) for key in keys]
         mixed = self.mixtures.basis if any(slot in self.mixtures for slot in slots) else []
+        slots = [slot for slot in slots if str(slot) not in self.carried]
         return [*dict.fromkeys([*(slot for slot in slots if slot not in self.mixtures), *mixed])]
 
     def task_bytes(self, key: int, *, private: bool = True) -> int:
-        """Bytes stored for a finished task: its packed mask or its coefficients, and its private numbers."""
+        """Bytes stored for a finished task: its packed mask or its coefficients, and its private numbers.
+
+        Values that lie in the frozen weights, which are there in any case, are not among them.
+        """
         slot = self._slot(key)
         chosen = _nbytes(self.mixtures.of(slot)) if slot in self.mixtures else self.masks.row_bytes
+        if str(slot) in self.carried:
+            chosen += _nbytes(self.carried[str(slot)])  # type: ignore[arg-type]
         entropy = 0 if self.tasks[key].entropy is None else 4
         return chosen + (_nbytes(self.task_private(key)) + entropy if private else 0)
 
@@ -278,7 +371,7 @@ class Subnetworks(nn.Module):
 
     def capacity(self) -> dict[str, LayerCapacity]:
         """How far each masked layer is filled."""
-        once, twice = self.masks.coverage()
+        once, twice = self.masks.coverage(self._owners())
         return {
             name: LayerCapacity(mask.numel(), int(mask.sum()), int(twice[name].sum())) for name, mask in once.items()
         }
@@ -298,8 +391,11 @@ class Subnetworks(nn.Module):
         freed = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in self.frozen.items()}
         if slot in self.mixtures:
             self.mixtures.drop(slot)
+        elif str(slot) in self.carried:
+            self.masks.drop(slot)
+            del self.carried[str(slot)]
         elif slot not in self.mixtures.basis or not len(self.mixtures.finished):
-            rest = self.masks.union([other for other in self.masks.slots() if other != slot])
+            rest = self.masks.union([other for other in self._owners() if other != slot])
             freed = {name: mask & ~rest[name] for name, mask in self.masks.read(slot).items()}
             self.masks.drop(slot)
             self.mixtures.reduce(slot)
@@ -337,11 +433,19 @@ class Subnetworks(nn.Module):
         self.tasks = {key: Task(*task) for key, *task in state["tasks"]}
         self.next_slot = state["next_slot"]
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "base" not in self._modules:  # pickled by 0.1.0
+            self.base, self.places = NamedTensors(), NamedTensors()
+            self.values = NamedTensors(trainable=True)
+            self.carried = nn.ModuleDict()
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        start = f"{prefix}private."
-        slots = dict.fromkeys(key[len(start) :].partition(".")[0] for key in state_dict if key.startswith(start))
-        self.private = nn.ModuleDict({slot: NamedTensors() for slot in slots})  # their tensors follow
+        for part in ("private", "carried"):
+            start = f"{prefix}{part}."
+            slots = dict.fromkeys(key[len(start) :].partition(".")[0] for key in state_dict if key.startswith(start))
+            setattr(self, part, nn.ModuleDict({slot: NamedTensors() for slot in slots}))  # their tensors follow
 
 
 def _nbytes(tensors: Mapping[str, Tensor]) -> int:

@@ -54,7 +54,7 @@ class Superposition:
 
     @torch.no_grad()
     def outputs(self, x: Any) -> Iterator[Tensor]:
-        """Logits under every task in turn, a few tasks at a time: ``(tasks, batch, outputs)``."""
+        """Logits under every task in turn, a few tasks at a time: ``(tasks, batch, classes, *positions)``."""
         start = 0
         if self._batches:
             size = max(1, CHUNK_BYTES // sum(t.nbytes for t in self.model.subnetworks.frozen.values()))
@@ -66,7 +66,7 @@ class Superposition:
                 if "vmap" not in str(error) and "Batching rule" not in str(error):
                     raise  # recurrent layers and random ones cannot be batched over weights; those go one by one
         for key in self.keys[start:]:
-            yield self.model.forward_task(key, x).unsqueeze(0)
+            yield self.model.logits_of(self.model.forward_task(key, x)).unsqueeze(0)
 
     @property
     def _batches(self) -> bool:
@@ -83,8 +83,11 @@ class Superposition:
         arguments = self.model.arguments(x, None)
         with warnings.catch_warnings():  # some layers are batched by a loop inside, which is no news
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            out: Tensor = vmap(lambda task: functional_call(self.model.net, task, arguments))(stacked)
+            out: Tensor = vmap(self._logits_under(arguments))(stacked)
         return out
+
+    def _logits_under(self, arguments: tuple[Any, Any]) -> Callable[[dict[str, Tensor]], Tensor]:
+        return lambda tensors: self.model.logits_of(functional_call(self.model.net, tensors, *arguments))
 
     def gradients(
         self,
@@ -107,10 +110,17 @@ class Superposition:
         Running statistics are superposed too, but held constant, as PyTorch does not differentiate by them.
 
         Raises:
-            ValueError: tasks have tensors under different names (heads of their own), so there is no sum of them; or
-                there is no masked weight of such a name.
+            ValueError: tasks have tensors under different names (heads of their own), so there is no sum of them; a
+                task keeps values of its own; or there is no masked weight of such a name.
         """
         store = self.model.subnetworks
+        carried = [key for key in self.keys if str(store.tasks[key].slot) in store.carried]
+        if carried:
+            raise ValueError(
+                f"tasks {carried} were loaded beside others and keep their own values, which one superposition cannot "
+                "hold; use task_inference='entropy' or 'max_logit'"
+            )
+        change = store.change()
         private = self._private
         leaves = self._weights(coefficients)
         coefficients = coefficients[: len(self.keys)]
@@ -121,14 +131,14 @@ class Superposition:
 
         def of_group(x: Any) -> dict[str, Tensor]:
             with torch.enable_grad():
-                loss = objective(self._call(x, {**leaves, **own, **learns}))
+                loss = objective(self.logits(self._call(x, {**leaves, **own, **learns})))
                 found = torch.autograd.grad(loss, list(learns.values()), allow_unused=True)
             return {name: g for name, g in zip(learns, found, strict=True) if g is not None}
 
         totals = []
         for start in range(0, len(groups), GROUPS):
             chunk = [of_group(x) for x in groups[start : start + GROUPS]]
-            weighted = {n: torch.stack([g[n] * store.frozen[n] for g in chunk]) for n in leaves if n in chunk[0]}
+            weighted = {n: torch.stack([g[n] * change[n] for g in chunk]) for n in leaves if n in chunk[0]}
             total = self._by_task({n: v.cpu() for n, v in store.masks.project(weighted, self._slots).items()})
             for i, task in enumerate(private if private[0] else ()):
                 for q, grads in enumerate(chunk):
@@ -154,7 +164,9 @@ class Superposition:
         sums = store.masks.superpose(self._by_slot(of_tasks), self._slots)
         for a, mask in zip(of_extra, self._extra, strict=True):
             sums = {name: total + a * mask[name] for name, total in sums.items()}
-        weights = {name: store.frozen[name] * m.to(store.frozen[name]) for name, m in sums.items()}
+        weights: dict[str, Tensor] = store.around(
+            {name: weight * sums[name].to(weight) for name, weight in store.change().items()}
+        )
         if self._start is None:
             self._start = coefficients.clone(), weights
         return weights
@@ -171,8 +183,13 @@ class Superposition:
             raise ValueError("there is no basis of masks to mix: 'entropy_descent' serves ImpressLearn only")
         return {name: torch.full((n,), 1.0 / n).to(weight) for name, weight in store.frozen.items()}
 
-    def mixed(self, x: Any, coefficients: Mapping[str, Tensor]) -> Tensor:
-        """Logits of a mixture of the basis, differentiable in its coefficients; what tasks own at its mean.
+    def logits(self, output: Any) -> Tensor:
+        """The logits in an output of the network: ``(batch, classes, *positions)``."""
+        found: Tensor = self.model.logits_of(output)
+        return found
+
+    def mixed(self, x: Any, coefficients: Mapping[str, Tensor]) -> Any:
+        """Output of a mixture of the basis, differentiable in its coefficients; what tasks own at its mean.
 
         Args:
             x: inputs.
@@ -180,14 +197,14 @@ class Superposition:
         """
         store = self.model.subnetworks
         own = _weighted(self._private, torch.full((len(self.keys),), 1 / len(self.keys)))
-        return self._call(x, {**own, **store.mixtures.weights(coefficients, store.frozen, store.masks)})
+        mixed = store.around(store.mixtures.weights(coefficients, store.change(), store.masks))
+        return self._call(x, {**own, **mixed})
 
-    def _call(self, x: Any, tensors: Mapping[str, Tensor]) -> Tensor:
+    def _call(self, x: Any, tensors: Mapping[str, Tensor]) -> Any:
         label = self.model.subnetworks.tasks[self.keys[0]].label
         fresh = {name: t.clone() for name, t in self.model.fresh.items()}  # a network may move its buffers
         given = {**fresh, **self.model.shared, **tensors}
-        out: Tensor = functional_call(self.model.net, given, self.model.arguments(x, label))
-        return out
+        return functional_call(self.model.net, given, *self.model.arguments(x, label))
 
     def _by_slot(self, coefficients: Tensor) -> dict[str, Tensor]:
         """The coefficients of tasks as coefficients of masks, by layer: mixtures stand for what they mix."""

@@ -22,21 +22,28 @@ __all__ = [
     "Init",
     "Layout",
     "Maskable",
+    "Outside",
     "PerTask",
     "Scores",
+    "Statistics",
     "classify",
     "grow_heads",
     "head_tensors",
     "moving_buffers",
     "output_layer",
+    "own_values",
     "redraw",
+    "refuse_integers",
+    "running_norms",
     "with_ties",
 ]
 
-Init = Literal["signed_constant", "keep"]
+Init = Literal["signed_constant", "keep", "given"]
 PerTask = Literal["none", "norm", "all"]
 Maskable = Literal["weights", "all"]
+Outside = Literal["zero", "base"]
 Scores = Literal["random", "magnitude"]
+Statistics = Literal["task", "frozen"]
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -183,14 +190,60 @@ def output_layer(net: nn.Module) -> str:
 
 
 @torch.no_grad()
-def redraw(layout: Layout, seed: int) -> None:
-    """Signed constants for the masked weights, zero for the biases (SupSup, A1), in place."""
+def redraw(layout: Layout, seed: int, *, biases: bool = True) -> None:
+    """Signed constants for the masked weights and, if wanted, zero for the biases (SupSup, A1), in place."""
     generator = torch.Generator().manual_seed(seed)
     for p in layout.masked.values():
         p.copy_(signed_constant(p.shape, generator=generator))
-    for name, p in (*layout.shared.items(), *layout.private.items()):
+    for name, p in (*layout.shared.items(), *layout.private.items()) if biases else ():
         if "bias" in name.rpartition(".")[2]:
             p.zero_()
+
+
+def refuse_integers(net: nn.Module) -> None:
+    """Complain of quantised weights, of which no entry can be fine-tuned.
+
+    Raises:
+        ValueError: the network has some.
+    """
+    for place, module in net.named_modules():
+        kind = type(module)
+        whole = [
+            f"{place}.{n}".lstrip(".")
+            for n, p in module.named_parameters(recurse=False)
+            if not p.dtype.is_floating_point
+        ]
+        if whole or "quantized" in kind.__module__.split(".") or kind.__module__.startswith("bitsandbytes"):
+            raise ValueError(
+                f"{whole[0] if whole else place!r} ({kind.__name__}) has quantised or integer weights, and only "
+                "floating-point weights can be fine-tuned; load the network without quantisation"
+            )
+
+
+def own_values(net: nn.Module | Mapping[str, Tensor], masked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The masked weights of another network of the same structure.
+
+    Args:
+        net: the other network, or its state.
+        masked: names and shapes.
+
+    Raises:
+        ValueError: a weight is missing or has another shape.
+    """
+    state = net.state_dict() if isinstance(net, nn.Module) else net
+    for name, weight in masked.items():
+        if name not in state or state[name].shape != weight.shape:
+            got = tuple(state[name].shape) if name in state else "nothing"
+            raise ValueError(
+                f"values: expected {name!r} of shape {tuple(weight.shape)}, got {got}; pass a network of "
+                "the same structure"
+            )
+    return {name: state[name].detach().clone().to(weight) for name, weight in masked.items()}
+
+
+def running_norms(net: nn.Module) -> list[nn.Module]:
+    """Layers that normalise with running statistics in evaluation, and move them in training."""
+    return [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None]
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -9,9 +9,11 @@ there, so a crash leaves the old one.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import dill
@@ -20,6 +22,7 @@ from avalanche.checkpointing import checkpoint_internals
 from avalanche.checkpointing import maybe_load_checkpoint as _load
 from avalanche.checkpointing import save_checkpoint as _save
 
+from avalanche_supermask.distributed import agreed, in_group, is_first
 from avalanche_supermask.saving.atomic_write import written_whole
 from avalanche_supermask.saving.old_names import old_names
 
@@ -57,7 +60,11 @@ def save_checkpoint(strategy: Any, fname: str | os.PathLike[str], exclude: Seque
         strategy: any Avalanche strategy.
         fname: file to write; replaced in one step once the new one is complete.
         exclude: attributes of the strategy to leave out.
+
+    Of several processes that learn together only rank 0 writes the file; the others hold the same.
     """
+    if not is_first():
+        return
     with written_whole(fname) as temporary, by_reference():
         _save(strategy, temporary, exclude=list(exclude or []))
 
@@ -70,15 +77,24 @@ def maybe_load_checkpoint(
 ) -> tuple[Any, int]:
     """Load a strategy's state; without a file, the strategy as it is.
 
+    Of several processes that learn together only rank 0 reads the file, and sends it to the others.
+
     Args:
         strategy: built as it was for the saved run.
         fname: file of `save_checkpoint`. It is a pickle: load only files that you trust.
-        map_location: device for the tensors, as of ``torch.load``.
+        map_location: device for the tensors, as of ``torch.load``; in a group of processes the strategy's by default.
         unique_objects: pass the benchmark, so that its data are not loaded twice.
 
     Returns:
         The strategy, and the index of the experience to train next.
     """
+    source: Any = os.fspath(fname)
+    if in_group():
+        held = agreed(Path(fname).read_bytes() if is_first() and os.path.exists(fname) else None)
+        if held is None:
+            return strategy, 0
+        source = io.BytesIO(held)
+        map_location = strategy.device if map_location is None else map_location
     with by_reference(), old_names():
-        loaded, experience = _load(strategy, os.fspath(fname), map_location, unique_objects)
+        loaded, experience = _load(strategy, source, map_location, unique_objects)
     return loaded, int(experience)

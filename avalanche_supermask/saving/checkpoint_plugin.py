@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 
+from avalanche_supermask.distributed import size
 from avalanche_supermask.saving.checkpoint import by_reference, save_checkpoint
 
 __all__ = ["CheckpointPlugin"]
@@ -26,11 +27,12 @@ OF_THE_DATA = ("experience", "adapted_dataset", "dataloader", "mbatch", "mb_outp
                "current_eval_stream")  # fmt: skip
 
 
-class CheckpointPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
+class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Saves a strategy every few epochs and after each experience; `maybe_load_checkpoint` reads it back.
 
     Put it first among the plugins. ``kill -9`` at any moment loses at most ``every`` epochs, and the resumed run
     equals the uninterrupted one bit for bit: on a CPU, or with deterministic kernels, and with data that do not change.
+    Of several processes that learn together rank 0 writes the file; killed, one or all of them, the group starts again.
 
     Args:
         path: file to write, each time in one step; the old one stays until the new one is complete.
@@ -46,6 +48,8 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         >>> first  # for experience in stream.train_stream[first:]: strategy.train(experience)
         0
     """
+
+    _processes = 1  # that learned the experience which a checkpoint interrupts
 
     def __init__(self, path: str | os.PathLike[str], *, every: int = 1) -> None:
         super().__init__()
@@ -64,6 +68,11 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """After a load: hold what was loaded, as the set-up will overwrite it."""
         if self._epochs_done:
+            if self._processes != size():
+                raise RuntimeError(
+                    f"{self.path} interrupts an experience that {self._processes} processes were learning, and these "
+                    f"are {size()}: start {self._processes} of them, until the experience has ended"
+                )
             state = {k: v for k, v in strategy.__dict__.items() if k not in OF_THE_DATA}
             buffer = io.BytesIO()
             with by_reference():
@@ -97,6 +106,7 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
 
     def _save(self, strategy: Any, *, epochs_done: int) -> None:
         resumed, self._epochs_done = self._epochs_done, epochs_done
+        self._processes = size()
         self._random = _random_state()
         save_checkpoint(strategy, self.path, exclude=[name for name in OF_THE_DATA if name in strategy.__dict__])
         self._epochs_done = resumed

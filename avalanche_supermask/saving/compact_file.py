@@ -26,7 +26,9 @@ from avalanche_supermask.saving.atomic_write import written_whole
 __all__ = ["load", "save"]
 
 FORMAT = 1
-SCRATCH = ("host.", "subnetworks.scores.", "subnetworks.mixtures.coefficients.", "subnetworks.masks.")
+SCRATCH = (
+    "host.", "subnetworks.scores.", "subnetworks.values.", "subnetworks.mixtures.coefficients.", "subnetworks.masks."
+)  # fmt: skip
 EXTRA = "_extra_state"
 
 
@@ -62,6 +64,8 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
         "wrapping": model.wrapping,
         "seed": model.seed,
         "task_inference": model.task_inference if isinstance(model.task_inference, str) else "given",
+        "logits": None if callable(model.logits) else model.logits,
+        "class_dimension": model.class_dimension,
         "extra": {name: value for name, value in state.items() if name.endswith(EXTRA)},
         "masks": [[slot, len(code)] for slot, code in codes.items()],
     }
@@ -98,6 +102,7 @@ def load(path: str | os.PathLike[str], net: nn.Module, *, device: str | torch.de
     kept = {n: v for n, v in model.state_dict().items() if n.startswith(SCRATCH)}
     model.load_state_dict({**kept, **stored})
     model.task_inference = manifest["task_inference"]
+    model.logits, model.class_dimension = manifest.get("logits"), manifest.get("class_dimension", 1)
     model.to(device).eval()
     return model
 

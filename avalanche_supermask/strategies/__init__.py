@@ -5,6 +5,7 @@ from avalanche_supermask.strategies.clnp.strategy import CLNP, CLNPPlugin
 from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
 from avalanche_supermask.strategies.hopsupsup import HopSupSup, HopSupSupPlugin, UnitMaskedModel
 from avalanche_supermask.strategies.impresslearn import ImpressLearn, ImpressLearnPlugin
+from avalanche_supermask.strategies.sparse_finetuning import SparseFineTuning, SparseFineTuningPlugin
 from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
 from avalanche_supermask.strategies.supsup_nns import SupSupNNs, SupSupNNsPlugin
 
@@ -18,6 +19,8 @@ __all__ = [
     "ImpressLearn",
     "ImpressLearnPlugin",
     "SSNeT",
+    "SparseFineTuning",
+    "SparseFineTuningPlugin",
     "SupSup",
     "SupSupNNs",
     "SupSupNNsPlugin",

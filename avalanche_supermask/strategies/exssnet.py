@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
+from avalanche_supermask.distributed import divided
 from avalanche_supermask.functional import reordered
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Phase, Schedule, TaskKey
@@ -42,7 +43,7 @@ from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
 __all__ = ["ExSSNeT", "ExSSNeTPlugin", "SSNeT"]
 
 
-class ExSSNeTPlugin(SupSupPlugin):
+class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """ExSSNeT as a plugin of any template whose model is a `MaskedModel`.
 
     Args:
@@ -149,9 +150,10 @@ class ExSSNeTPlugin(SupSupPlugin):
         assert model.active is not None
         new = model.active
         batches, labels = self._sample(strategy, model.seed + new)
-        accuracies = {
-            old: knn_accuracy(features(model, old, batches), labels, k=self.kkt_neighbours) for old in model.task_keys
-        }
+        accuracies = divided(
+            model.task_keys,
+            lambda old: knn_accuracy(features(model, old, batches), labels, k=self.kkt_neighbours),
+        )
         assert self.kkt is not None
         chance = 1.0 / max(2, len(labels.unique()))
         self.knn_accuracies[new] = accuracies

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from typing_extensions import Unpack
 
+from avalanche_supermask.distributed.plugin import refuse
 from avalanche_supermask.functional import signed_constant, threshold_weight
 from avalanche_supermask.inference import entropy
 from avalanche_supermask.plugin import cosine
@@ -209,6 +210,10 @@ class HopSupSupPlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
         self.steps, self.recovery_lr, self.gamma = steps, recovery_lr, gamma
         self.recovery_batch, self.restarts, self.cosine_schedule = recovery_batch, restarts, cosine_schedule
         self._lrs: list[float] = []
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Learn in one process only."""
+        refuse("HopSupSup")
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Begin a task."""

@@ -13,7 +13,10 @@ so it stores n L numbers where SupSup stores a bit a weight. Coefficients are an
 
 * ``"heterogeneous"``: SupSup's masks of the first n tasks, which keep their own;
 * ``"homogeneous"``: n masks of the first task, from n seeds; that task keeps the first;
-* ``"random"``: n masks of scores that never learned; every task is a mixture.
+* ``"random"``: n masks of scores that never learned; every task is a mixture;
+* ``"tasks"`` (ours): the masks of the first n tasks that the model has learned already, by whatever method. With
+  ``outside="base"`` and tasks of `SparseFineTuning`, a mixture is a sum of their changes of a pretrained network,
+  W_base,l + Σ_i a_{l,i} M_{l,i} ⊙ (V_l - W_base,l): task vectors, with a coefficient for each and layer.
 
 Norm statistics are each task's own, as the published code has them.
 
@@ -44,15 +47,15 @@ from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
 
 __all__ = ["Basis", "ImpressLearn", "ImpressLearnPlugin"]
 
-Basis = Literal["heterogeneous", "homogeneous", "random"]
+Basis = Literal["heterogeneous", "homogeneous", "random", "tasks"]
 
 
-class ImpressLearnPlugin(SubnetworkPlugin):
+class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """ImpressLearn as a plugin of any template whose model is a `MaskedModel`.
 
     Args:
         n_basis: masks of the basis, n (default 10; the paper sweeps it).
-        basis: where they come from: ``"heterogeneous"``, ``"homogeneous"`` or ``"random"``.
+        basis: where they come from: ``"heterogeneous"``, ``"homogeneous"``, ``"random"`` or ``"tasks"``.
         density: fraction of the weights that a mask of the basis keeps (default 0.25, the published notebook's).
         layer_densities: ``"uniform"`` or ``"erdos_renyi"``, the published code's for convolutional networks.
         alpha_scope: ``"layer"``: n coefficients a layer; ``"global"``: n in all.
@@ -87,8 +90,8 @@ class ImpressLearnPlugin(SubnetworkPlugin):
         super().__init__(task_key=task_key, schedule=schedule)
         if n_basis < 1 or penalty < 0:
             raise ValueError(f"expected n_basis >= 1 and penalty >= 0; got {n_basis} and {penalty}")
-        if basis not in ("heterogeneous", "homogeneous", "random"):
-            raise ValueError(f"basis must be 'heterogeneous', 'homogeneous' or 'random'; got {basis!r}")
+        if basis not in ("heterogeneous", "homogeneous", "random", "tasks"):
+            raise ValueError(f"basis must be 'heterogeneous', 'homogeneous', 'random' or 'tasks'; got {basis!r}")
         if alpha_scope not in ("layer", "global"):
             raise ValueError(f"alpha_scope must be 'layer' or 'global'; got {alpha_scope!r}")
         if own_last_mask and alpha_scope == "global":
@@ -110,7 +113,15 @@ class ImpressLearnPlugin(SubnetworkPlugin):
         return [Phase("mask", epochs, self.mask_lr)]
 
     def prepare(self, model: MaskedModel) -> None:
-        """Allocate scores and coefficients."""
+        """Allocate scores and coefficients; let learned tasks be the basis, if they are to be."""
+        if self.basis == "tasks" and not model.subnetworks.mixtures.basis:
+            if len(model.task_keys) < self.n_basis:
+                raise ValueError(
+                    f"basis='tasks' mixes tasks that the model has learned: expected {self.n_basis}, got "
+                    f"{len(model.task_keys)}; pass a MaskedModel that has learned them, or lower n_basis"
+                )
+            for key in model.task_keys[: self.n_basis]:
+                model.subnetworks.add_to_basis(key)
         super().prepare(model)
         names = [ALL_LAYERS] if self.alpha_scope == "global" else self._mixed(model)
         like = next(iter(model.subnetworks.frozen.values()))
@@ -196,7 +207,7 @@ class ImpressLearn(SubnetworkStrategy):
         optimizer: None for Adam at ``mask_lr`` (default 1e-3) and ``coefficient_lr`` (default 0.02), the published
             code's, with a cosine schedule.
         n_basis: see `ImpressLearnPlugin`.
-        basis: ``"heterogeneous"``, ``"homogeneous"`` or ``"random"``.
+        basis: ``"heterogeneous"``, ``"homogeneous"``, ``"random"`` or ``"tasks"``.
         density: fraction of the weights that a mask of the basis keeps.
         layer_densities: ``"uniform"`` or ``"erdos_renyi"``.
         alpha_scope: ``"layer"`` or ``"global"``.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avalanche_supermask.distributed import average_statistics, averaged
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Schedule, cosine
 
@@ -47,12 +48,14 @@ def train_copy(
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.manual_seed(seed)
-        for _ in range(epochs):
-            for batch in batches:
+        with averaged(model.parameters()) as average:
+            for batch in (batch for _ in range(epochs) for batch in batches):
                 x, y, t = batch[0].to(device), batch[1].to(device), batch[-1].to(device)
                 optimizer.zero_grad()
+                average.samples = len(y)
                 criterion(model(x, t), y).backward()
                 if after_backward is not None:
                     after_backward(model)
                 optimizer.step()
                 scheduler.step()
+    average_statistics(model.net.buffers())

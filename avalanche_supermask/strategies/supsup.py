@@ -37,7 +37,7 @@ __all__ = ["SupSup", "SupSupPlugin", "Transfer"]
 Transfer = Literal["none", "scores", "masks"]
 
 
-class SupSupPlugin(SubnetworkPlugin):
+class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """SupSup as a plugin of any template whose model is a `MaskedModel`.
 
     Args:

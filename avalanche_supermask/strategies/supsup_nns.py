@@ -207,9 +207,9 @@ class SupSupNNsPlugin(SupSupPlugin):
     def _entropy(self, model: MaskedModel, task: int, x: Tensor) -> float:
         was_training = model.training
         model.eval()
-        logits = model.forward_task(task, x)
+        logits = model.logits_of(model.forward_task(task, x))
         model.train(was_training)
-        return float(entropy(logits).mean()) / math.log(logits.shape[-1])
+        return float(entropy(logits).mean()) / math.log(logits.shape[1])
 
     @torch.no_grad()
     def likelihood(self, model: MaskedModel, x: Tensor) -> tuple[Tensor, list[int]]:

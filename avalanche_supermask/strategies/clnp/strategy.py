@@ -41,6 +41,7 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from avalanche_supermask.data.cached import load_tensors
+from avalanche_supermask.distributed import agreed
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.tensor_roles import output_layer as last_layer
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
@@ -57,7 +58,7 @@ __all__ = ["CLNP", "CLNPPlugin"]
 BATCH = 1024
 
 
-class CLNPPlugin(SubnetworkPlugin):
+class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """CLNP as a plugin of any template whose model is a ``MaskedModel(net, mask="all", init="keep")``.
 
     Args:
@@ -164,7 +165,7 @@ class CLNPPlugin(SubnetworkPlugin):
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Find the units at the first task; look how many are free."""
         if not self.claims.units.count:
-            self.claims.find(model, model.arguments(self._held_out[0][:2], model.subnetworks.active_label))
+            self.claims.find(model, model.arguments(self._held_out[0][:2], model.subnetworks.active_label)[0])
         full = self.claims.full()
         if full:
             message = (
@@ -261,7 +262,7 @@ class CLNPPlugin(SubnetworkPlugin):
             max_new=self.max_new,
         )
         model.train(was_training)
-        return result
+        return agreed(result)
 
     def _search_l1(self, strategy: Any, model: MaskedModel) -> float:
         """Train a copy at each strength; of those within the margin of the best, the one that claims least."""

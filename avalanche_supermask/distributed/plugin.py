@@ -1,0 +1,218 @@
+"""`DistributedPlugin`: what a strategy does at each of Avalanche's callbacks when several processes learn together.
+
+Every method's plugin adds it behind itself, by `join`, when a process of a group begins to train or to evaluate. The
+method sees gradients of whole batches and needs to know of the group only where it decides something from data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader
+from avalanche.training.plugins import SupervisedPlugin
+
+from avalanche_supermask import nested
+from avalanche_supermask.distributed.agreement import require_alike
+from avalanche_supermask.distributed.digests import digest, require_equal_tensors
+from avalanche_supermask.distributed.gradients import GradientAverage
+from avalanche_supermask.distributed.group import anywhere, in_group, is_first, rank, size
+from avalanche_supermask.distributed.loaders import for_this_process
+from avalanche_supermask.distributed.random_states import draw_alike, draw_apart, seed_for
+from avalanche_supermask.distributed.statistics import average_statistics
+from avalanche_supermask.distributed.whole_batches import whole
+
+__all__ = ["DistributedPlugin", "join", "refuse"]
+
+
+def join(strategy: Any, method: Any) -> None:
+    """Let a strategy learn with the other processes of its group, if there are any; done once.
+
+    Args:
+        strategy: whose plugins are added to.
+        method: the plugin behind which `DistributedPlugin` goes.
+
+    Raises:
+        RuntimeError: the method was not made for several processes.
+    """
+    if not in_group():
+        return
+    if not getattr(method, "supports_distributed", False):
+        refuse(type(method).__name__.removesuffix("Plugin"))
+    if not any(isinstance(plugin, DistributedPlugin) for plugin in strategy.plugins):
+        strategy.plugins.insert(strategy.plugins.index(method) + 1, DistributedPlugin())
+
+
+def refuse(method: str) -> None:
+    """Say that a method runs in one process only, where there are several.
+
+    Raises:
+        RuntimeError: there are several.
+    """
+    if in_group():
+        raise RuntimeError(
+            f"{method} does not run in several processes, and this is one of {size()}: start it without torchrun, or "
+            "use SupSup, ExSSNeT, CLNP or ImpressLearn; a plugin that can says supports_distributed=True in its class"
+        )
+
+
+class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+    """Keeps the processes of a group alike, and makes their batches one.
+
+    It does nothing in a process that learns alone. Its place is behind the method's plugin, before metrics.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._compared = False  # whether the networks began alike
+        self._average: GradientAverage | None = None  # within an epoch
+        self._measured = False  # whether the evaluator has metrics
+        self._stop = False  # whether somebody in this process called stop_training() within an epoch
+        self._seen = 0  # samples of the experience that is evaluated
+        self._dealt = False  # whether its samples are dealt out to the processes
+
+    # ------------------------------------------------------------------ before a task
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Compare what the processes start from."""
+        if not in_group():
+            return
+        _only_rank_0_reports(strategy)
+        require_alike(
+            {
+                "their strategy": type(strategy).__name__,
+                "train_epochs": strategy.train_epochs,
+                "train_mb_size": strategy.train_mb_size,
+                "eval_mb_size": strategy.eval_mb_size,
+                "eval_every": strategy.eval_every,
+                "learned tasks": strategy.model.task_keys,
+            },
+            remedy="run the same script with the same arguments in all of them",
+        )
+        if not self._compared:
+            require_equal_tensors(
+                {"model.seed": strategy.model.seed, **strategy.model.state_dict()},
+                when="the processes start from different networks; give all of them the same seed, as in "
+                "DistributedHelper.init_distributed(random_seed=0), and build the network after it",
+            )
+            self._compared = True
+        draw_alike()
+
+    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Compare the data."""
+        if not in_group():
+            return
+        data = strategy.adapted_dataset
+        labels = torch.as_tensor([*data.targets]) if hasattr(data, "targets") else torch.empty(0)
+        require_alike(
+            {
+                "the index of their experience": strategy.experience.current_experience,
+                "their numbers of training samples": len(data),
+                "the labels of their training data (digests)": digest(labels).hex(),
+            },
+            remedy="build the same stream in all of them: give the benchmark a seed",
+        )
+
+    # ------------------------------------------------------------------ an epoch
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Share out the data, compare the numbers of batches, and average gradients from here on."""
+        self._end_averaging()  # of an epoch that an error ended
+        if not in_group():
+            return
+        strategy._stop_training = anywhere(strategy._stop_training or self._stop)
+        self._stop = False
+        draw_alike()
+        strategy.dataloader = for_this_process(strategy.dataloader, seed=seed_for(strategy.clock.train_iterations))
+        require_alike(
+            {"their numbers of batches": len(strategy.dataloader)},
+            remedy="pass the same data, the same train_mb_size and the same plugins in all of them",
+        )
+        draw_apart()
+        self._measured = anywhere(bool(strategy.evaluator.metrics))
+        summed = getattr(strategy._criterion, "reduction", "mean") == "sum"
+        self._average = GradientAverage(strategy.model.parameters(), summed=summed)
+        self._average.__enter__()
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Tell how many samples this process's part of the batch has."""
+        if self._average is not None:
+            counts = getattr(strategy.dataloader, "counts", None)  # an empty share holds a sample of another process
+            self._average.samples = nested.batch_size(strategy.mb_y) if counts is None else counts
+            self._average.vote = self._stop
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Let metrics see the whole batch, and let the processes stop at the same batch."""
+        average = self._average
+        if average is None:
+            return
+        self._stop = self._stop or strategy._stop_training  # the others learn of it at the next backward pass
+        strategy._stop_training = average.voted
+        if self._measured:
+            self._show_whole_batch(strategy, average.samples_by_rank)
+
+    def _show_whole_batch(self, strategy: Any, samples: list[int]) -> None:
+        rows = [max(1, n) for n in samples]
+        loss = torch.as_tensor(strategy.loss).detach().expand(rows[rank()]).clone()  # a row a sample
+        x, *rest = strategy.mbatch
+        everyones = whole((strategy.mb_output, rest, loss), rows=rows)
+        strategy.mb_output, rest, losses = nested.rows(everyones, slice(0, sum(samples)), n=sum(rows))
+        strategy.mbatch, strategy.loss = [x, *rest], losses.mean()
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Make the processes one again: running statistics and random states."""
+        if not in_group():
+            return
+        self._end_averaging()
+        average_statistics(strategy.model.net.buffers())
+        draw_alike()
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Compare what the processes hold, the task that was committed included."""
+        self._end_averaging()
+        require_equal_tensors(
+            strategy.model.state_dict(),
+            when="the processes do not hold the same model any more, though they saw the same gradients",
+        )
+
+    def _end_averaging(self) -> None:
+        if self._average is not None:
+            self._average.__exit__()
+            self._average = None
+
+    # ------------------------------------------------------------------ evaluation
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Within a task: one set of running statistics for all."""
+        if in_group():
+            _only_rank_0_reports(strategy)
+            if strategy.model.active is not None:
+                average_statistics(strategy.model.net.buffers())
+
+    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """A new experience; its samples are dealt out to the processes."""
+        loader = strategy.dataloader
+        dealt = loader.distributed_sampling if isinstance(loader, MultiDatasetDataLoader) else False
+        self._dealt = in_group() and (dealt or getattr(loader, "shared_out", False))
+        self._seen = 0
+
+    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Put the whole batch together, so that loss and metrics are those of all data, in the data's order."""
+        if not self._dealt:
+            return
+        n = nested.batch_size(strategy.mb_y)
+        mine = (strategy.mb_output, list(strategy.mbatch), strategy.model.inferred_task)
+        everyones = whole(mine, rows=[n] * size(), dealt=True)
+        real = min(n * size(), len(strategy.adapted_dataset) - self._seen)  # the rest made the shares equal
+        strategy.mb_output, strategy.mbatch, strategy.model.inferred_task = nested.rows(
+            everyones, slice(0, real), n=n * size()
+        )
+        self._seen += real
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_average": None}
+
+
+def _only_rank_0_reports(strategy: Any) -> None:
+    if not is_first():
+        strategy.evaluator.loggers = []

@@ -1,0 +1,65 @@
+"""What a network is called with: one input, as most are; or several arguments and keywords."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from avalanche.models import MultiTaskModule
+from torch import Tensor, nn
+
+__all__ = ["UNSET", "Inputs", "arguments_of", "packed", "task_labels_of"]
+
+
+class _Unset:
+    """Type of `UNSET`."""
+
+
+UNSET = _Unset()
+"""Task labels that were omitted, which is not the same as None."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of one call of the network, where they are more than one positional one; a batch like any other."""
+
+    args: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+
+def packed(args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+    """The only argument itself, or `Inputs`.
+
+    Raises:
+        TypeError: there is no argument.
+    """
+    if len(args) == 1 and not keywords:
+        return args[0]
+    if not args and not keywords:
+        raise TypeError("the model was called without an input: expected a batch, by position or by keyword")
+    return Inputs(args, dict(keywords))
+
+
+def arguments_of(net: nn.Module, x: Any, label: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a call of the network itself, for a batch of one task label, which multi-task modules get."""
+    args, keywords = (x.args, x.keywords) if isinstance(x, Inputs) else ((x,), {})
+    if not isinstance(net, MultiTaskModule):
+        return args, keywords
+    return ((args[0], label, *args[1:]), keywords) if args else ((), {**keywords, "task_labels": label})
+
+
+def task_labels_of(labels: Any) -> Tensor:
+    """Task labels as int64 of shape ``(n,)``, one for all samples or one a sample.
+
+    Raises:
+        TypeError: they cannot be labels; the second argument was meant for the network.
+    """
+    found = torch.as_tensor(labels)
+    if found.is_floating_point() or found.is_complex() or (found.dim() > 1 and found.numel() != len(found)):
+        raise TypeError(
+            "expected task labels as the second argument, one integer or one a sample; got "
+            f"{found.dtype} of shape {tuple(found.shape)}: pass the network's other inputs by keyword"
+        )
+    return found.reshape(-1)
