@@ -315,7 +315,8 @@ def adopt_parameters(optimizer: Optimizer, model: MaskedModel, original: nn.Modu
     if original is not None:
         renamed = {id(p): copies[name] for name, p in original.named_parameters() if name in copies}
         for group in optimizer.param_groups:
-            group["params"] = [renamed.get(id(p), p) for p in group["params"]]
+            # In place: an optimizer may hold on to the list, as LBFGS does.
+            group["params"][:] = [renamed.get(id(p), p) for p in group["params"]]
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     tasks = model.subnetworks
     chosen_by = (*tasks.scores.items(), *tasks.mixtures.coefficients.items(), *tasks.values.items())

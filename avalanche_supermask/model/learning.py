@@ -35,6 +35,7 @@ class Learning(Accounting, MultiTaskModule):
     shared: NamedTensors
     fresh: NamedTensors
     frozen_channels: dict[str, FrozenChannels]
+    frozen_names: frozenset[str] = frozenset()  # parameters that were brought frozen, and stay as they are
     _own_names: list[str]
     _buffer_names: list[str]
 
@@ -171,7 +172,7 @@ class Learning(Accounting, MultiTaskModule):
         Args:
             values: by name of the masked weight, each in its shape; names that are left out stay as they are.
         """
-        owned = self.owned()
+        owned = self.subnetworks.with_padding(self.owned())
         for name, value in values.items():
             weight = self.subnetworks.frozen[name]
             weight.copy_(torch.where(owned[name], weight, value.to(weight)))
@@ -329,7 +330,7 @@ class Learning(Accounting, MultiTaskModule):
         """Let these weights learn, what else the phase trains and, while a task is active, its own tensors."""
         own = {*self._own_names, *self._head_tensors()} if self.active is not None else set()
         for name, p in self.net.named_parameters():
-            p.requires_grad_(name in weights or name in own)
+            p.requires_grad_((name in weights or name in own) and name not in self.frozen_names)
             p.grad = None
         learning = {id(p) for p in self.subnetworks.learning()}
         for p in self.subnetworks.parameters():

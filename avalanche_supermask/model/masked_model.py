@@ -27,10 +27,12 @@ from avalanche_supermask.model.cache import Recent, TaskTensors
 from avalanche_supermask.model.frozen_batchnorm import FrozenChannels, frozen_channels
 from avalanche_supermask.model.inputs import UNSET, arguments_of, packed, task_labels_of
 from avalanche_supermask.model.learning import Learning
+from avalanche_supermask.model.parameter_kinds import padding_rows, rescaled_in_place
 from avalanche_supermask.model.routing import Router, forward_mixed
 from avalanche_supermask.model.subnetworks import Subnetworks
 from avalanche_supermask.model.superposition import Superposition
 from avalanche_supermask.model.tensor_roles import (
+    Frozen,
     Init,
     Maskable,
     Outside,
@@ -44,8 +46,11 @@ from avalanche_supermask.model.tensor_roles import (
     redraw,
     refuse_integers,
     running_norms,
+    say_what_stays,
     with_ties,
 )
+from avalanche_supermask.model.weight_norm import use_masked_weight_norm, use_plain_weight_norm
+from avalanche_supermask.model.wrappable import check_wrappable
 from avalanche_supermask.named_tensors import NamedTensors
 
 __all__ = ["MaskedModel"]
@@ -71,11 +76,15 @@ class MaskedModel(Learning):
             ``W_base + M * (W - W_base)``. The base is stored once, beside W.
         values: with ``outside="base"``, W: another network of the same structure (or its state), for example one that
             was fine-tuned, of whose change the masks select; None: W is as ``init`` says.
+        frozen: parameters that are brought frozen (``requires_grad=False``) stay as they are in every task, neither
+            masked nor redrawn (``"keep"``), with one warning, unless ``own`` names them; or they are treated like the
+            others (``"mask"``).
         statistics: running statistics (BatchNorm) are each ``"task"``'s own; or ``"frozen"``: those that were brought
             serve all tasks, in training as well.
         per_task: which parameters besides the masked weights each task learns for itself: ``"none"`` (the
             papers: norms without gain and shift, no biases), ``"norm"``, or ``"all"`` (norms and biases).
-            They cost 4 bytes a task and number. Running statistics and heads are per task in any case.
+            Norms are known by their class, or by "norm" in the name of their class or place; gains of ``weight_norm``
+            count as norms. They cost 4 bytes a task and number. Running statistics and heads are per task in any case.
         exclude: regular expressions; parameters whose whole name matches one are not masked.
         own: regular expressions; parameters whose whole name matches one are each task's own, unmasked, and start
             anew for every task: an output layer named here becomes a head a task.
@@ -95,7 +104,9 @@ class MaskedModel(Learning):
             training sets it where the targets tell that it is the last one.
 
     Raises:
-        ValueError: nothing to mask in ``net``, or an unknown option.
+        ValueError: nothing to mask in ``net``, an unknown option, or weights that are no parameters (the old
+            ``torch.nn.utils.weight_norm``, ``prune``, lazy layers).
+        TypeError: a network that cannot be called with other weights: `DataParallel`, TorchScript.
 
     Example:
         >>> model = MaskedModel(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), seed=0)
@@ -106,6 +117,7 @@ class MaskedModel(Learning):
     _superposition: Superposition | None = None  # of the finished tasks, once inference asked for it
     logits: Logits = None
     class_dimension: int = 1
+    _written: frozenset[str] = frozenset()  # weights that a call writes into
 
     def __init__(
         self,
@@ -120,6 +132,7 @@ class MaskedModel(Learning):
         outside: Outside = "zero",
         values: nn.Module | Mapping[str, Tensor] | None = None,
         statistics: Statistics = "task",
+        frozen: Frozen = "keep",
         seed: int | None = None,
         task_inference: str | Inference = "given",
         logits: Logits = None,
@@ -141,20 +154,26 @@ class MaskedModel(Learning):
         # How to wrap another copy of the network in the same way.
         self.wrapping = {
             "init": self.init, "per_task": per_task, "exclude": [*exclude], "own": [*own], "mask": mask,
-            "scores": scores, "outside": outside, "statistics": statistics,
+            "scores": scores, "outside": outside, "statistics": statistics, "frozen": frozen,
         }  # fmt: skip
         self.seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
+        check_wrappable(net)
         self.host = _Host(copy.deepcopy(net))
-        layout = classify(self.net, per_task=per_task, exclude=exclude, own=own, mask=mask)
+        use_masked_weight_norm(self.net)
+        layout = classify(self.net, per_task=per_task, exclude=exclude, own=own, mask=mask, frozen=frozen)
+        say_what_stays(net, layout)
+        padding = {name: row for name, row in padding_rows(self.net).items() if name in layout.masked}
         base = _copies(layout.masked) if outside == "base" else None
         if init == "signed_constant" and values is None:
-            redraw(layout, self.seed, biases=base is None)
-        frozen = _copies(layout.masked) if values is None else own_values(values, layout.masked)
-        self.subnetworks = Subnetworks(frozen, base=base)
+            redraw(layout, self.seed, biases=base is None, padding=padding)
+        weights = _copies(layout.masked) if values is None else own_values(values, layout.masked)
+        self.subnetworks = Subnetworks(weights, base=base, padding=padding)
         self.shared = NamedTensors(_copies(layout.shared))
         # What a new task starts from: its own parameters, and every buffer.
         self.fresh = NamedTensors(_copies({**layout.private, **layout.buffers}))
         self._own_names = list(layout.private)
+        self.frozen_names = layout.frozen
+        self._written = rescaled_in_place(self.net)
         self._buffer_names = list(layout.buffers)
         self.router = Router()
         self.task_inference = task_inference
@@ -257,16 +276,28 @@ class MaskedModel(Learning):
         if key is None:  # nothing learned yet: the whole network as it was initialised
             weights = self.subnetworks.base or self.subnetworks.frozen
             fresh = {name: tensor.clone() for name, tensor in self.fresh.items()}  # a call may move buffers
-            return functional_call(self.net, {**weights, **self.shared, **fresh}, *self.arguments(x, 0))
+            return self.call({**weights, **self.shared, **fresh}, self.arguments(x, 0))
         if key == self.active:
             weights = self.subnetworks.current_weights(self._live(self.masked_names))
             with frozen_channels(self.net, self.frozen_channels):
-                return functional_call(
-                    self.net, {**weights, **self.shared}, *self.arguments(x, self.subnetworks.active_label)
-                )
+                arguments = self.arguments(x, self.subnetworks.active_label)
+                return self.call({**weights, **self.shared}, arguments)
         arguments = self.arguments(x, self.subnetworks.tasks[key].label)
         tensors = self._recent.get(key, lambda: self._task_tensors(key)).for_call(training=self.training)
-        return functional_call(self.net, tensors, *arguments, tie_weights=False)  # tied already
+        return self.call(tensors, arguments, tie_weights=False)  # tied already
+
+    def call(self, tensors: Mapping[str, Tensor], arguments: tuple[Any, Any], *, tie_weights: bool = True) -> Any:
+        """Outputs of the network with these tensors in the place of its own.
+
+        Args:
+            tensors: by name; what a call may write into is copied before.
+            arguments: see `arguments`.
+            tie_weights: False where tied weights are there under each of their names.
+        """
+        if self._written:
+            copies = {id(tensors[name]): tensors[name].clone() for name in self._written & tensors.keys()}
+            tensors = {name: copies.get(id(tensor), tensor) for name, tensor in tensors.items()}
+        return functional_call(self.net, {**tensors}, *arguments, tie_weights=tie_weights)
 
     def arguments(self, x: Any, label: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments and keywords of a call of the network itself, for a batch of one task label."""
@@ -347,7 +378,10 @@ class MaskedModel(Learning):
         slots = {**dict(net.named_parameters()), **dict(net.named_buffers())}
         for name, tensor in self.tensors_of(task).items():
             slots[name].data = tensor.detach().clone()  # .data: tied weights stay tied
-        return net.requires_grad_(True).eval()
+        use_plain_weight_norm(net)
+        for name, p in net.named_parameters():
+            p.requires_grad_(name not in self.frozen_names)
+        return net.eval()
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from avalanche.models import MultiTaskModule
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from avalanche_supermask.bits.packed_masks import CHUNK_BYTES
 
@@ -87,7 +87,7 @@ class Superposition:
         return out
 
     def _logits_under(self, arguments: tuple[Any, Any]) -> Callable[[dict[str, Tensor]], Tensor]:
-        return lambda tensors: self.model.logits_of(functional_call(self.model.net, tensors, *arguments))
+        return lambda tensors: self.model.logits_of(self.model.call(tensors, arguments))
 
     def gradients(
         self,
@@ -204,7 +204,7 @@ class Superposition:
         label = self.model.subnetworks.tasks[self.keys[0]].label
         fresh = {name: t.clone() for name, t in self.model.fresh.items()}  # a network may move its buffers
         given = {**fresh, **self.model.shared, **tensors}
-        return functional_call(self.model.net, given, *self.model.arguments(x, label))
+        return self.model.call(given, self.model.arguments(x, label))
 
     def _by_slot(self, coefficients: Tensor) -> dict[str, Tensor]:
         """The coefficients of tasks as coefficients of masks, by layer: mixtures stand for what they mix."""

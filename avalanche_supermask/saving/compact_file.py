@@ -8,9 +8,11 @@ there is `save_checkpoint`.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -21,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.named_tensors import decoded
 from avalanche_supermask.saving.atomic_write import written_whole
 
 __all__ = ["load", "save"]
@@ -62,6 +65,7 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
         "version": version("avalanche-supermask"),
         "torch": torch.__version__,
         "wrapping": model.wrapping,
+        "frozen": sorted(model.frozen_names),
         "seed": model.seed,
         "task_inference": model.task_inference if isinstance(model.task_inference, str) else "given",
         "logits": None if callable(model.logits) else model.logits,
@@ -92,7 +96,12 @@ def load(path: str | os.PathLike[str], net: nn.Module, *, device: str | torch.de
     manifest, tensors = _read(path)
     rows = _rows(manifest, tensors.pop("masks"))
     wrapping = manifest["wrapping"]
-    model = MaskedModel(net, **{**wrapping, "init": "keep"}, seed=manifest["seed"])
+    net = copy.deepcopy(net)
+    for name, p in net.named_parameters():
+        p.requires_grad_(name not in manifest.get("frozen", ()))  # as the network that was saved
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what was said when that one was wrapped
+        model = MaskedModel(net, **{**wrapping, "init": "keep"}, seed=manifest["seed"])
     model.init, model.wrapping = wrapping["init"], wrapping
     _expect_same_network(path, model, tensors)
     for slot, code in rows.items():
@@ -149,7 +158,7 @@ def _rows(manifest: Mapping[str, Any], joined: Tensor) -> dict[int, bytes]:
 
 def _expect_same_network(path: Any, model: MaskedModel, tensors: Mapping[str, Tensor]) -> None:
     prefix = "subnetworks.frozen."
-    stored = {n[len(prefix) :].replace("/", "."): tuple(t.shape) for n, t in tensors.items() if n.startswith(prefix)}
+    stored = {decoded(n[len(prefix) :]): tuple(t.shape) for n, t in tensors.items() if n.startswith(prefix)}
     mine = model.masked_shapes
     if stored != mine:
         name = next(n for n in [*stored, *mine] if stored.get(n) != mine.get(n))

@@ -1,12 +1,12 @@
 """Which channel of which layer every input of a layer comes from: found by changing channels, not by reading code.
 
-The network runs with stand-ins for its layers: each answers with random numbers of its own, whatever it is given, so that
-the change of a channel is seen by the layers that read it directly, and by no other. Which channel an input comes from
-is read off in binary: some samples of the batch change all channels whose number has a certain bit, others all that have
-it not. An input that answers to both comes from several channels, and belongs to none.
+The network runs with stand-ins for its layers: each answers with random numbers of its own, whatever it is given, so
+that the change of a channel is seen by the layers that read it directly, and by no other. Which channel an input comes
+from is read off in binary: some samples of the batch change all channels whose number has a certain bit, others all
+that have it not. An input that answers to both comes from several channels, and belongs to none.
 
-Nothing is assumed of what lies between two layers. Concatenations, flips, shuffles and flattenings are found as they are,
-and a mean over channels is found to mix them.
+Nothing is assumed of what lies between two layers. Concatenations, flips, shuffles and flattenings are found as they
+are, and a mean over channels is found to mix them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def elementwise(module: nn.Module) -> bool:
     """Whether each channel of a layer's output is made of the same channel of its input, and of no other."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return True
-    return isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels == module.out_channels > 1
+    return (
+        isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels == module.out_channels > 1
+    )
 
 
 def inputs_of(module: Any) -> int:
@@ -125,7 +127,8 @@ class _Stand:
         seen: dict[str, list[Tensor]] = {}
         try:
             for name, module in self.layers.items():
-                module.forward = self._stand_in(name, module, changed, hits, seen.setdefault(name, []))
+                stand_in = self._stand_in(name, module, changed, hits, seen.setdefault(name, []))
+                module.__dict__["forward"] = stand_in
             self._call(len(hits) + 1)  # the last sample stays as it is
         finally:
             for module in self.layers.values():
@@ -141,8 +144,8 @@ class _Stand:
         def record(module: nn.Module, inputs: Any, output: Tensor) -> None:
             if output.shape[0] % 2 or channel_axis(module, output) < 1:
                 raise ValueError(
-                    f"module {name!r} has an output of shape {tuple(output.shape)} for a batch of 2: expected the batch "
-                    "as its first dimension"
+                    f"module {name!r} has an output of shape {tuple(output.shape)} for a batch of 2: expected the "
+                    "batch as its first dimension"
                 )
             shape = (output.shape[0] // 2, *output.shape[1:])
             # Between 0.5 and 1.5, and half of it where changed: no usual activation is flat there.
@@ -171,4 +174,5 @@ def _differences(x: Tensor, axis: int, samples: int) -> Tensor:
     """Channels in which samples differ from the last one: bool of shape ``(samples, channels)``."""
     parts = x.unflatten(0, (samples + 1, -1)).movedim(axis + 1, 1).flatten(2)
     plain = parts[-1:]
-    return ((parts[:-1] - plain).abs() > 1e-5 * plain.abs()).any(dim=2).cpu()
+    differ: Tensor = ((parts[:-1] - plain).abs() > 1e-5 * plain.abs()).any(dim=2)
+    return differ.cpu()

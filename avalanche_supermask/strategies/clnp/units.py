@@ -1,9 +1,9 @@
 """Which channels of which layers are one unit: the neurons of an MLP, the filters of a conv net.
 
 A unit is a row of the weights that compute it, an entry of their biases and norms, and a column (or several, behind a
-flattening) of every weight that reads it. Channels that one input reads together are one unit: the operands of a residual
-sum, a gate and what it multiplies. So are the two ends of a BatchNorm or a depthwise convolution, and the rows of layers
-that share a weight.
+flattening) of every weight that reads it. Channels that one input reads together are one unit: the operands of a
+residual sum, a gate and what it multiplies. So are the two ends of a BatchNorm or a depthwise convolution, and the rows
+of layers that share a weight.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avalanche_supermask.strategies.clnp.channels import LAYERS, MIXED, NONE, Sources, elementwise, inputs_of, outputs_of, sources
+from avalanche_supermask.strategies.clnp.channels import (
+    LAYERS,
+    MIXED,
+    NONE,
+    Sources,
+    elementwise,
+    inputs_of,
+    outputs_of,
+    sources,
+)
 
 __all__ = ["ALWAYS", "Units", "find_units"]
 

@@ -68,14 +68,12 @@ class ChannelsLast(nn.Module):
 class Joined(nn.Module):
     """Two convolutions with something between them: what, is chosen by name."""
 
-    READS = {"input": 9, "dense": 16}  # channels that the second layer reads, where they are not 8
-
     def __init__(self, how):
         super().__init__()
         self.how = how
         self.a, self.c = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
         self.norm = nn.BatchNorm2d(8, affine=False)
-        self.b, self.fc = nn.Conv2d(self.READS.get(how, 8), 12, 3, padding=1), nn.Linear(48, 2)
+        self.b, self.fc = nn.Conv2d({"input": 9, "dense": 16}.get(how, 8), 12, 3, padding=1), nn.Linear(48, 2)
 
     def forward(self, x):
         h = self.a(x).relu()

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from avalanche_supermask.strategies.clnp.channels import MIXED, NONE, sources
-from tests.streams import ResNet, inputs
 from tests.strategies.clnp.networks import ChannelsLast, FlatBranches, Joined, Tied
+from tests.streams import ResNet, inputs
 
 X = (inputs(2),)
 

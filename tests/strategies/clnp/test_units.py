@@ -70,7 +70,7 @@ def test_what_mixes_channels_is_refused_by_name(network):
 
 def test_what_mixes_channels_between_two_layers_is_refused_by_name():
     net = Joined("mean")
-    with pytest.raises(ValueError, match="module 'b' reads several channels of 'a' in one input.*Use ExSSNeT"):
+    with pytest.raises(ValueError, match=r"module 'b' reads several channels of 'a' in one input.*Use ExSSNeT"):
         find_units(net, X, masked=names(net))
 
 
