@@ -262,12 +262,15 @@ class _TopKWeight(torch.autograd.Function):
         if threshold is not None:
             thresholds[name] = (*last[-1:], threshold)
         ctx.save_for_backward(scores, weight, mask if ctx.needs_input_grad[1] else None)  # weights seldom learn as well
+        ctx.set_materialize_grads(False)  # where none comes, none goes on: not zeros, which an optimizer would decay
         return weight * mask
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         scores, weight, mask = ctx.saved_tensors
         (grad,) = grads
+        if grad is None:
+            return None, None, None, None, None
         need_scores, need_weight = ctx.needs_input_grad[:2]
         to_scores = (grad * weight).mul_(scores.sign()) if need_scores else None
         return to_scores, grad * mask if need_weight else None, None, None, None
@@ -278,12 +281,15 @@ class _ThresholdWeight(torch.autograd.Function):
     def forward(ctx: Any, scores: Tensor, weight: Tensor) -> Tensor:
         mask = (scores >= 0).to(weight.dtype)
         ctx.save_for_backward(weight, mask if ctx.needs_input_grad[1] else None)
+        ctx.set_materialize_grads(False)
         return weight * mask
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         weight, mask = ctx.saved_tensors
         (grad,) = grads
+        if grad is None:
+            return None, None
         need_scores, need_weight = ctx.needs_input_grad
         return grad * weight if need_scores else None, grad * mask if need_weight else None
 
@@ -294,13 +300,14 @@ class _PartlyTrainedWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, live: Tensor, fixed: Tensor, learns: Tensor) -> Tensor:
         ctx.save_for_backward(learns)
+        ctx.set_materialize_grads(False)
         return torch.addcmul(fixed, learns, live)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
         (learns,) = ctx.saved_tensors
         (grad,) = grads
-        return grad * learns, None, None
+        return None if grad is None else grad * learns, None, None
 
 
 def top_k_weight(

@@ -152,9 +152,12 @@ def check_device(device: str | torch.device) -> None:
     """Complain now of a device that this machine has not, instead of at the first batch.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it has none of that name.
     """
-    wanted = torch.device(device)
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device must be 'cpu', 'cuda', 'cuda:1' or the like; got {device!r}") from None
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not here.get(wanted.type, True):
         raise ValueError(

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from avalanche_supermask.strategy import check_device
 from benchmarks.streams import STREAMS, SUITES, stream_of
 from leaderboard.cell import SETTINGS, Cell, settings_of
 from leaderboard.forecast import forecast
@@ -138,6 +139,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(forecast(cells, out=options.out, workers=options.workers))
         return 0
+    if options.engine == "local":  # Ray's machines have devices of their own
+        check_device(options.device)
     failed = _engine(options)(
         cells,
         out=options.out,
@@ -197,6 +200,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
+    check_device(options.device)
     streams = []
     for stream in _streams(options):
         other = stream_of(stream).settings_from

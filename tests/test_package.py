@@ -11,24 +11,30 @@ ROOT = Path(avalanche_supermask.__file__).parent
 
 # Each part of the package, and the parts that it may import. What is not named here is free.
 MAY_IMPORT = {
-    "bits": {"functional", "named_tensors"},
-    "named_tensors": set(),
     "functional": set(),
-    "selection": {"functional"},
-    "inference": {"functional"},
-    "model": {"bits", "functional", "named_tensors", "selection", "inference"},
-    "data": set(),
-    "plugin": {"model", "functional", "selection", "inference", "data"},
+    "named_tensors": set(),
+    "nested": set(),
     "registry": set(),
-    "strategy": {"model", "plugin", "inference"},
-    "strategies": {
-        "model", "plugin", "strategy", "registry", "functional", "selection", "inference", "data", "named_tensors",
-        "metrics", "bits",
-    },
-    "metrics": {"model", "data"},
-    "saving": {"model", "bits"},
-    "text": {"data", "saving"},
+    "lasting": {"nested"},
+    "logits": {"nested"},
+    "distributed": {"nested"},
+    "selection": {"functional"},
+    "inference": {"functional", "logits", "nested"},
+    "bits": {"functional", "named_tensors"},
     "masks": {"bits"},
+    "data": {"distributed", "lasting", "nested"},
+    "model": {"bits", "lasting", "functional", "named_tensors", "selection", "inference", "logits", "nested"},
+    "plugin": {"model", "functional", "selection", "inference", "data", "distributed", "logits", "nested"},
+    "strategy": {"model", "plugin", "inference", "logits"},
+    "metrics": {"model", "data", "logits", "nested", "distributed"},
+    "saving": {"model", "bits", "distributed"},
+    "pretrained": {"model", "text"},
+    "strategies": {
+        "bits", "data", "distributed", "functional", "inference", "logits", "metrics", "model", "named_tensors",
+        "nested", "plugin", "pretrained", "registry", "selection", "strategy",
+    },
+    "text": {"data", "saving"},
+    "testing": {"data", "saving"},
 }  # fmt: skip
 
 

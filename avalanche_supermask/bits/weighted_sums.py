@@ -80,14 +80,17 @@ class _Combine(torch.autograd.Function):
     def forward(ctx: Any, coefficients: Tensor, codes: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(codes, weight)
         ctx.n = len(coefficients)
+        ctx.set_materialize_grads(False)
         total = torch.zeros((), dtype=coefficients.dtype, device=coefficients.device)
         for code, part in zip(codes, coefficients.split(_group(weight.numel())), strict=True):
             total = total + _table(part).index_select(0, code)
         return total.reshape(weight.shape).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
         codes, weight = ctx.saved_tensors
+        if grad is None:
+            return None, None, None
         per_entry = (grad * weight).reshape(-1)
         found = []
         size = _group(weight.numel())

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from avalanche_supermask.data.batches import JoinedBatches, TensorBatches
 from avalanche_supermask.distributed import SampleShare
+from avalanche_supermask.lasting import lasting
 
 __all__ = ["CachedTensors", "load_tensors"]
 
@@ -116,6 +117,11 @@ class CachedTensors(SupervisedPlugin, supports_distributed=True):  # type: ignor
 
 def load_tensors(dataset: Any, device: torch.device) -> list[Tensor]:
     """All samples of a dataset, transformed, as tensors ``[x, y, task_label]`` on the device."""
+    with lasting():
+        return _loaded(dataset, device)
+
+
+def _loaded(dataset: Any, device: torch.device) -> list[Tensor]:
     columns = _gathered(dataset)
     if columns is None:
         loader = DataLoader(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FrozenChannels", "frozen_channels", "kept_statistics"]
+__all__ = ["FrozenChannels", "kept_statistics"]
 
 
 @dataclass(frozen=True)
@@ -41,20 +40,6 @@ class FrozenChannels:
         claimed = self.claimed.to(running_mean.device)
         running_mean[claimed] = self.mean.to(running_mean)[claimed]
         running_var[claimed] = self.var.to(running_var)[claimed]
-
-
-@contextmanager
-def frozen_channels(net: nn.Module, layers: Mapping[str, FrozenChannels]) -> Iterator[None]:
-    """While it is open, these BatchNorm layers of a network treat their claimed channels as frozen.
-
-    The hooks live for one call only: nothing that a copy or a pickle could lose.
-    """
-    hooks = [net.get_submodule(name).register_forward_hook(layer) for name, layer in layers.items()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def kept_statistics(

@@ -1,7 +1,7 @@
 """`MaskedModel`: any ``nn.Module``, untouched, called with the weights of one task or another.
 
-With `learning`, the only place that touches the user's network. It is called through ``torch.func.functional_call``, so
-its classes, names and attributes stay as they are; which tensors it sees depends on the task:
+With `learning`, the only place that touches the user's network. It is called with other tensors in the places of its
+own (see `network_call`), so its classes, names and attributes stay as they are. Which ones depends on the task:
 
 * *masked* weights (two or more dimensions): the task's subnetwork of weights that all tasks share;
 * *head* tensors (inside Avalanche's dynamic modules) and, on request, norm and bias parameters: the task's own;
@@ -19,15 +19,16 @@ import torch
 from avalanche.models import DynamicModule
 from avalanche.models.utils import avalanche_model_adaptation
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from avalanche_supermask.inference import Inference, by_name
+from avalanche_supermask.lasting import lasting, ordinary
 from avalanche_supermask.logits import Logits, find_logits
 from avalanche_supermask.model.cache import Recent, TaskTensors
-from avalanche_supermask.model.frozen_batchnorm import FrozenChannels, frozen_channels
+from avalanche_supermask.model.frozen_batchnorm import FrozenChannels
 from avalanche_supermask.model.inputs import UNSET, arguments_of, packed, task_labels_of
 from avalanche_supermask.model.learning import Learning
-from avalanche_supermask.model.parameter_kinds import padding_rows, rescaled_in_place
+from avalanche_supermask.model.network_call import NetworkCall
+from avalanche_supermask.model.parameter_kinds import padding_rows
 from avalanche_supermask.model.routing import Router, forward_mixed
 from avalanche_supermask.model.subnetworks import Subnetworks
 from avalanche_supermask.model.superposition import Superposition
@@ -47,7 +48,6 @@ from avalanche_supermask.model.tensor_roles import (
     refuse_integers,
     running_norms,
     say_what_stays,
-    with_ties,
 )
 from avalanche_supermask.model.weight_norm import use_masked_weight_norm, use_plain_weight_norm
 from avalanche_supermask.model.wrappable import check_wrappable
@@ -117,7 +117,6 @@ class MaskedModel(Learning):
     _superposition: Superposition | None = None  # of the finished tasks, once inference asked for it
     logits: Logits = None
     class_dimension: int = 1
-    _written: frozenset[str] = frozenset()  # weights that a call writes into
 
     def __init__(
         self,
@@ -173,7 +172,6 @@ class MaskedModel(Learning):
         self.fresh = NamedTensors(_copies({**layout.private, **layout.buffers}))
         self._own_names = list(layout.private)
         self.frozen_names = layout.frozen
-        self._written = rescaled_in_place(self.net)
         self._buffer_names = list(layout.buffers)
         self.router = Router()
         self.task_inference = task_inference
@@ -181,6 +179,7 @@ class MaskedModel(Learning):
         self.inferred_task: Tensor | None = None  # task key of each sample, after a call that inferred
         # BatchNorm layers of the task being learned in which some channels are claimed by earlier ones.
         self.frozen_channels: dict[str, FrozenChannels] = {}
+        self.call = NetworkCall()
         self._recent = Recent()
         self._set_learning(())
 
@@ -248,9 +247,10 @@ class MaskedModel(Learning):
     def _forward_inferred(self, x: Any) -> Any:
         find = by_name(self._task_inference)
         assert find is not None
-        if self._superposition is None:
-            self._superposition = Superposition(self)
-        answer = find(self._superposition, len(self.task_keys), x)
+        with self.call.lock, lasting():
+            if self._superposition is None:
+                self._superposition = Superposition(self)
+            answer = find(self._superposition, len(self.task_keys), ordinary(x))
         if not isinstance(answer, Tensor) or answer.is_floating_point():
             self.inferred_task = None  # no single task answered
             return answer
@@ -276,28 +276,15 @@ class MaskedModel(Learning):
         if key is None:  # nothing learned yet: the whole network as it was initialised
             weights = self.subnetworks.base or self.subnetworks.frozen
             fresh = {name: tensor.clone() for name, tensor in self.fresh.items()}  # a call may move buffers
-            return self.call({**weights, **self.shared, **fresh}, self.arguments(x, 0))
+            return self.call(self.net, {**weights, **self.shared, **fresh}, *self.arguments(x, 0))
         if key == self.active:
             weights = self.subnetworks.current_weights(self._live(self.masked_names))
-            with frozen_channels(self.net, self.frozen_channels):
-                arguments = self.arguments(x, self.subnetworks.active_label)
-                return self.call({**weights, **self.shared}, arguments)
+            arguments = self.arguments(x, self.subnetworks.active_label)
+            return self.call(self.net, {**weights, **self.shared}, *arguments, hooks=self.frozen_channels)
         arguments = self.arguments(x, self.subnetworks.tasks[key].label)
-        tensors = self._recent.get(key, lambda: self._task_tensors(key)).for_call(training=self.training)
-        return self.call(tensors, arguments, tie_weights=False)  # tied already
-
-    def call(self, tensors: Mapping[str, Tensor], arguments: tuple[Any, Any], *, tie_weights: bool = True) -> Any:
-        """Outputs of the network with these tensors in the place of its own.
-
-        Args:
-            tensors: by name; what a call may write into is copied before.
-            arguments: see `arguments`.
-            tie_weights: False where tied weights are there under each of their names.
-        """
-        if self._written:
-            copies = {id(tensors[name]): tensors[name].clone() for name in self._written & tensors.keys()}
-            tensors = {name: copies.get(id(tensor), tensor) for name, tensor in tensors.items()}
-        return functional_call(self.net, {**tensors}, *arguments, tie_weights=tie_weights)
+        with self.call.lock:
+            tensors = self._recent.get(key, lambda: self._task_tensors(key)).for_call(training=self.training)
+        return self.call(self.net, tensors, *arguments)
 
     def arguments(self, x: Any, label: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments and keywords of a call of the network itself, for a batch of one task label."""
@@ -317,9 +304,10 @@ class MaskedModel(Learning):
         task = self.subnetworks
         return {**task.task_weights(key), **self.shared, **self.fresh, **task.task_private(key)}
 
+    @lasting()
     def _task_tensors(self, key: int) -> TaskTensors:
         """The same, with what else a call has to know, kept for the next calls."""
-        tensors = with_ties(self.net, self.tensors_of(key))
+        tensors = self.tensors_of(key)
         trained, counted = (names & tensors.keys() for names in moving_buffers(self.net))
         return TaskTensors(tensors, trained, counted)
 
@@ -363,10 +351,14 @@ class MaskedModel(Learning):
         grow_heads(self.net, {label: n for label, n in outputs.items() if label not in learned})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_recent": Recent(), "_superposition": None}
+        return {**self.__dict__, "call": NetworkCall(), "_recent": Recent(), "_superposition": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"call": NetworkCall(), **state})  # pickles of 0.1.0 have none
 
     def _clear_kept(self) -> None:
         """Drop what was made of finished tasks to answer faster."""
+        self.call.forget()
         self._recent.clear()
         self._superposition = None
 

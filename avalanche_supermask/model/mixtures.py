@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from avalanche_supermask.bits.packed_masks import PackedMasks, pack, unpack
 from avalanche_supermask.bits.weighted_sums import combine, encode
+from avalanche_supermask.lasting import lasting
 from avalanche_supermask.named_tensors import NamedTensors
 
 __all__ = ["ALL_LAYERS", "Mixtures"]
@@ -94,7 +95,8 @@ class Mixtures(nn.Module):
             masks: that hold the basis.
         """
         if not self._codes:
-            self._codes = encode([masks.read(slot) for slot in self.basis])
+            with lasting():
+                self._codes = encode([masks.read(slot) for slot in self.basis])
         found = {}
         for name, weight in frozen.items():
             entry = chosen.get(name, chosen.get(ALL_LAYERS))

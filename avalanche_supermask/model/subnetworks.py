@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from avalanche_supermask.bits.packed_masks import PackedMasks
 from avalanche_supermask.functional import entries_weight, partly_trained_weight
+from avalanche_supermask.lasting import lasting
 from avalanche_supermask.model.mixtures import Mixtures
 from avalanche_supermask.named_tensors import NamedTensors
 from avalanche_supermask.selection import Selection
@@ -262,13 +263,14 @@ class Subnetworks(nn.Module):
     def _learning_weights(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``where(trainable, live, frozen)``, inside the mask while one stands still."""
         if not self._standing:
-            for name, trainable in self.trainable.items():
-                frozen = self.frozen[name]
-                stays = self.mask[name] & ~trainable if name in self.mask else ~trainable
-                fixed = frozen * stays
-                if name in self.base and name in self.mask:
-                    fixed = torch.where(self.mask[name], fixed, self.base[name])
-                self._standing[name] = (fixed, trainable.to(frozen.dtype))
+            with lasting():
+                for name, trainable in self.trainable.items():
+                    frozen = self.frozen[name]
+                    stays = self.mask[name] & ~trainable if name in self.mask else ~trainable
+                    fixed = frozen * stays
+                    if name in self.base and name in self.mask:
+                        fixed = torch.where(self.mask[name], fixed, self.base[name])
+                    self._standing[name] = (fixed, trainable.to(frozen.dtype))
         return {
             name: partly_trained_weight(live[name], fixed, learns) for name, (fixed, learns) in self._standing.items()
         }
@@ -276,9 +278,10 @@ class Subnetworks(nn.Module):
     def _weights_of_entries(self) -> dict[str, Tensor]:
         """The values at their places, earlier tasks' values elsewhere in the mask, and what is outside."""
         if not self._standing:
-            for name, mask in self.mask.items():
-                around = torch.where(mask, self.frozen[name], self.outside(name))
-                self._standing[name] = (around, self.places[name])
+            with lasting():
+                for name, mask in self.mask.items():
+                    around = torch.where(mask, self.frozen[name], self.outside(name))
+                    self._standing[name] = (around, self.places[name])
         return {
             name: entries_weight(self.values[name], places, around) for name, (around, places) in self._standing.items()
         }

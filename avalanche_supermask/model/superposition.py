@@ -87,7 +87,7 @@ class Superposition:
         return out
 
     def _logits_under(self, arguments: tuple[Any, Any]) -> Callable[[dict[str, Tensor]], Tensor]:
-        return lambda tensors: self.model.logits_of(self.model.call(tensors, arguments))
+        return lambda tensors: self.model.logits_of(self.model.call(self.model.net, tensors, *arguments))
 
     def gradients(
         self,
@@ -204,7 +204,7 @@ class Superposition:
         label = self.model.subnetworks.tasks[self.keys[0]].label
         fresh = {name: t.clone() for name, t in self.model.fresh.items()}  # a network may move its buffers
         given = {**fresh, **self.model.shared, **tensors}
-        return self.model.call(given, self.model.arguments(x, label))
+        return self.model.call(self.model.net, given, *self.model.arguments(x, label))
 
     def _by_slot(self, coefficients: Tensor) -> dict[str, Tensor]:
         """The coefficients of tasks as coefficients of masks, by layer: mixtures stand for what they mix."""

@@ -39,7 +39,6 @@ __all__ = [
     "say_what_stays",
     "refuse_integers",
     "running_norms",
-    "with_ties",
 ]
 
 Init = Literal["signed_constant", "keep", "given"]
@@ -179,23 +178,6 @@ def grow_heads(net: nn.Module, outputs: Mapping[int, int]) -> None:
         data = [(torch.zeros(classes, 1), torch.arange(classes))]
         one = tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=[label])
         avalanche_model_adaptation(net, one.train_stream[0])
-
-
-def with_ties(net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by name, and each also by the other names under which the network has it.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(2, 2, bias=False))
-        >>> _ = net.append(net[0])
-        >>> list(with_ties(net, {"0.weight": torch.zeros(2, 2)}))
-        ['0.weight', '1.weight']
-    """
-    named = [
-        *net.named_parameters(remove_duplicate=False),
-        *net.named_buffers(remove_duplicate=False),
-    ]
-    values = {id(tensor): tensors[name] for name, tensor in named if name in tensors}
-    return {**tensors, **{name: values[id(tensor)] for name, tensor in named if id(tensor) in values}}
 
 
 def moving_buffers(net: nn.Module) -> tuple[frozenset[str], frozenset[str]]:

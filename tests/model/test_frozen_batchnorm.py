@@ -1,7 +1,8 @@
 import torch
 from torch import nn
 
-from avalanche_supermask.model.frozen_batchnorm import FrozenChannels, frozen_channels
+from avalanche_supermask.model.frozen_batchnorm import FrozenChannels
+from avalanche_supermask.model.network_call import hooked
 
 
 def build():
@@ -13,7 +14,7 @@ def build():
 def test_claimed_channels_use_their_own_statistics_in_training_too():
     net, layer = build()
     x = torch.randn(8, 1, 6, 6)
-    with frozen_channels(net, {"1": layer}):
+    with hooked(net, {"1": layer}):
         out = net(x)
     hidden, norm = net[0](x), net[1]
     fixed = (hidden - layer.mean[:, None, None]) / (layer.var[:, None, None] + norm.eps).sqrt()
@@ -27,7 +28,7 @@ def test_claimed_channels_use_their_own_statistics_in_training_too():
 def test_autocast_changes_the_precision_only():
     net, layer = build()
     x = torch.randn(8, 1, 6, 6)
-    with frozen_channels(net, {"1": layer}):
+    with hooked(net, {"1": layer}):
         exact = net(x)
         with torch.autocast("cpu", torch.bfloat16):
             half = net(x)
@@ -37,7 +38,7 @@ def test_autocast_changes_the_precision_only():
 
 def test_nothing_is_left_behind():
     net, layer = build()
-    with frozen_channels(net, {"1": layer}):
+    with hooked(net, {"1": layer}):
         net(torch.randn(2, 1, 6, 6))
     assert not any(module._forward_hooks for module in net.modules())
 

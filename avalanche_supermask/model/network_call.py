@@ -1,0 +1,161 @@
+"""A network, called with other tensors in the places of its own.
+
+`torch.func.functional_call` does the same and looks the places up by name at every call, which takes longer than a
+small network does. Here they are looked up once. The tensors are written straight into the ``_parameters`` and
+``_buffers`` of the modules, where ``functional_call`` writes them too, and what was there is put back afterwards.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from avalanche_supermask.model.checkpointed_calls import CURRENT, Call
+from avalanche_supermask.model.parameter_kinds import rescaled_in_place
+
+__all__ = ["NetworkCall", "hooked"]
+
+_Place = tuple[dict[str, Any], str]  # a dictionary of a module, and the key in it
+
+
+class NetworkCall:
+    """Calls a network with given tensors, one thread after the other.
+
+    It serves one network at a time, keeps where that one's tensors are, and looks again when a submodule was replaced.
+    Copies and pickles start anew.
+
+    Attributes:
+        lock: held during a call, as the network's own places hold the given tensors meanwhile.
+
+    Example:
+        >>> net, call = nn.Linear(2, 1, bias=False), NetworkCall()
+        >>> call(net, {"weight": torch.ones(1, 2)}, (torch.ones(3, 2),)).flatten().tolist()
+        [2.0, 2.0, 2.0]
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._net: nn.Module | None = None
+        self._children: list[tuple[dict[str, Any], str, nn.Module]] = []
+        self._places: dict[str, list[_Place]] = {}
+        self._written: tuple[nn.Module | None, frozenset[str]] = (
+            None,
+            frozenset(),
+        )  # of a network: what calls write into
+        self._current: Call | None = None
+
+    def __call__(
+        self,
+        net: nn.Module,
+        tensors: Mapping[str, Tensor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        hooks: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> Any:
+        """Outputs of the network with these tensors.
+
+        Args:
+            net: back in its own tensors when the call is over, also if it fails.
+            tensors: by name; of tied ones, one name is enough.
+            args: of the network.
+            kwargs: of the network.
+            hooks: forward hooks by name of the module, for this call only, so that no copy or pickle can lose them.
+
+        Raises:
+            KeyError: the network has no tensor of such a name.
+        """
+        tensors = self._with_copies(net, tensors)
+        if _is_compiling():  # a compiler knows functional_call: the tensors become inputs of its code
+            with hooked(net, hooks or {}):
+                return functional_call(net, dict(tensors), tuple(args), dict(kwargs or {}))
+        return self.run(Call(net, tensors, hooks or {}), net, args, kwargs or {})
+
+    def run(self, call: Call, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What a function returns that uses the network of a call; meanwhile, the network has the call's tensors."""
+        if self._current is call:  # a part runs again while its call goes on, as the network itself differentiates
+            return function(*args, **kwargs)
+        with self.lock:
+            places, before = self._found(call.net, call.tensors), self._current
+            own: list[tuple[dict[str, Any], str, Any]] = []
+            # A checkpointed part that runs for the first time is within its call, and finds the hooks in place.
+            hooks = {} if before is not None and before.hooks is call.hooks else call.hooks
+            token = CURRENT.set((self, call))
+            try:
+                self._current = call
+                for name, tensor in call.tensors.items():
+                    for holder, key in places[name]:
+                        own.append((holder, key, holder[key]))
+                        holder[key] = tensor
+                if hooks:
+                    with hooked(call.net, hooks):
+                        return function(*args, **kwargs)
+                return function(*args, **kwargs)
+            finally:
+                for holder, key, tensor in reversed(own):
+                    holder[key] = tensor
+                self._current = before
+                CURRENT.reset(token)
+
+    def _with_copies(self, net: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors, with copies of those that the network would write into."""
+        if self._written[0] is not net:
+            self._written = net, rescaled_in_place(net)
+        written = self._written[1] & tensors.keys()
+        return {**tensors, **{name: tensors[name].clone() for name in written}} if written else tensors
+
+    def forget(self) -> None:
+        """Look the places up anew at the next call: tensors of the network were replaced, or tied."""
+        with self.lock:
+            self._net, self._children, self._places, self._written = None, [], {}, (None, frozenset())
+
+    def _found(self, net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, list[_Place]]:
+        """Places of these tensors; looked up anew where a submodule was replaced or added."""
+        if self._net is net:
+            for modules, key, module in self._children:
+                if modules.get(key) is not module:
+                    break
+            else:
+                if tensors.keys() <= self._places.keys():
+                    return self._places
+        self._children = [(m._modules, k, c) for m in net.modules() for k, c in m._modules.items() if c is not None]
+        self._net, self._places = net, _places(net)
+        return self._places
+
+    def __reduce__(self) -> tuple[type[NetworkCall], tuple[()]]:
+        return NetworkCall, ()
+
+
+@contextmanager
+def hooked(net: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """While it is open, these modules of a network have these forward hooks."""
+    handles = [net.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _places(net: nn.Module) -> dict[str, list[_Place]]:
+    """Where each tensor of a network lies, by name; a tied one lies in several places."""
+    named: dict[str, _Place] = {}
+    for prefix, module in net.named_modules(remove_duplicate=False):
+        for holder in (module._parameters, module._buffers):
+            for key, tensor in holder.items():
+                if tensor is not None:
+                    named[f"{prefix}.{key}" if prefix else key] = (holder, key)
+    tied: dict[int, dict[tuple[int, str], _Place]] = {}
+    for holder, key in named.values():
+        tied.setdefault(id(holder[key]), {})[id(holder), key] = (holder, key)
+    return {name: list(tied[id(holder[key])].values()) for name, (holder, key) in named.items()}
+
+
+def _is_compiling() -> bool:
+    return torch.compiler.is_compiling() if hasattr(torch.compiler, "is_compiling") else False
