@@ -91,5 +91,5 @@ class NamedTensors(nn.Module, MutableMapping[str, Tensor]):
         for key, value in found.items():
             held = self._store.get(key)
             if held is None or held.shape != value.shape or held.dtype != value.dtype:
-                self[key] = value.detach().clone()
+                self[decoded(key)] = value.detach().clone()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "plugin": {"model", "functional", "selection", "inference", "data", "distributed", "logits", "nested"},
     "strategy": {"model", "plugin", "inference", "logits"},
     "metrics": {"model", "data", "logits", "nested", "distributed"},
-    "saving": {"model", "bits", "distributed"},
+    "saving": {"model", "bits", "distributed", "named_tensors"},
     "pretrained": {"model", "text"},
     "strategies": {
         "bits", "data", "distributed", "functional", "inference", "logits", "metrics", "model", "named_tensors",
