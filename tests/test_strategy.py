@@ -65,7 +65,7 @@ def test_how_to_wrap_is_refused_beside_a_wrapped_model(cls, arguments):
 
 
 def test_clnp_needs_a_model_whose_biases_are_masked():
-    with pytest.raises(ValueError, match="^mask: these say how to wrap"):
+    with pytest.raises(ValueError, match=r"^mask: these say how to wrap"):
         CLNP(MaskedModel(mlp()), evaluator=None)
     assert CLNP(MaskedModel(mlp(), mask="all", init="keep", seed=3), evaluator=None).model.seed == 3
 
