@@ -29,6 +29,6 @@ strategy = ExSSNeT(
 strategy, first = maybe_load_checkpoint(strategy, options.checkpoint)
 for experience in tasks.train_stream[first:]:
     strategy.train(experience)
-    found = strategy.eval(tasks.test_stream[: experience.current_experience + 1])
+    strategy.eval(tasks.test_stream[: experience.current_experience + 1])
 if DistributedHelper.is_main_process:
     print(f"{DistributedHelper.world_size} process(es) learned {strategy.model.task_keys}")

@@ -52,7 +52,7 @@ def refuse(method: str) -> None:
     if in_group():
         raise RuntimeError(
             f"{method} does not run in several processes, and this is one of {size()}: start it without torchrun, or "
-            "use SupSup, ExSSNeT, CLNP or ImpressLearn; a plugin that can says supports_distributed=True in its class"
+            "use SupSup, ExSSNeT, CLNP, ImpressLearn or SparseFineTuning (docs/distributed.md says how others may)"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -53,21 +53,27 @@ class Recent:
 
     def __init__(self, *, max_bytes: int = MAX_BYTES) -> None:
         self.max_bytes = max_bytes
-        self._kept: dict[int, TaskTensors] = {}
+        self._kept: dict[Hashable, TaskTensors] = {}
 
     def __len__(self) -> int:
         """Number of keys kept."""
         return len(self._kept)
 
-    def get(self, key: int, make: Callable[[], TaskTensors]) -> TaskTensors:
+    def get(self, key: Hashable, make: Callable[[], TaskTensors]) -> TaskTensors:
         """What is kept for this key, or else is made now."""
         found = self._kept.pop(key, None)
-        if found is None:
-            found = make()
-        while self._kept and (len(self._kept) + 1) * found.nbytes > self.max_bytes:
+        if found is not None:
+            self._kept[key] = found
+            return found
+        self._kept[key] = found = make()
+        while len(self._kept) > 1 and self.nbytes > self.max_bytes:
             del self._kept[next(iter(self._kept))]  # the one that was not asked for the longest
-        self._kept[key] = found
         return found
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept; tensors that several keys share count for each of them."""
+        return sum(kept.nbytes for kept in self._kept.values())
 
     def clear(self) -> None:
         """Keep nothing."""

@@ -24,12 +24,15 @@ from avalanche_supermask.inference import Inference, by_name
 from avalanche_supermask.lasting import lasting, ordinary
 from avalanche_supermask.logits import Logits, find_logits
 from avalanche_supermask.model.cache import Recent, TaskTensors
+from avalanche_supermask.model.executing import Executing
+from avalanche_supermask.model.execution import NONE, Arguments
 from avalanche_supermask.model.frozen_batchnorm import FrozenChannels
 from avalanche_supermask.model.inputs import UNSET, arguments_of, packed, task_labels_of
 from avalanche_supermask.model.learning import Learning
 from avalanche_supermask.model.network_call import NetworkCall
 from avalanche_supermask.model.parameter_kinds import padding_rows
 from avalanche_supermask.model.routing import Router, forward_mixed
+from avalanche_supermask.model.sparse_places import make_sparse, with_sparse
 from avalanche_supermask.model.subnetworks import Subnetworks
 from avalanche_supermask.model.superposition import Superposition
 from avalanche_supermask.model.tensor_roles import (
@@ -64,7 +67,7 @@ class _Host(DynamicModule):
         self.net = net
 
 
-class MaskedModel(Learning):
+class MaskedModel(Executing, Learning):
     """A network that holds many tasks, each in a subnetwork of its own.
 
     Args:
@@ -283,10 +286,14 @@ class MaskedModel(Learning):
             return self.call(self.net, {**weights, **self.shared}, *arguments, hooks=self.frozen_channels)
         arguments = self.arguments(x, self.subnetworks.tasks[key].label)
         with self.call.lock:
-            tensors = self._recent.get(key, lambda: self._task_tensors(key)).for_call(training=self.training)
-        return self.call(self.net, tensors, *arguments)
+            sparse = self._sparse_names(key, arguments)
+            tensors = self._recent.get((key, sparse), lambda: self._task_tensors(key, sparse))
+        return self._call_task(tensors, arguments)
 
-    def arguments(self, x: Any, label: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _call_task(self, tensors: TaskTensors, arguments: Arguments) -> Any:
+        return self.call(self.net, tensors.for_call(training=self.training), *arguments)
+
+    def arguments(self, x: Any, label: int | None) -> Arguments:
         """Arguments and keywords of a call of the network itself, for a batch of one task label."""
         return arguments_of(self.net, x, label or 0)
 
@@ -305,9 +312,9 @@ class MaskedModel(Learning):
         return {**task.task_weights(key), **self.shared, **self.fresh, **task.task_private(key)}
 
     @lasting()
-    def _task_tensors(self, key: int) -> TaskTensors:
-        """The same, with what else a call has to know, kept for the next calls."""
-        tensors = self.tensors_of(key)
+    def _task_tensors(self, key: int, sparse: frozenset[str] = NONE) -> TaskTensors:
+        """The same, these of them sparse, with what else a call has to know, kept for the next calls."""
+        tensors = with_sparse(self.tensors_of(key), sparse, strict=self.execution == "sparse")
         trained, counted = (names & tensors.keys() for names in moving_buffers(self.net))
         return TaskTensors(tensors, trained, counted)
 
@@ -360,12 +367,22 @@ class MaskedModel(Learning):
         """Drop what was made of finished tasks to answer faster."""
         self.call.forget()
         self._recent.clear()
+        self._forget_executor()
         self._superposition = None
 
     # ------------------------------------------------------------------ taking tasks out
 
-    def export(self, task: int) -> nn.Module:
-        """A plain copy of the network with one task's weights: no masks, equal outputs."""
+    def export(self, task: int, *, sparse: bool = False) -> nn.Module:
+        """A plain copy of the network with one task's weights: no masks, equal outputs.
+
+        Args:
+            task: its key.
+            sparse: keep the weights of linear layers and convolutions in CSR form: smaller and, on a CPU, faster, as
+                under ``execution = "sparse"``. Such weights do not learn, and stay on the CPU.
+
+        Raises:
+            NotImplementedError: ``sparse``, and there is no kernel for the weights' device or type.
+        """
         net = copy.deepcopy(self.net)
         slots = {**dict(net.named_parameters()), **dict(net.named_buffers())}
         for name, tensor in self.tensors_of(task).items():
@@ -373,6 +390,8 @@ class MaskedModel(Learning):
         use_plain_weight_norm(net)
         for name, p in net.named_parameters():
             p.requires_grad_(name not in self.frozen_names)
+        if sparse:
+            make_sparse(net, frozenset(self.masked_names))
         return net.eval()
 
 

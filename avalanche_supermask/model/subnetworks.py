@@ -96,6 +96,8 @@ class Subnetworks(nn.Module):
         self.values = NamedTensors(trainable=True)  # of the entries phase: of the chosen entries alone
         self.tasks: dict[int, Task] = {}
         self.next_slot = 0
+        # slot -> which weights are sparse in which class of batches, once it was measured (see `execution`).
+        self.choices: dict[int, dict[str, list[str]]] = {}
         # The task being learned.
         self.active: int | None = None
         self.active_label: int | None = None
@@ -378,6 +380,10 @@ class Subnetworks(nn.Module):
         weights = self.task_weights(key)
         return {name: weights[name][mask] for name, mask in self.task_mask(key).items()}
 
+    def task_choices(self, key: int) -> dict[str, list[str]]:
+        """What was chosen for a finished task (see `execution`), to be added to."""
+        return self.choices.setdefault(self._slot(key), {})
+
     def task_private(self, key: int) -> dict[str, Tensor]:
         """Tensors that only this task has, by name in the network."""
         slot = str(self._slot(key))
@@ -452,6 +458,7 @@ class Subnetworks(nn.Module):
             self.mixtures.reduce(slot)
         if str(slot) in self.private:
             del self.private[str(slot)]
+        self.choices.pop(slot, None)
         del self.tasks[key]
         return self.without_padding(freed)
 
@@ -469,6 +476,7 @@ class Subnetworks(nn.Module):
             "next_slot": self.next_slot,
             "active": self.active,
             "phase": self.phase,
+            "choices": [(slot, name, [*names]) for slot, of in self.choices.items() for name, names in of.items()],
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -483,6 +491,9 @@ class Subnetworks(nn.Module):
         self._standing = {}
         self.tasks = {key: Task(*task) for key, *task in state["tasks"]}
         self.next_slot = state["next_slot"]
+        self.choices = {}
+        for slot, name, names in state.get("choices", ()):  # 0.1.0 knew none
+            self.choices.setdefault(slot, {})[name] = [*names]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

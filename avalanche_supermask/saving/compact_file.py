@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from avalanche_supermask.distributed import is_first
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.named_tensors import decoded
 from avalanche_supermask.saving.atomic_write import written_whole
@@ -44,12 +45,16 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
 
     Raises:
         ValueError: a task is being learned.
+
+    Of several processes that learn together only rank 0 writes the file; the others hold the same.
     """
     if model.active is not None:
         raise ValueError(
             f"task {model.active} is being learned, and only finished tasks are saved: save between experiences, or "
             "use save_checkpoint()"
         )
+    if not is_first():
+        return
     state = model.state_dict()
     tensors = {
         name: value.detach().cpu().contiguous()
@@ -70,6 +75,7 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
         "task_inference": model.task_inference if isinstance(model.task_inference, str) else "given",
         "logits": None if callable(model.logits) else model.logits,
         "class_dimension": model.class_dimension,
+        "execution": model.execution,
         "extra": {name: value for name, value in state.items() if name.endswith(EXTRA)},
         "masks": [[slot, len(code)] for slot, code in codes.items()],
     }
@@ -112,6 +118,7 @@ def load(path: str | os.PathLike[str], net: nn.Module, *, device: str | torch.de
     model.load_state_dict({**kept, **stored})
     model.task_inference = manifest["task_inference"]
     model.logits, model.class_dimension = manifest.get("logits"), manifest.get("class_dimension", 1)
+    model.execution = manifest.get("execution", "dense")  # files of 0.1.0 say nothing of it
     model.to(device).eval()
     return model
 

@@ -51,7 +51,7 @@ Choose = Literal["gradient", "magnitude", "change", "random"]
 Reads = Literal["base", "earlier"]
 
 
-class SparseFineTuningPlugin(SubnetworkPlugin):
+class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Sparse fine-tuning as a plugin of any template whose model is a `MaskedModel` with ``outside="base"``.
 
     Args:

@@ -21,6 +21,8 @@ OPTIONS = {
     "clnp+search": {"l1_search": (1e-4, 1e-2)},
     "impresslearn": {},
     "impresslearn+homogeneous": {"basis": "homogeneous"},
+    "sparse_finetuning": {},
+    "sparse_finetuning+change": {"choose": "change"},
     "ssnet": {},
 }
 

@@ -5,12 +5,12 @@ import os
 import pytest
 import torch
 
-from avalanche_supermask import CachedTensors, CheckpointPlugin, maybe_load_checkpoint
+from avalanche_supermask import CachedTensors, CheckpointPlugin, load, maybe_load_checkpoint, save
 from avalanche_supermask.distributed.digests import digest
 from tests.distributed.learning import evaluator, strategy_of
 from tests.distributed.processes import group_of
 from tests.saving.test_checkpoint_plugin import CutAfter, PowerCutError
-from tests.streams import class_stream
+from tests.streams import NETWORKS, class_stream
 
 
 def run(rank, path, name, network, cut, seed=0, mine_only=True):
@@ -65,3 +65,17 @@ def test_between_tasks_the_number_of_processes_may_change(tmp_path):
     path = str(tmp_path / "a")
     assert between_tasks(0, path) == [0]
     assert group_of(2).run(between_tasks, path) == [[0, 1]] * 2
+
+
+def saved(rank, folder):
+    strategy = strategy_of("supsup", "mlp")
+    strategy.train(class_stream(1, n=50).train_stream[0])
+    save(strategy.model, f"{folder}/{rank}.safetensors")
+    return digest(strategy.model.effective_weights(0))
+
+
+def test_rank_0_writes_the_compact_file(tmp_path):
+    held = group_of(2).run(saved, str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["0.safetensors"]
+    loaded = load(tmp_path / "0.safetensors", NETWORKS["mlp"]())
+    assert [digest(loaded.effective_weights(0))] * 2 == held

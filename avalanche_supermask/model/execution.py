@@ -1,0 +1,220 @@
+"""How a finished task computes: with dense weights, with sparse ones, or with whichever was faster.
+
+Sums over sparse weights run in another order than over dense ones, so that the two agree to rounding, not to the bit. A
+task's outputs are bit-identical for ever within one execution. ``"auto"`` measures each layer once for a task, a class
+of batches and a number of threads, and the choice is stored with the task: what was chosen stays chosen.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_supermask.model.cache import TaskTensors
+from avalanche_supermask.model.sparse_kernels import CSR, complaint, kernels
+from avalanche_supermask.model.sparse_places import is_thin, sparse_places, with_sparse
+from avalanche_supermask.model.sparse_weight import SparseWeight, is_autocast, unserved
+from avalanche_supermask.nested import tensors as nested_tensors
+
+__all__ = ["NONE", "Arguments", "Execution", "Executor", "batch_class", "checked"]
+
+Execution = Literal["dense", "sparse", "auto"]
+NONE: frozenset[str] = frozenset()
+
+WORTH = 0.9  # of the dense layer's time: a gain that a busy machine cannot pretend
+WORTH_TOGETHER = 0.97  # of the dense network's time
+ROUNDS, SECONDS = (5, 31), 0.04  # pairs that are timed: at least, at most, and until so much time is spent
+CALLS = 3  # of one layer within a pass that are timed: a recurrent one has hundreds
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of the network, with keywords
+Call = Callable[[TaskTensors], Any]
+Choices = dict[str, list[str]]  # by class of batches: the kernels, then the names of the weights that are sparse
+
+
+def checked(execution: str) -> Execution:
+    """The same.
+
+    Raises:
+        ValueError: there is no such execution.
+    """
+    if execution not in ("dense", "sparse", "auto"):
+        raise ValueError(f"execution must be 'dense', 'sparse' or 'auto'; got {execution!r}")
+    return execution  # type: ignore[return-value]
+
+
+class Executor:
+    """Decides which weights of a finished task are sparse in a call.
+
+    Args:
+        execution: see the module.
+    """
+
+    def __init__(self, execution: Execution = "dense") -> None:
+        self.execution: Execution = execution
+        self._places: frozenset[str] | None = None
+        self._known: dict[Any, frozenset[str]] = {}
+        self._warned = False
+
+    def forget(self) -> None:
+        """Look anew at the next call: the network or its tasks were changed."""
+        self._places = None
+        self._known.clear()
+
+    def places(self, net: nn.Module, masked: Sequence[str]) -> frozenset[str]:
+        """Names of the masked weights that can be sparse."""
+        if self._places is None:
+            self._places = sparse_places(net) & frozenset(masked)
+        return self._places
+
+    def sparse_names(
+        self,
+        key: int,
+        arguments: Arguments,
+        *,
+        net: nn.Module,
+        masked: Mapping[str, Tensor],
+        choices: Choices,
+        dense: Callable[[], TaskTensors],
+        call: Call,
+    ) -> frozenset[str]:
+        """Names of the weights that are sparse in a call, under ``"sparse"`` or ``"auto"``.
+
+        Args:
+            key: of the task.
+            arguments: of the network.
+            net: in evaluation mode.
+            masked: the masked weights.
+            choices: of the task; a new one is added.
+            dense: makes the task's dense tensors.
+            call: runs the network with tensors in the places of its own.
+
+        Raises:
+            NotImplementedError: ``"sparse"``, and there is no kernel for the weights' device or type.
+        """
+        some = next(iter(masked.values()))
+        if self.execution == "sparse":
+            reason = complaint(some.device, some.dtype)
+            if reason is not None:
+                raise NotImplementedError(f"{reason}; set execution = 'auto', which stays dense there")
+            return self.places(net, list(masked))
+        memo = (key, _shapes(arguments), torch.get_num_threads())
+        known = self._known.get(memo)
+        if known is None:
+            if is_autocast() or complaint(some.device, some.dtype) is not None:
+                return NONE
+            name = batch_class(arguments)
+            if name not in choices:
+                found = chosen(self.places(net, list(masked)), dense(), call)
+                choices.setdefault(name, [kernels(), *sorted(found)])  # another thread may have been here
+            made_with, *names = choices[name]
+            if names and made_with != kernels():
+                self._warn(made_with)
+            known = self._known[memo] = frozenset(names) & self.places(net, list(masked))
+        return NONE if is_autocast() else known
+
+    def _warn(self, made_with: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the sparse layers of this model were chosen with {made_with or 'no'} kernels, here are "
+                f"{kernels() or 'none'}: outputs agree with earlier ones to rounding, not to the bit",
+                stacklevel=6,
+            )
+
+
+def _shapes(arguments: Arguments) -> tuple[tuple[torch.Size, torch.dtype], ...]:
+    """Shapes and types of all tensors among a call's arguments."""
+    return tuple((t.shape, t.dtype) for t in nested_tensors(arguments))
+
+
+def batch_class(arguments: Arguments) -> str:
+    """Class of the batches that share a choice: sizes rounded up to powers of two, types, threads.
+
+    Example:
+        >>> threads = torch.get_num_threads()
+        >>> batch_class(((torch.zeros(100, 1, 28, 28),), {})) == f"128x1x32x32 float32, {threads} threads"
+        True
+    """
+    words = []
+    for shape, dtype in _shapes(arguments):
+        sizes = "x".join(str(1 << (size - 1).bit_length() if size else 0) for size in shape)
+        words.append(f"{sizes} {str(dtype).removeprefix('torch.')}")
+    return ", ".join([*words, f"{torch.get_num_threads()} threads"])
+
+
+class _Timed(SparseWeight):
+    """Answers with the dense weight, and measures both ways."""
+
+    full: Tensor
+    seconds: list[tuple[float, float]]  # of each call: sparse, dense
+
+    @staticmethod
+    def __new__(cls: Any, weight: Tensor) -> _Timed:
+        timed: _Timed = SparseWeight.__new__(cls, CSR(weight), strict=True)  # type: ignore[assignment]
+        timed.full, timed.seconds = weight, []
+        return timed
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(self.csr)
+
+    def layer(
+        self, dense: Callable[..., Any], sparse: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Output of one layer with the dense weight."""
+        x, *rest = args[0], *args[2:]
+        ours = SparseWeight(self.csr)
+        if len(self.seconds) < CALLS and unserved(x, self.csr) is None:
+            self.seconds.append(
+                timed(lambda: dense(x, ours, *rest, **kwargs), lambda: dense(x, self.full, *rest, **kwargs))
+            )
+        return dense(x, self.full, *rest, **kwargs)
+
+    @property
+    def faster(self) -> bool:
+        """Whether the sparse layer took less time, by a margin, in all of its calls together."""
+        sparse, dense = (sum(seconds) for seconds in zip(*self.seconds, strict=True)) if self.seconds else (0.0, 0.0)
+        return sparse < WORTH * dense
+
+
+def chosen(names: frozenset[str], given: TaskTensors, call: Call) -> frozenset[str]:
+    """Names of the weights whose layers are faster with sparse ones, measured in a pass of the network.
+
+    None at all where the whole network does not gain by it.
+
+    Args:
+        names: of the weights that can be sparse.
+        given: tensors of the network, dense.
+        call: runs the network with tensors in the places of its own.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        tensors = given.tensors
+        probes = {name: _Timed(tensors[name]) for name in names if is_thin(tensors[name])}
+        call(replace(given, tensors={**tensors, **probes}))
+        faster = frozenset(name for name, probe in probes.items() if probe.faster)
+        if not faster:
+            return NONE
+        mixed = replace(given, tensors=with_sparse(tensors, faster, strict=False))
+        together, dense = timed(lambda: call(mixed), lambda: call(given))
+        return faster if together < WORTH_TOGETHER * dense else NONE
+
+
+def timed(ours: Callable[[], Any], dense: Callable[[], Any]) -> tuple[float, float]:
+    """Medians of the seconds of two calls that alternate, after one of each that does not count."""
+    ours()
+    dense()
+    a: list[float] = []
+    b: list[float] = []
+    started = time.perf_counter()
+    while len(a) < ROUNDS[0] or (len(a) < ROUNDS[1] and time.perf_counter() - started < SECONDS):
+        for seconds, function in ((a, ours), (b, dense)):
+            begun = time.perf_counter()
+            function()
+            seconds.append(time.perf_counter() - begun)
+    return statistics.median(a), statistics.median(b)

@@ -1,0 +1,189 @@
+"""Layers on sparse weights: a matrix of CSR form, and the products that a linear layer and a convolution need of it.
+
+Two kernels of a linear layer: PyTorch's own, by MKL, and a loop that numba compiles (see `sparse_loops`), where numba
+is installed. MKL is faster for a few samples, the loop for more. Convolutions have the loop alone: unfolding images for
+MKL was slower than the dense convolution for every layer that was measured (``docs/sparse.md``).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avalanche_supermask.model import sparse_loops
+
+__all__ = ["CSR", "complaint", "convolution", "kernels", "linear"]
+
+FEW_ROWS = 32  # samples below which MKL beats the loop
+LARGE = 2**15  # kept weights above which MKL is given a block of samples at a time
+BLOCK = 32  # samples of such a block
+CACHE_BYTES = 2**18  # of packed images that are worked on at a time
+ROW = 512  # numbers that a weight of a convolution should be applied to at a time
+
+
+class CSR:
+    """A weight of two or more dimensions as a sparse matrix ``(outputs, everything else)``.
+
+    Args:
+        weight: dense; its zeros are left out.
+
+    Example:
+        >>> csr = CSR(torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
+        >>> csr.kept, csr.nbytes, csr.dense()
+        (1, 20, tensor([[0., 2.],
+                [0., 0.]]))
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.shape = tuple(weight.shape)
+        # Made to last: what is made under inference_mode, later calls may not differentiate through.
+        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            weight = weight.clone() if weight.is_inference() else weight
+            found = weight.flatten(1).to_sparse_csr()
+            self.starts = found.crow_indices().int()
+            self.places = found.col_indices().int()
+            self.values = found.values().detach()
+            self.matrix = torch.sparse_csr_tensor(
+                self.starts, self.places, self.values, found.shape, check_invariants=False
+            )
+        self._offsets: tuple[Any, Any] = (None, None)  # of the last convolution's geometry
+
+    @property
+    def kept(self) -> int:
+        """Weights that are not zero."""
+        return len(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrix: 8 a kept weight of four bytes, and 4 a row."""
+        return self.starts.nbytes + self.places.nbytes + self.values.nbytes
+
+    def dense(self) -> Tensor:
+        """The weight it was made of."""
+        return self.matrix.to_dense().reshape(self.shape)
+
+    def offsets(self, geometry: tuple[int, ...]) -> Any:
+        """Where in a packed image each kept weight of a convolution begins to read."""
+        known, offsets = self._offsets
+        if known != geometry:
+            stride_y, stride_x, gap_y, gap_x, phases_y, phases_x, height, width, at_once = geometry
+            del phases_y
+            channels, high, wide = self.shape[1:]
+            channel, rest = np.divmod(self.places.numpy(), high * wide)
+            y, x = np.divmod(rest, wide)
+            y, x = y * gap_y, x * gap_x
+            phase = (y % stride_y * phases_x + x % stride_x) * channels + channel
+            offsets = (((phase * height + y // stride_y) * width + x // stride_x) * at_once).astype(np.int32)
+            self._offsets = geometry, offsets
+        return offsets
+
+
+def complaint(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why nothing here serves a device and a type of numbers; None if something does."""
+    if device.type != "cpu" or dtype not in (torch.float32, torch.float64):
+        return f"there is no sparse kernel for {dtype} on {device.type}; expected float32 or float64 on a CPU"
+    if not kernels():
+        return "this PyTorch was built without MKL, and numba is not installed (avalanche-supermask[fast])"
+    return None
+
+
+def kernels() -> str:
+    """Which kernels there are, as one word: sums are bit-identical only among equal words."""
+    found = [name for name, there in (("numba", sparse_loops.installed()), ("mkl", _has_mkl())) if there]
+    return "+".join(found)
+
+
+def _has_mkl() -> bool:
+    return bool(torch.backends.mkl.is_available())
+
+
+def linear(x: Tensor, weight: CSR, bias: Tensor | None) -> Tensor:
+    """``x @ W.T + b``, without gradients.
+
+    Args:
+        x: ``(..., inputs)`` on a CPU, of the weight's type.
+        weight: ``(outputs, inputs)``.
+        bias: ``(outputs,)``, or None.
+    """
+    rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
+    out = x.new_empty((*x.shape[:-1], weight.shape[0]))
+    target = out.view(-1, weight.shape[0])
+    if len(rows) and sparse_loops.installed() and (len(rows) >= FEW_ROWS or not _has_mkl()):
+        _looped_linear(rows, weight, bias, target)
+        return out
+    column = None if bias is None else bias.detach().unsqueeze(1)
+    size = BLOCK if weight.kept > LARGE else max(1, len(rows))
+    for block, part in zip(rows.split(size), target.split(size), strict=True):
+        turned = block.t().contiguous()
+        part.copy_((weight.matrix @ turned if column is None else torch.addmm(column, weight.matrix, turned)).t())
+    return out
+
+
+def _looped_linear(x: Tensor, weight: CSR, bias: Tensor | None, out: Tensor) -> None:
+    loop, _ = sparse_loops.compiled()
+    n, outputs = out.shape
+    arrays = _arrays(weight, weight.places.numpy(), bias, x, out)
+    threads, work = torch.get_num_threads(), weight.kept * n
+    if n >= threads * sparse_loops.WIDTH:
+        sparse_loops.in_parallel(
+            lambda a, b: loop(*arrays, a, b, 0, outputs), n, step=sparse_loops.WIDTH, threads=threads, work=work
+        )
+    else:
+        sparse_loops.in_parallel(lambda a, b: loop(*arrays, 0, n, a, b), outputs, step=8, threads=threads, work=work)
+
+
+def convolution(
+    x: Tensor,
+    weight: CSR,
+    bias: Tensor | None,
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """A two-dimensional convolution of one group, without gradients.
+
+    Args:
+        x: ``(batch, channels, height, width)`` on a CPU, of the weight's type.
+        weight: ``(outputs, channels, high, wide)``.
+        bias: ``(outputs,)``, or None.
+        stride: down and across.
+        padding: zeros above and below, and on both sides.
+        dilation: down and across.
+    """
+    _, loop = sparse_loops.compiled()
+    x = x.contiguous()
+    n, channels = x.shape[:2]
+    reach = [(size - 1) * gap + 1 for size, gap in zip(weight.shape[2:], dilation, strict=True)]
+    padded = [size + 2 * pad for size, pad in zip(x.shape[2:], padding, strict=True)]
+    sizes = [(size - far) // step + 1 for size, far, step in zip(padded, reach, stride, strict=True)]
+    phases = [min(step, far) for step, far in zip(stride, reach, strict=True)]  # of every stride-th pixel
+    packed = [-(-size // step) for size, step in zip(padded, stride, strict=True)]
+    bytes_each = phases[0] * phases[1] * channels * packed[0] * packed[1] * x.element_size()
+    at_once = max(1, min(n, CACHE_BYTES // bytes_each, -(-ROW // (sizes[0] * packed[1]))))
+    out = x.new_empty((n, weight.shape[0], *sizes))
+    offsets = weight.offsets((*stride, *dilation, *phases, *packed, at_once))
+    arrays = _arrays(weight, offsets, bias, x, out)
+    geometry = (*stride, *padding, *phases, *packed, at_once)
+    threads, work = torch.get_num_threads(), weight.kept * n * sizes[0] * packed[1]
+    if n >= threads * at_once:
+        sparse_loops.in_parallel(
+            lambda a, b: loop(*arrays, geometry, a, b, 0, weight.shape[0]), n, step=at_once, threads=threads, work=work
+        )
+    else:
+        sparse_loops.in_parallel(
+            lambda a, b: loop(*arrays, geometry, 0, n, a, b), weight.shape[0], step=1, threads=threads, work=work
+        )
+    return out
+
+
+def _arrays(weight: CSR, places: Any, bias: Tensor | None, x: Tensor, out: Tensor) -> tuple[Any, ...]:
+    values = weight.values.numpy()
+    shift = np.zeros(weight.shape[0], values.dtype) if bias is None else bias.detach().contiguous().numpy()
+    return weight.starts.numpy(), places, values, shift, x.detach().numpy(), out.numpy()
