@@ -113,7 +113,7 @@ class SubnetworkStrategy(ModelFirst):
         if on_revisit not in ("error", "skip", "new"):
             raise ValueError(f"on_revisit must be 'error', 'skip' or 'new'; got {on_revisit!r}")
         method.on_revisit = on_revisit
-        if "train_epochs" in arguments:
+        if "train_epochs" in arguments and type(method).phases is not SubnetworkPlugin.phases:
             method.phases(arguments["train_epochs"])  # complains now, not when training starts
         wrapping = {name: arguments.pop(name) for name in ModelArguments.__annotations__ if name in arguments}
         if isinstance(model, MaskedModel):

@@ -130,7 +130,6 @@ NETWORKS = {
     "resnet": ResNet,
     "transformer": Transformer,
     "lstm": Recurrent,
-    "stranger": Stranger,
 }
 
 

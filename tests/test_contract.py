@@ -16,9 +16,11 @@ from torch.optim import SGD, Adam, AdamW
 from avalanche_supermask import CachedTensors, methods
 from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.strategy import ModelArguments, StrategyArguments
-from tests.streams import NETWORKS, class_stream, inputs, mlp, outputs, train_all
+from tests.streams import NETWORKS as ORDINARY
+from tests.streams import Stranger, class_stream, inputs, mlp, outputs, train_all
 
 METHODS = methods()
+NETWORKS = {**ORDINARY, "stranger": Stranger}
 # Small networks fill up; that is said, and is not what these tests are about.
 # So is that the stranger has a frozen layer, and that some networks have no norm.
 pytestmark = pytest.mark.filterwarnings(

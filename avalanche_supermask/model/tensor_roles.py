@@ -89,7 +89,8 @@ def classify(
         ("frozen", frozen, ("keep", "mask")),
     ):
         if value not in known:
-            raise ValueError(f"{option} must be {' or '.join(map(repr, known))}; got {value!r}")
+            *others, last = map(repr, known)
+            raise ValueError(f"{option} must be {', '.join(others)} or {last}; got {value!r}")
     heads = tuple(f"{name}." for name, m in net.named_modules() if name and isinstance(m, DynamicModule))
     masked: dict[str, nn.Parameter] = {}
     shared: dict[str, nn.Parameter] = {}

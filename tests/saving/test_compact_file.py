@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from avalanche_supermask import ExSSNeT, MaskedModel, SupSup, compact, load, save
+from avalanche_supermask import ExSSNeT, MaskedModel, SupSup, load, save
+from avalanche_supermask.saving import compact_file as compact
 from avalanche_supermask.saving.compact_file import _read
 from benchmarks.networks import MultiHead
 from benchmarks.networks import mlp as plain_mlp
