@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from avalanche_supermask.block_masks import TopBlocks, block_counts
 from avalanche_supermask.functional import (
     erdos_renyi_counts,
     threshold_weight,
@@ -18,7 +19,7 @@ from avalanche_supermask.functional import (
     uniform_counts,
 )
 
-__all__ = ["LayerDensities", "Selection", "Threshold", "TopK", "selection"]
+__all__ = ["LayerDensities", "Selection", "Threshold", "TopBlocks", "TopK", "selection"]
 
 LayerDensities = Literal["uniform", "erdos_renyi"]
 
@@ -67,6 +68,7 @@ def selection(
     *,
     density: float | None,
     layer_densities: LayerDensities = "uniform",
+    block: tuple[int, int] | None = None,
 ) -> Selection:
     """The operator for a density.
 
@@ -74,16 +76,21 @@ def selection(
         shapes: shape of each masked weight.
         density: fraction of weights kept; None for the threshold-at-zero mask.
         layer_densities: the same density in every layer, or Erdős-Rényi at the same overall density.
+        block: keep whole blocks of so many outputs and inputs, as ``(16, 16)`` (see `block_masks`); None: single
+            weights.
 
     Raises:
-        ValueError: an unknown ``layer_densities`` or a density outside (0, 1].
+        ValueError: an unknown ``layer_densities``, a density outside (0, 1], or a block without a density or with sizes
+            that are not positive numbers.
     """
     if density is None:
+        if block is not None:
+            raise ValueError(f"block={block!r} needs a density: a threshold keeps single weights; pass density=0.1")
         return Threshold()
-    if layer_densities == "uniform":
-        return TopK(uniform_counts(shapes, density))
-    if layer_densities == "erdos_renyi":
-        return TopK(erdos_renyi_counts(shapes, density))
+    if layer_densities in ("uniform", "erdos_renyi"):
+        share = uniform_counts if layer_densities == "uniform" else erdos_renyi_counts
+        counts = share(shapes, density)
+        return TopK(counts) if block is None else TopBlocks(block_counts(counts, shapes, block), block)
     raise ValueError(f"layer_densities must be 'uniform' or 'erdos_renyi'; got {layer_densities!r}")
 
 

@@ -178,8 +178,8 @@ def _check_wrapping(model: MaskedModel, wrapping: Mapping[str, Any]) -> None:
     ]
     if others:
         raise ValueError(
-            f"{', '.join(others)}: these say how to wrap a network, but the model is a MaskedModel already; pass them to "
-            "MaskedModel"
+            f"{', '.join(others)}: these say how to wrap a network, but the model is a MaskedModel already; pass them "
+            "to MaskedModel"
         )
 
 

@@ -4,13 +4,13 @@ import argparse
 
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.models import as_multitask
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import EWC
+from digits import network, stream
 from torch import nn
 
 from avalanche_supermask import CachedTensors, ExSSNeT
-from benchmarks.networks import MultiHead
-from examples.digits import network, stream
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--epochs", type=int, default=6, help="a task (default %(default)s)")
@@ -29,7 +29,7 @@ def common() -> dict:
 
 
 torch.manual_seed(0)
-net = MultiHead(network())
+net = as_multitask(network(), "5")  # an output layer for each task
 ewc = EWC(
     model=net, optimizer=torch.optim.Adam(net.parameters(), lr=1e-3), criterion=nn.CrossEntropyLoss(),
     ewc_lambda=options.strength, **common(),

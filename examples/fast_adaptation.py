@@ -2,8 +2,9 @@
 
 import argparse
 
+from digits import network, stream
+
 from avalanche_supermask import CachedTensors, ImpressLearn
-from examples.digits import network, stream
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--epochs", type=int, default=6, help="a task (default %(default)s)")

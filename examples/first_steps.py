@@ -5,9 +5,9 @@ import argparse
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics
 from avalanche.logging import InteractiveLogger
 from avalanche.training.plugins import EvaluationPlugin
+from digits import network, stream
 
 from avalanche_supermask import CachedTensors, ExSSNeT, supermask_metrics
-from examples.digits import network, stream
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--epochs", type=int, default=6, help="a task, both phases included (default %(default)s)")

@@ -15,7 +15,6 @@ from torch import nn
 from avalanche_supermask import CachedTensors, MaskedModel, SubnetworkPlugin, SubnetworkStrategy, methods, register
 from avalanche_supermask.plugin import Phase
 from avalanche_supermask.selection import Threshold
-from examples.digits import network, stream
 
 
 class PiggybackPlugin(SubnetworkPlugin):
@@ -46,6 +45,8 @@ class Piggyback(SubnetworkStrategy):
 
 def main() -> None:
     """Learn five tasks with it."""
+    from digits import network, stream  # beside this file
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=6, help="a task (default %(default)s)")
     options = parser.parse_args()

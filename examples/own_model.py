@@ -3,10 +3,10 @@
 import argparse
 
 import torch
+from digits import stream
 from torch import nn
 
 from avalanche_supermask import CachedTensors, SupSup
-from examples.digits import stream
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--epochs", type=int, default=4, help="a task (default %(default)s)")

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from avalanche_supermask import CachedTensors, MaskedModel, SubnetworkPlugin, SubnetworkStrategy, methods, register
 from avalanche_supermask.functional import top_k_mask
 from avalanche_supermask.plugin import Phase
-from examples.digits import stream
 
 
 class PackNetPlugin(SubnetworkPlugin):
@@ -80,6 +79,8 @@ class PackNet(SubnetworkStrategy):
 
 def main() -> None:
     """Learn five tasks in a network with BatchNorm."""
+    from digits import stream  # beside this file
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=8, help="a task (default %(default)s)")
     options = parser.parse_args()

@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
+from digits import network, stream
+
 from avalanche_supermask import CachedTensors, ExSSNeT, maybe_load_checkpoint, save_checkpoint
-from examples.digits import network, stream
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--epochs", type=int, default=4, help="a task (default %(default)s)")

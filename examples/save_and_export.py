@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 import torch
+from digits import network, stream
 
 from avalanche_supermask import CachedTensors, SupSup, load, save
-from examples.digits import network, stream
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--epochs", type=int, default=3, help="a task (default %(default)s)")

@@ -7,9 +7,9 @@ from avalanche.distributed import DistributedHelper
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import InteractiveLogger
 from avalanche.training.plugins import EvaluationPlugin
+from digits import network, stream
 
 from avalanche_supermask import CachedTensors, CheckpointPlugin, ExSSNeT, maybe_load_checkpoint
-from examples.digits import network, stream
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--epochs", type=int, default=4, help="a task (default %(default)s)")

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics
 from avalanche.logging import TensorboardLogger
+from avalanche.models import as_multitask
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive
+from digits import network, stream
 
 from avalanche_supermask import CachedTensors, SupSup, supermask_metrics
-from benchmarks.networks import MultiHead
-from examples.digits import network, stream
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--epochs", type=int, default=4, help="a task (default %(default)s)")
@@ -32,7 +32,7 @@ def common(name: str) -> dict:
     }  # fmt: skip
 
 
-net = MultiHead(network())
+net = as_multitask(network(), "5")  # an output layer for each task
 naive = Naive(model=net, optimizer=torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9), **common("naive"))
 supsup = SupSup(network(), density=0.1, mask_lr=0.02, seed=0, **common("supsup"))
 for strategy in (naive, supsup):

@@ -5,10 +5,10 @@ import argparse
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EvaluationPlugin
+from digits import stream
 from torch import nn
 
 from avalanche_supermask import CachedTensors, ExSSNeT
-from examples.digits import stream
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--epochs", type=int, default=12, help="a task (default %(default)s)")

@@ -4,17 +4,17 @@ import argparse
 
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EvaluationPlugin
+from digits import network, permuted
 
 from avalanche_supermask import CachedTensors, SupSup, supermask_metrics
 from avalanche_supermask.inference import OneShot
-from examples.digits import network, stream
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--epochs", type=int, default=6, help="a task (default %(default)s)")
 parser.add_argument("--outputs", type=int, default=50, help="ten are real, the rest superfluous (default %(default)s)")
 options = parser.parse_args()
 
-tasks = stream("permuted-digits")
+tasks = permuted()
 strategy = SupSup(
     network(options.outputs), density=0.5, mask_lr=0.02, train_epochs=options.epochs, train_mb_size=32,
     plugins=[CachedTensors()], seed=0,

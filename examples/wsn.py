@@ -19,7 +19,6 @@ from torch import nn
 from avalanche_supermask import CachedTensors, MaskedModel, SubnetworkPlugin, SubnetworkStrategy, methods, register
 from avalanche_supermask.plugin import Phase
 from avalanche_supermask.selection import selection
-from examples.digits import network, stream
 
 
 class WSNPlugin(SubnetworkPlugin):
@@ -59,6 +58,8 @@ class WSN(SubnetworkStrategy):
 
 def main() -> None:
     """Learn five tasks with it."""
+    from digits import network, stream  # beside this file
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=6, help="a task (default %(default)s)")
     options = parser.parse_args()

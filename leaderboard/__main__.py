@@ -13,10 +13,10 @@ from pathlib import Path
 
 from avalanche_supermask.strategy import check_device
 from benchmarks.streams import STREAMS, SUITES, stream_of
+from leaderboard.aggregate import comparisons, load_results
 from leaderboard.cell import SETTINGS, Cell, settings_of
+from leaderboard.external import join
 from leaderboard.forecast import forecast
-from leaderboard.guests import join
-from leaderboard.measured import comparisons, load_results
 from leaderboard.methods import parse_row
 from leaderboard.page import write_page
 from leaderboard.pool import run_cells
@@ -34,9 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     run = commands.add_parser("run", help="run each (stream, method, seed) that has no result yet")
     _methods_argument(run)
-    run.add_argument(
-        "--import", dest="modules", default="", help="comma-separated: modules that register methods, or module:Class"
-    )
+    _import_argument(run)
     _run_arguments(run)
 
     add = commands.add_parser("add", help="run one strategy class of yours, and put it on the board in --out")
@@ -53,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     searching = commands.add_parser("search", help="choose settings on held-out training data")
     _methods_argument(searching)
+    _import_argument(searching)
     _stream_arguments(searching)
     searching.add_argument("--out", type=Path, default=Path("runs/search"), help="folder for the trials")
     searching.add_argument("--settings", type=Path, default=SETTINGS, help="file that the choice is written to")
@@ -72,6 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _methods_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods", default=METHODS, help="comma-separated rows: method[+option][@density] (default %(default)s)"
+    )
+
+
+def _import_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--import", dest="modules", default="", help="comma-separated: modules that register methods, or module:Class"
     )
 
 
@@ -201,6 +206,9 @@ def _report(options: argparse.Namespace) -> int:
 
 def _search(options: argparse.Namespace) -> int:
     check_device(options.device)
+    modules = [name for name in options.modules.split(",") if name]
+    for name in modules:
+        join(name)
     streams = []
     for stream in _streams(options):
         other = stream_of(stream).settings_from
@@ -214,7 +222,7 @@ def _search(options: argparse.Namespace) -> int:
     def one(pair: tuple[str, str]) -> None:
         stream, row = pair
         chosen.setdefault(stream, {})[row] = found = search(
-            stream, row, out=options.out, dataset_root=options.dataset_root, device=options.device
+            stream, row, out=options.out, dataset_root=options.dataset_root, device=options.device, modules=modules
         )
         print(f"{stream:16} {row:12} {found['validation_accuracy']:.4f}  {found['settings']}", flush=True)
         options.settings.write_text(json.dumps(chosen, indent=1, sort_keys=True) + "\n")

@@ -18,11 +18,11 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche_supermask import CachedTensors, MaskedModel, supermask_metrics
 from benchmarks.provenance import provenance
 from benchmarks.streams import build_stream, stream_of, with_validation
-from leaderboard.boards import write_summary
-from leaderboard.kept import kept_bytes
 from leaderboard.methods import Setup, build_strategy, parse_row, protocol, rows
+from leaderboard.resources import free_share, mask_overlap, peak_memory_bytes
 from leaderboard.scores import summarise
-from leaderboard.usage import free_share, mask_overlap, peak_memory_bytes
+from leaderboard.storage_bytes import kept_bytes
+from leaderboard.tensorboard_summary import write_summary
 
 __all__ = ["Cell", "run_cell", "settings_of"]
 

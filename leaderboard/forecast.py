@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from leaderboard.aggregate import load_results
 from leaderboard.cell import Cell
-from leaderboard.measured import load_results
 from leaderboard.pool import is_done
 
 __all__ = ["forecast"]

@@ -6,6 +6,7 @@ method that is registered with `avalanche_supermask.register` is a row without a
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from benchmarks.networks import MultiHead, Separate
 from benchmarks.streams import Stream, stream_of
 from leaderboard.baselines import CorrectedMAS, CorrectedPackNet, CorrectedSI
 
-__all__ = ["Row", "Setup", "build_strategy", "parse_row", "protocol", "rows", "seat"]
+__all__ = ["Row", "Setup", "build_strategy", "parse_row", "protocol", "rows", "add_row"]
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ _OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
 _GUESTS: dict[str, Row] = {}
 
 
-def seat(name: str, strategy: Callable[..., SupervisedTemplate]) -> None:
+def add_row(name: str, strategy: Callable[..., SupervisedTemplate]) -> None:
     """Give a strategy of Avalanche's kind a row; it gets a baseline's network, optimizer and criterion.
 
     Raises:
@@ -268,9 +269,22 @@ def seat(name: str, strategy: Callable[..., SupervisedTemplate]) -> None:
     _GUESTS[name] = Row(lambda setup: _plain(setup, [], strategy), BASE, BASE_AXES)
 
 
+def _axes_of(strategy: Callable[..., Any]) -> Mapping[str, tuple[Any, ...]]:
+    """What a search may choose of a registered method: its own ``search_axes``, or the usual ones that it takes."""
+    own: Mapping[str, tuple[Any, ...]] | None = getattr(strategy, "search_axes", None)
+    if own is not None:
+        return own
+    taken = inspect.signature(strategy).parameters
+    return {name: values for name, values in _WEIGHT_AXES.items() if name in taken}
+
+
 def rows() -> dict[str, Row]:
     """All rows: the ones above, guests, and every other registered method with its own defaults."""
-    others = {name: Row(_subnetwork(name), {}) for name in methods() if name not in _ROWS}
+    others = {
+        name: Row(_subnetwork(name), {}, _axes_of(strategy))
+        for name, strategy in methods().items()
+        if name not in _ROWS
+    }
     return {**_ROWS, **_GUESTS, **others}
 
 

@@ -52,7 +52,7 @@ def run_cells_on_ray(
         retries: how often a cell whose process or machine died is tried again.
         dataset_root: where torchvision keeps its data, the same on every machine.
         device: where cells compute.
-        modules: joined in every cell's process (`leaderboard.guests.join`); importable on every machine.
+        modules: joined in every cell's process (`leaderboard.external.join`); importable on every machine.
         quiet: no progress bar, no TensorBoard logs (else in ``out/tb``).
 
     Returns:

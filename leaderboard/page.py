@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from leaderboard.anchors import Anchor, load_anchors
-from leaderboard.measured import (
+from leaderboard.aggregate import (
     UNKNOWN,
     Result,
     by_method,
@@ -24,11 +23,12 @@ from leaderboard.measured import (
     relative_time,
     transfer_of,
 )
+from leaderboard.paper_numbers import Anchor, load_anchors
 from leaderboard.scores import forgetting_curve
 
 __all__ = ["page", "write_page"]
 
-TEMPLATE = Path(__file__).with_name("page.html")
+TEMPLATE = Path(__file__).with_name("template.html")
 
 
 def page(results: Sequence[Result], anchors: Sequence[Anchor] = ()) -> str:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from benchmarks.provenance import write_json
 from leaderboard.cell import Cell, run_cell
-from leaderboard.guests import join
+from leaderboard.external import join
 
 __all__ = ["attempt", "emptied", "is_done", "run_cells"]
 
@@ -52,7 +52,7 @@ def run_cells(
         workers: cells at a time.
         dataset_root: where torchvision keeps its data.
         device: where cells compute.
-        modules: joined in every cell's process: methods of somebody else's, see `leaderboard.guests.join`.
+        modules: joined in every cell's process: methods of somebody else's, see `leaderboard.external.join`.
         quiet: no progress bar, no TensorBoard logs (else in ``out/tb``).
 
     Returns:
@@ -97,7 +97,7 @@ def attempt(
         dataset_root: where torchvision keeps its data.
         tb_dir: folder for TensorBoard logs; None for none.
         device: where it computes.
-        modules: joined first: methods of somebody else's, see `leaderboard.guests.join`.
+        modules: joined first: methods of somebody else's, see `leaderboard.external.join`.
     """
     try:
         # Upstream repeats its warnings past every filter; each is kept once, in the result.

@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from leaderboard.anchors import anchors_table, load_anchors
-from leaderboard.measured import (
+from leaderboard.aggregate import (
     NOTHING,
     Result,
     by_method,
@@ -23,6 +22,7 @@ from leaderboard.measured import (
     relative_time,
     transfer_of,
 )
+from leaderboard.paper_numbers import anchors_table, load_anchors
 from leaderboard.scores import paired_p
 
 __all__ = ["markdown", "table", "write_readme", "write_report"]

@@ -10,6 +10,7 @@ No test data are touched.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,15 @@ def _trial(stream: str, row: str, settings: dict[str, Any]) -> Cell:
     return Cell(stream, row, SEED, settings, tasks=tasks, validation=HELD_OUT)
 
 
-def search(stream: str, row: str, *, out: Path, dataset_root: Path | None, device: str = "cpu") -> dict[str, Any]:
+def search(
+    stream: str,
+    row: str,
+    *,
+    out: Path,
+    dataset_root: Path | None,
+    device: str = "cpu",
+    modules: Sequence[str] = (),
+) -> dict[str, Any]:
     """Search one row on one stream, one trial after the other.
 
     Args:
@@ -40,11 +49,20 @@ def search(stream: str, row: str, *, out: Path, dataset_root: Path | None, devic
         out: folder for the trials' results; finished ones are not run again.
         dataset_root: where torchvision keeps its data.
         device: where trials compute.
+        modules: to import in the processes of the trials: they register the row's method.
 
     Returns:
         The settings chosen, their validation accuracy, and every trial.
+
+    Raises:
+        ValueError: the row has nothing to search.
     """
     method, fixed = parse_row(row)
+    if not set(rows()[method].axes) - set(fixed):
+        raise ValueError(
+            f"{row!r} has no setting to search: give its class search_axes = {{'name': (value, ...)}}, or arguments "
+            "named density, layer_densities, mask_lr or weight_lr"
+        )
     best = {**rows()[method].defaults, **protocol(stream, method), **fixed}
     seen: dict[str, float] = {}
     trials: list[dict[str, Any]] = []
@@ -53,22 +71,27 @@ def search(stream: str, row: str, *, out: Path, dataset_root: Path | None, devic
             continue
         if axis == "head" and (stream_of(stream).distinct_classes or not stream_of(stream).task_labels):
             continue  # a shared head would have to answer two ways at once; without labels there is no other one
-        candidates = [{**best, axis: value} for value in values]
+        default = [] if axis in best else [best]  # of a class whose own default is not among the values
+        candidates = [*default, *({**best, axis: value} for value in values)]
         scores = []
         for settings in candidates:
             key = json.dumps(settings, sort_keys=True)
             if key not in seen:
-                seen[key] = _validation_accuracy(_trial(stream, row, settings), out, dataset_root, device)
+                seen[key] = _validation_accuracy(_trial(stream, row, settings), out, dataset_root, device, modules)
                 trials.append({"settings": settings, "validation_accuracy": seen[key]})
             scores.append(seen[key])
         best = candidates[max(range(len(scores)), key=lambda i: scores[i])]
     return {"settings": best, "validation_accuracy": max(seen.values(), default=None), "trials": trials}
 
 
-def _validation_accuracy(cell: Cell, out: Path, dataset_root: Path | None, device: str) -> float:
+def _validation_accuracy(
+    cell: Cell, out: Path, dataset_root: Path | None, device: str, modules: Sequence[str]
+) -> float:
     settings = "_".join(str(value) for value in cell.settings.values())
     folder = out / "".join(c if c.isalnum() or c in "._-" else "-" for c in settings)
-    failed = run_cells([cell], out=folder, workers=1, dataset_root=dataset_root, device=device, quiet=True)
+    failed = run_cells(
+        [cell], out=folder, workers=1, dataset_root=dataset_root, device=device, quiet=True, modules=modules
+    )
     for error in failed.values():
         if "FloatingPointError" in error or "contain NaN" in error:
             return 0.0  # a setting that diverges loses

@@ -63,6 +63,9 @@ class Executing:
         if torch.compiler.is_compiling():  # it makes one piece of code of all layers, and knows dense ones
             return NONE
         assert self._executor is not None
+        found = self._executor.known(key, arguments)
+        if found is not None:
+            return found
         return self._executor.sparse_names(
             key,
             arguments,

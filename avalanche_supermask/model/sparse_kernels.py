@@ -7,8 +7,11 @@ MKL was slower than the dense convolution for every layer that was measured (``d
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -40,19 +43,29 @@ class CSR:
     """
 
     def __init__(self, weight: Tensor) -> None:
-        self.shape = tuple(weight.shape)
         # Made to last: what is made under inference_mode, later calls may not differentiate through.
-        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        with torch.inference_mode(False), torch.no_grad(), _beta():
             weight = weight.clone() if weight.is_inference() else weight
             found = weight.flatten(1).to_sparse_csr()
-            self.starts = found.crow_indices().int()
-            self.places = found.col_indices().int()
-            self.values = found.values().detach()
-            self.matrix = torch.sparse_csr_tensor(
-                self.starts, self.places, self.values, found.shape, check_invariants=False
+            self._hold(
+                tuple(weight.shape), found.crow_indices().int(), found.col_indices().int(), found.values().detach()
             )
+
+    def _hold(self, shape: tuple[int, ...], starts: Tensor, places: Tensor, values: Tensor) -> None:
+        self.shape, self.starts, self.places, self.values = shape, starts, places, values
+        size = (shape[0], math.prod(shape[1:]))
+        with _beta():
+            self.matrix = torch.sparse_csr_tensor(starts, places, values, size, check_invariants=False)
+        self.arrays = (starts.numpy(), places.numpy(), values.numpy()) if values.device.type == "cpu" else None
+        self.no_bias = np.zeros(shape[0], self.arrays[2].dtype) if self.arrays is not None else None
         self._offsets: tuple[Any, Any] = (None, None)  # of the last convolution's geometry
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.shape, self.starts, self.places, self.values
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            self._hold(*state)
 
     @property
     def kept(self) -> int:
@@ -84,6 +97,14 @@ class CSR:
         return offsets
 
 
+@contextmanager
+def _beta() -> Iterator[None]:
+    """PyTorch says of every first CSR tensor that they are new; they do here what is needed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        yield
+
+
 def complaint(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why nothing here serves a device and a type of numbers; None if something does."""
     if device.type != "cpu" or dtype not in (torch.float32, torch.float64):
@@ -99,6 +120,7 @@ def kernels() -> str:
     return "+".join(found)
 
 
+@cache
 def _has_mkl() -> bool:
     return bool(torch.backends.mkl.is_available())
 
@@ -111,7 +133,7 @@ def linear(x: Tensor, weight: CSR, bias: Tensor | None) -> Tensor:
         weight: ``(outputs, inputs)``.
         bias: ``(outputs,)``, or None.
     """
-    rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
+    rows = (x if x.dim() == 2 else x.reshape(-1, x.shape[-1])).detach().contiguous()
     out = x.new_empty((*x.shape[:-1], weight.shape[0]))
     target = out.view(-1, weight.shape[0])
     if len(rows) and sparse_loops.installed() and (len(rows) >= FEW_ROWS or not _has_mkl()):
@@ -128,9 +150,11 @@ def linear(x: Tensor, weight: CSR, bias: Tensor | None) -> Tensor:
 def _looped_linear(x: Tensor, weight: CSR, bias: Tensor | None, out: Tensor) -> None:
     loop, _ = sparse_loops.compiled()
     n, outputs = out.shape
-    arrays = _arrays(weight, weight.places.numpy(), bias, x, out)
+    arrays = _arrays(weight, None, bias, x, out)
     threads, work = torch.get_num_threads(), weight.kept * n
-    if n >= threads * sparse_loops.WIDTH:
+    if threads == 1 or work < sparse_loops.SMALL:
+        loop(*arrays, 0, n, 0, outputs)
+    elif n >= threads * sparse_loops.WIDTH:
         sparse_loops.in_parallel(
             lambda a, b: loop(*arrays, a, b, 0, outputs), n, step=sparse_loops.WIDTH, threads=threads, work=work
         )
@@ -184,6 +208,7 @@ def convolution(
 
 
 def _arrays(weight: CSR, places: Any, bias: Tensor | None, x: Tensor, out: Tensor) -> tuple[Any, ...]:
-    values = weight.values.numpy()
-    shift = np.zeros(weight.shape[0], values.dtype) if bias is None else bias.detach().contiguous().numpy()
-    return weight.starts.numpy(), places, values, shift, x.detach().numpy(), out.numpy()
+    assert weight.arrays is not None
+    starts, own, values = weight.arrays
+    shift = weight.no_bias if bias is None else bias.detach().contiguous().numpy()
+    return starts, own if places is None else places, values, shift, x.detach().numpy(), out.numpy()

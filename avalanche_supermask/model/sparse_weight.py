@@ -171,6 +171,9 @@ _KNOWS_DEVICES = hasattr(torch, "get_autocast_dtype")  # since PyTorch 2.4
 
 def unserved(x: Any, weight: CSR) -> str | None:
     """Why no sparse layer takes this input; None if one does."""
+    served = type(x) in (Tensor, nn.Parameter) and x.dtype == weight.values.dtype and x.is_cpu and not is_autocast()
+    if served and x.layout == torch.strided and not _is_wrapped(x):
+        return None  # at once: small layers take microseconds
     if type(x) not in (Tensor, nn.Parameter) or x.layout != torch.strided or _is_wrapped(x):
         return f"an input of type {type(x).__name__}, or within vmap, has no sparse kernel; expected an ordinary tensor"
     if x.device.type == "cpu" and is_autocast():

@@ -49,6 +49,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
     Args:
         density: fraction of weights kept (default 0.1, the paper's).
         layer_densities: ``"uniform"`` (the paper's) or ``"erdos_renyi"``.
+        block: keep whole blocks of so many outputs and inputs, as ``(16, 16)``; None (the paper's): single weights.
         weight_epochs: last epochs of an experience, in which weights train; None: half of ``train_epochs``.
         exclusive: train only weights that no earlier task uses; False is SSNeT, which forgets.
         kkt: None (the default, as published), ``"knn_best"``, ``"knn_always"`` or ``"knn_all"``.
@@ -72,6 +73,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         *,
         density: float | None = 0.1,
         layer_densities: LayerDensities = "uniform",
+        block: tuple[int, int] | None = None,
         weight_epochs: int | None = None,
         exclusive: bool = True,
         kkt: Sources | None = None,
@@ -88,6 +90,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         super().__init__(
             density=density,
             layer_densities=layer_densities,
+            block=block,
             transfer=transfer,
             mask_lr=mask_lr,
             task_key=task_key,
@@ -204,6 +207,7 @@ class ExSSNeT(SubnetworkStrategy):
         optimizer: None for Adam at 1e-3 (the published code's effective rate) with a cosine schedule in each phase.
         density: fraction of weights kept (default 0.1).
         layer_densities: ``"uniform"`` or ``"erdos_renyi"``.
+        block: see `ExSSNeTPlugin`.
         weight_epochs: last epochs of ``train_epochs`` in which weights train; None: half.
         kkt: None, ``"knn_best"``, ``"knn_always"`` or ``"knn_all"``; see `ExSSNeTPlugin` for its settings.
         kkt_neighbours: see `ExSSNeTPlugin`.
@@ -233,6 +237,7 @@ class ExSSNeT(SubnetworkStrategy):
         optimizer: Optimizer | None = None,
         density: float | None = 0.1,
         layer_densities: LayerDensities = "uniform",
+        block: tuple[int, int] | None = None,
         weight_epochs: int | None = None,
         kkt: Sources | None = None,
         kkt_neighbours: int = 200,
@@ -249,6 +254,7 @@ class ExSSNeT(SubnetworkStrategy):
         method = ExSSNeTPlugin(
             density=density,
             layer_densities=layer_densities,
+            block=block,
             weight_epochs=weight_epochs,
             exclusive=self._exclusive,
             kkt=kkt,

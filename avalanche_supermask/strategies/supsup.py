@@ -44,6 +44,7 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         density: fraction of weights kept (default 0.1); None for threshold-at-zero masks.
         layer_densities: ``"uniform"`` or ``"erdos_renyi"`` (the paper's for SplitCIFAR100), at the same
             overall density.
+        block: keep whole blocks of so many outputs and inputs, as ``(16, 16)``; None (the paper's): single weights.
         transfer: where a task's scores start: ``"none"`` (fresh), ``"scores"`` or ``"masks"`` (see the module).
         mask_lr: learning rate of the scores; None: the optimizer's.
         task_key: see `SubnetworkPlugin`.
@@ -58,17 +59,21 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         *,
         density: float | None = 0.1,
         layer_densities: LayerDensities = "uniform",
+        block: tuple[int, int] | None = None,
         transfer: Transfer = "none",
         mask_lr: float | None = None,
         task_key: TaskKey = "auto",
         schedule: Schedule = "constant",
     ) -> None:
         super().__init__(task_key=task_key, schedule=schedule)
-        selection({}, density=density, layer_densities=layer_densities)  # complain now, not when training starts
+        selection(
+            {}, density=density, layer_densities=layer_densities, block=block
+        )  # complain now, not when training starts
         if transfer not in ("none", "scores", "masks"):
             raise ValueError(f"transfer must be 'none', 'scores' or 'masks'; got {transfer!r}")
         self.density = density
         self.layer_densities: LayerDensities = layer_densities
+        self.block = block
         self.transfer: Transfer = transfer
         self.mask_lr = mask_lr
         self._mean: dict[str, Tensor] = {}  # running mean of earlier scores or masks
@@ -92,7 +97,9 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
         """The scores learn."""
-        model.learn_scores(selection(model.masked_shapes, density=self.density, layer_densities=self.layer_densities))
+        model.learn_scores(
+            selection(model.masked_shapes, density=self.density, layer_densities=self.layer_densities, block=self.block)
+        )
 
     def end_task(self, strategy: Any, model: MaskedModel) -> None:
         """Remember the mean for transfer."""
@@ -116,6 +123,7 @@ class SupSup(SubnetworkStrategy):
         optimizer: None for Adam at ``mask_lr`` (default 1e-3, the paper's) with a cosine schedule.
         density: fraction of weights kept (default 0.1); None for threshold-at-zero masks.
         layer_densities: ``"uniform"`` or ``"erdos_renyi"``.
+        block: keep whole blocks of so many outputs and inputs, as ``(16, 16)``; None (the paper's): single weights.
         transfer: ``"none"``, ``"scores"`` or ``"masks"``.
         mask_lr: learning rate of the scores; with an optimizer of yours, None keeps its own.
         task_key: ``"auto"``, ``"task_label"`` or ``"experience"``.
@@ -137,6 +145,7 @@ class SupSup(SubnetworkStrategy):
         optimizer: Optimizer | None = None,
         density: float | None = 0.1,
         layer_densities: LayerDensities = "uniform",
+        block: tuple[int, int] | None = None,
         transfer: Transfer = "none",
         mask_lr: float | None = None,
         task_key: TaskKey = "auto",
@@ -146,6 +155,7 @@ class SupSup(SubnetworkStrategy):
         method = SupSupPlugin(
             density=density,
             layer_densities=layer_densities,
+            block=block,
             transfer=transfer,
             mask_lr=mask_lr,
             task_key=task_key,

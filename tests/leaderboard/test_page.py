@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from leaderboard.measured import load_results
+from leaderboard.aggregate import load_results
 from leaderboard.page import page, write_page
 
 RESULTS = Path(__file__).parents[2] / "leaderboard" / "results"

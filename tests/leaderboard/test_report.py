@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from leaderboard.anchors import anchors_table, load_anchors
-from leaderboard.measured import frontier, load_results
+from leaderboard.aggregate import frontier, load_results
 from leaderboard.page import write_page
+from leaderboard.paper_numbers import anchors_table, load_anchors
 from leaderboard.report import markdown, table, write_report
 from leaderboard.scores import forgetting_curve, forward_transfer, summarise
 

@@ -12,9 +12,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from leaderboard.__main__ import main
+from leaderboard.aggregate import _NEEDED
 from leaderboard.cell import Cell, settings_of
 from leaderboard.forecast import forecast
-from leaderboard.measured import _NEEDED
 from leaderboard.methods import parse_row
 from leaderboard.pool import is_done, run_cells
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 import leaderboard.cell
+from avalanche_supermask import registry
 from leaderboard.cell import settings_of
 from leaderboard.methods import parse_row, rows
 from leaderboard.search import search
@@ -13,7 +14,7 @@ from leaderboard.search import search
 def test_a_search_tries_each_axis_and_keeps_the_best(tmp_path, monkeypatch):
     seen = []
 
-    def validation_accuracy(cell, out, dataset_root, device):
+    def validation_accuracy(cell, out, dataset_root, device, modules):
         seen.append(cell.settings)
         assert cell.validation == 0.1
         assert cell.seed == 1000, "a seed that no result uses"
@@ -33,7 +34,7 @@ def test_the_budget_is_the_same_for_everyone():
 
 def test_what_a_rows_name_fixes_is_not_searched(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "leaderboard.search._validation_accuracy", lambda cell, out, root, device: cell.settings["mask_lr"]
+        "leaderboard.search._validation_accuracy", lambda cell, out, root, device, modules: cell.settings["mask_lr"]
     )
     found = search("split-digits", "supsup@0.05", out=tmp_path, dataset_root=None)
     assert {t["settings"]["density"] for t in found["trials"]} == {0.05}
@@ -44,7 +45,7 @@ def test_a_search_goes_over_five_tasks_or_the_whole_stream(tmp_path, monkeypatch
     tasks = {}
     monkeypatch.setattr(
         "leaderboard.search._validation_accuracy",
-        lambda cell, out, root, device: tasks.setdefault(cell.method, cell.tasks),
+        lambda cell, out, root, device, modules: tasks.setdefault(cell.method, cell.tasks),
     )
     for row in ("ewc", "lwf", "exssnet@0.02"):
         search("permuted-mnist", row, out=tmp_path, dataset_root=None)
@@ -83,3 +84,28 @@ def test_committed_settings_are_among_the_trials():
             best = max(trial["validation_accuracy"] for trial in found["trials"])
             assert found["validation_accuracy"] == best, (stream, row)
             assert "by_hand" in found or found["settings"] in [t["settings"] for t in found["trials"]]
+
+
+def test_a_method_of_somebody_else_is_searched_by_the_same_rule(tmp_path, monkeypatch):
+    class Theirs:
+        def __init__(self, model, *, density=0.3, mask_lr=None):
+            pass
+
+    monkeypatch.setattr(registry, "_METHODS", {**registry._METHODS, "theirs": Theirs})
+    tried = []
+
+    def validation_accuracy(cell, out, root, device, modules):
+        tried.append(cell.settings)
+        assert modules == ["their.module"]
+        return 0.5 + (cell.settings == {"density": 0.2, "mask_lr": 5e-2}) * 0.1
+
+    monkeypatch.setattr("leaderboard.search._validation_accuracy", validation_accuracy)
+    found = search("split-digits", "theirs", out=tmp_path, dataset_root=None, modules=["their.module"])
+    assert tried[0] == {}, "its own defaults come first"
+    assert len(tried) <= 10
+    assert found["validation_accuracy"] == max(trial["validation_accuracy"] for trial in found["trials"])
+
+
+def test_a_row_without_a_setting_says_so(tmp_path):
+    with pytest.raises(ValueError, match="'ssnet' has no setting to search: give its class search_axes"):
+        search("split-digits", "ssnet", out=tmp_path, dataset_root=None)

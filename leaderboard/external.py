@@ -8,7 +8,7 @@ from avalanche.training.templates import SupervisedTemplate
 
 from avalanche_supermask import methods, register
 from avalanche_supermask.strategy import SubnetworkStrategy
-from leaderboard.methods import seat
+from leaderboard.methods import add_row
 
 __all__ = ["join"]
 
@@ -43,5 +43,5 @@ def join(path: str) -> str | None:
     if issubclass(made, SubnetworkStrategy):
         register(row)(made)
     else:
-        seat(row, made)
+        add_row(row, made)
     return row

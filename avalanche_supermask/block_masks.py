@@ -1,0 +1,81 @@
+"""Masks of whole blocks: neighbours are kept or dropped together, so that sparse weights lie together in memory.
+
+The scores learn as in edge-popup, one by one. A block is as strong as the mean magnitude of its scores; exactly k
+blocks of a layer are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from avalanche_supermask.functional import top_k_mask
+
+__all__ = ["TopBlocks", "block_counts"]
+
+Block = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TopBlocks:
+    """Exactly ``counts[name]`` blocks with the largest mean ``|S|`` in each layer.
+
+    Attributes:
+        counts: blocks to keep, by name.
+        block: outputs and inputs of one. A weight of more dimensions counts as a matrix ``(outputs, everything else)``;
+            at its edges, blocks are smaller.
+
+    Example:
+        >>> select = TopBlocks({"fc.weight": 1}, block=(2, 2))
+        >>> select.mask("fc.weight", torch.tensor([[1.0, 1.0, 0.0, 3.0], [1.0, 2.0, 0.0, 0.0]])).int()
+        tensor([[1, 1, 0, 0],
+                [1, 1, 0, 0]], dtype=torch.int32)
+    """
+
+    counts: Mapping[str, int]
+    block: Block
+
+    @torch.no_grad()
+    def mask(self, name: str, scores: Tensor) -> Tensor:
+        """Bool mask in the shape of the scores of weight ``name``."""
+        matrix = scores.reshape(len(scores), -1).abs()
+        outputs, inputs = matrix.shape
+        high, wide = self.block
+        padding = (0, -inputs % wide, 0, -outputs % high)
+        rows, columns = -(-outputs // high), -(-inputs // wide)
+
+        def sums(values: Tensor) -> Tensor:
+            return torch.nn.functional.pad(values, padding).reshape(rows, high, columns, wide).sum(dim=(1, 3))
+
+        kept = top_k_mask(sums(matrix) / sums(torch.ones_like(matrix)), self.counts[name])
+        every = kept.repeat_interleave(high, dim=0).repeat_interleave(wide, dim=1)
+        return every[:outputs, :inputs].reshape(scores.shape)
+
+    def weight(self, name: str, scores: Tensor, weight: Tensor) -> Tensor:
+        """Effective weight ``W * M``, differentiable (straight-through) in the scores: ``dL/dS = sign(S) dL/dW W``."""
+        magnitude = scores.abs()
+        return weight * (self.mask(name, scores).to(weight.dtype) + (magnitude - magnitude.detach()))
+
+
+def block_counts(counts: Mapping[str, int], shapes: Mapping[str, Sequence[int]], block: Block) -> dict[str, int]:
+    """Blocks to keep in each layer, in place of so many weights: the same share, and at least one.
+
+    Raises:
+        ValueError: the block is not two positive numbers.
+
+    Example:
+        >>> block_counts({"a": 100}, {"a": (32, 32)}, (16, 16)), block_counts({"a": 3200}, {"a": (320, 100)}, (16, 16))
+        ({'a': 1}, {'a': 14})
+    """
+    if len(block) != 2 or not all(isinstance(size, int) and size > 0 for size in block):
+        raise ValueError(f"block must be two positive numbers, outputs and inputs, as (16, 16); got {block!r}")
+    found = {}
+    for name, shape in shapes.items():
+        outputs, inputs = shape[0], math.prod(shape[1:])
+        blocks = -(-outputs // block[0]) * -(-inputs // block[1])
+        found[name] = max(1, round(counts[name] / (outputs * inputs) * blocks))
+    return found
