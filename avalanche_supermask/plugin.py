@@ -19,6 +19,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_supermask.companions import check_companions
 from avalanche_supermask.distributed import everywhere, whole_outputs
 from avalanche_supermask.distributed.plugin import join
 from avalanche_supermask.model.masked_model import MaskedModel
@@ -122,6 +123,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Check what was passed, and put what learns into the optimizer."""
         model = masked_model(strategy)
+        check_companions(strategy.plugins, type(strategy).__name__)
         if strategy.train_epochs < 1:
             raise ValueError(f"train_epochs must be at least 1 to learn a task; got {strategy.train_epochs}")
         join(strategy, self)

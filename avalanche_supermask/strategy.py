@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from typing_extensions import TypedDict
 
+from avalanche_supermask.companions import check_companions
 from avalanche_supermask.inference import Inference
 from avalanche_supermask.logits import Logits
 from avalanche_supermask.model.masked_model import MaskedModel
@@ -110,6 +111,7 @@ class SubnetworkStrategy(ModelFirst):
         **arguments: Any,
     ) -> None:
         self._check_arguments(arguments)
+        check_companions(arguments.get("plugins") or (), type(self).__name__)
         if on_revisit not in ("error", "skip", "new"):
             raise ValueError(f"on_revisit must be 'error', 'skip' or 'new'; got {on_revisit!r}")
         method.on_revisit = on_revisit

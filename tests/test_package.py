@@ -24,8 +24,10 @@ MAY_IMPORT = {
     "masks": {"bits"},
     "data": {"distributed", "lasting", "nested"},
     "model": {"bits", "lasting", "functional", "named_tensors", "selection", "inference", "logits", "nested"},
-    "plugin": {"model", "functional", "selection", "inference", "data", "distributed", "logits", "nested"},
-    "strategy": {"model", "plugin", "inference", "logits"},
+    "plugin": {
+        "companions", "model", "functional", "selection", "inference", "data", "distributed", "logits", "nested",
+    },
+    "strategy": {"companions", "model", "plugin", "inference", "logits"},
     "metrics": {"model", "data", "logits", "nested", "distributed"},
     "saving": {"model", "bits", "distributed", "named_tensors"},
     "pretrained": {"model", "text"},

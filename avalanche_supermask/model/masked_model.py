@@ -20,6 +20,7 @@ from avalanche.models import DynamicModule
 from avalanche.models.utils import avalanche_model_adaptation
 from torch import Tensor, nn
 
+from avalanche_supermask import nested
 from avalanche_supermask.inference import Inference, by_name
 from avalanche_supermask.lasting import lasting, ordinary
 from avalanche_supermask.logits import Logits, find_logits
@@ -288,7 +289,13 @@ class MaskedModel(Executing, Learning):
         with self.call.lock:
             sparse = self._sparse_names(key, arguments)
             tensors = self._recent.get((key, sparse), lambda: self._task_tensors(key, sparse))
-        return self._call_task(tensors, arguments)
+        output = self._call_task(tensors, arguments)
+        if self.active is not None and self.training and torch.is_grad_enabled():
+            # A-GEM and GEM differentiate the loss of old samples, in which nothing that learns has a part.
+            for tensor in nested.tensors(output):
+                if tensor.is_floating_point() and not tensor.requires_grad:
+                    tensor.requires_grad_(True)
+        return output
 
     def _call_task(self, tensors: TaskTensors, arguments: Arguments) -> Any:
         return self.call(self.net, tensors.for_call(training=self.training), *arguments)
