@@ -80,8 +80,8 @@ def companions() -> list[str]:
     return [
         "## Avalanche's own methods beside ours",
         "",
-        "As plugins of SupSup, ExSSNeT, CLNP and ImpressLearn (`tests/test_companions.py`). Those that work cannot help",
-        "a finished task, which never changes; those that do not are refused by name before anything is learned.",
+        "As plugins of SupSup, ExSSNeT, CLNP and ImpressLearn (`tests/test_companions.py`). Those that work cannot",
+        "help a finished task, which never changes; those that do not are refused by name before anything is learned.",
         "",
         *_table(["plugin", "beside ours"], [[name, verdict] for name, verdict in sorted(verdicts.items())]),
     ]
