@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from avalanche_supermask.data.augment import RandomCropFlip
     from avalanche_supermask.data.cached import CachedTensors
-    from avalanche_supermask.inference import Binary, Entropy, EntropyDescent, ExpectedEntropy, MaxLogit, OneShot
+    from avalanche_supermask.inference import (
+        Binary,
+        Entropy,
+        EntropyDescent,
+        ExpectedEntropy,
+        Gaussian,
+        MaxLogit,
+        OneShot,
+    )
     from avalanche_supermask.metrics import supermask_metrics
     from avalanche_supermask.model.masked_model import MaskedModel
     from avalanche_supermask.plugin import Phase, SubnetworkPlugin
@@ -41,6 +49,7 @@ _HOME = {
     "ExSSNeT": "strategies.exssnet",
     "ExSSNeTPlugin": "strategies.exssnet",
     "ExpectedEntropy": "inference",
+    "Gaussian": "inference",
     "HopSupSup": "strategies.hopsupsup",
     "HopSupSupPlugin": "strategies.hopsupsup",
     "ImpressLearn": "strategies.impresslearn",
@@ -82,6 +91,7 @@ __all__ = [
     "ExSSNeT",
     "ExSSNeTPlugin",
     "ExpectedEntropy",
+    "Gaussian",
     "HopSupSup",
     "HopSupSupPlugin",
     "ImpressLearn",

@@ -28,6 +28,7 @@ __all__ = [
     "threshold_weight",
     "top_k_free",
     "top_k_mask",
+    "top_k_numbers",
     "top_k_weight",
     "uniform_counts",
 ]
@@ -161,7 +162,7 @@ def top_k_mask(scores: Tensor, keep: int) -> Tensor:
         >>> top_k_mask(torch.tensor([0.1, -0.9, 0.5, 0.5]), 2)
         tensor([False,  True,  True, False])
     """
-    mask, _ = _top_k(scores, keep, None)
+    mask, _ = top_k_numbers(scores, keep)
     return mask.bool()
 
 
@@ -185,8 +186,17 @@ def top_k_free(scores: Tensor, taken: Tensor, keep: int) -> Tensor:
     return chosen.reshape(scores.shape)
 
 
-def _top_k(scores: Tensor, keep: int, hint: float | None) -> tuple[Tensor, float | None]:
-    """The mask, as numbers of the scores' type or bool, and the threshold, which helps as the next call's hint."""
+def top_k_numbers(scores: Tensor, keep: int, *, hint: float | None = None) -> tuple[Tensor, float | None]:
+    """The mask as numbers of the scores' type, or bool, and the threshold, if one was found.
+
+    Args:
+        scores: any shape.
+        keep: number of entries kept, 1 .. numel.
+        hint: where the threshold is expected; it changes the time, never the result.
+
+    Raises:
+        ValueError: as `top_k_mask`.
+    """
     n = scores.numel()
     if not 1 <= keep <= n:
         raise ValueError(f"a layer of {n} weights cannot keep {keep}; expected 1 to {n}")
@@ -253,27 +263,21 @@ class _TopKWeight(torch.autograd.Function):
     """``W * M`` with the straight-through gradients of edge-popup, one pass each way."""
 
     @staticmethod
-    def forward(
-        ctx: Any, scores: Tensor, weight: Tensor, keep: int, thresholds: dict[str, tuple[float, ...]], name: str
-    ) -> Tensor:
-        last = thresholds.get(name, ())
-        # It moves on as it moved: an optimizer's steps are much alike.
-        mask, threshold = _top_k(scores, keep, max(2 * last[-1] - last[0], 0.0) if last else None)
-        if threshold is not None:
-            thresholds[name] = (*last[-1:], threshold)
+    def forward(ctx: Any, scores: Tensor, weight: Tensor, keep: int) -> Tensor:
+        mask, _ = top_k_numbers(scores, keep)
         ctx.save_for_backward(scores, weight, mask if ctx.needs_input_grad[1] else None)  # weights seldom learn as well
         ctx.set_materialize_grads(False)  # where none comes, none goes on: not zeros, which an optimizer would decay
         return weight * mask
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
         scores, weight, mask = ctx.saved_tensors
         (grad,) = grads
         if grad is None:
-            return None, None, None, None, None
+            return None, None, None
         need_scores, need_weight = ctx.needs_input_grad[:2]
         to_scores = (grad * weight).mul_(scores.sign()) if need_scores else None
-        return to_scores, grad * mask if need_weight else None, None, None, None
+        return to_scores, grad * mask if need_weight else None, None
 
 
 class _ThresholdWeight(torch.autograd.Function):
@@ -310,14 +314,7 @@ class _PartlyTrainedWeight(torch.autograd.Function):
         return None if grad is None else grad * learns, None, None
 
 
-def top_k_weight(
-    scores: Tensor,
-    weight: Tensor,
-    keep: int,
-    *,
-    thresholds: dict[str, tuple[float, ...]] | None = None,
-    name: str = "",
-) -> Tensor:
+def top_k_weight(scores: Tensor, weight: Tensor, keep: int) -> Tensor:
     """Effective weight ``W * top_k(|S|)`` (SupSup, A2a).
 
     Backward is straight-through with respect to ``|S|``: ``dL/dS = sign(S) * dL/dW_eff * W``, for kept and
@@ -327,11 +324,8 @@ def top_k_weight(
         scores: any shape.
         weight: same shape.
         keep: number of entries kept.
-        thresholds: where the last two thresholds found are written, from which the next call guesses its own; they
-            change the time, never the result.
-        name: the key in ``thresholds``.
     """
-    result: Tensor = _TopKWeight.apply(scores, weight, keep, {} if thresholds is None else thresholds, name)
+    result: Tensor = _TopKWeight.apply(scores, weight, keep)
     return result
 
 

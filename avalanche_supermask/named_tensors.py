@@ -6,7 +6,7 @@ what a finished task stores needs both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import ItemsView, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -70,6 +70,10 @@ class NamedTensors(nn.Module, MutableMapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._store)
+
+    def items(self) -> ItemsView[str, Tensor]:
+        """Names and tensors, as they are now."""
+        return {key.replace("/", "."): tensor for key, tensor in self._store.items()}.items()
 
     # Mapping compares by content and so has no hash; a module is itself and is hashed by identity.
     __eq__ = object.__eq__

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from avalanche_supermask.companions import check_companions
 from avalanche_supermask.distributed import everywhere, whole_outputs
 from avalanche_supermask.distributed.plugin import join
+from avalanche_supermask.inference.gathering import gather_at_task_end
 from avalanche_supermask.model.masked_model import MaskedModel
 
 __all__ = ["OnRevisit", "Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "adopt_parameters", "cosine"]
@@ -215,6 +216,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             assert key is not None
             self.end_task(strategy, model)
             model.commit([*self._outputs])
+            gather_at_task_end(strategy, key)
             self.task_committed(strategy, model, key)
         self._outputs.clear()
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from avalanche_supermask.block_masks import TopBlocks, block_counts
+from avalanche_supermask.effective import Chooser, top_k_weights
 from avalanche_supermask.functional import (
     erdos_renyi_counts,
     threshold_weight,
@@ -19,7 +20,7 @@ from avalanche_supermask.functional import (
     uniform_counts,
 )
 
-__all__ = ["LayerDensities", "Selection", "Threshold", "TopBlocks", "TopK", "selection"]
+__all__ = ["LayerDensities", "Selection", "Threshold", "TopBlocks", "TopK", "selected_weights", "selection"]
 
 LayerDensities = Literal["uniform", "erdos_renyi"]
 
@@ -39,7 +40,7 @@ class TopK:
     """Edge-popup: exactly ``counts[name]`` weights with the largest ``|S|`` in each layer."""
 
     counts: Mapping[str, int]
-    thresholds: dict[str, tuple[float, ...]] = field(default_factory=dict, compare=False, repr=False)  # the last two
+    chooser: Chooser = field(default_factory=Chooser, compare=False, repr=False)
 
     def mask(self, name: str, scores: Tensor) -> Tensor:
         """See `Selection`."""
@@ -47,7 +48,16 @@ class TopK:
 
     def weight(self, name: str, scores: Tensor, weight: Tensor) -> Tensor:
         """See `Selection`."""
-        return top_k_weight(scores, weight, self.counts[name], thresholds=self.thresholds, name=name)
+        return top_k_weight(scores, weight, self.counts[name])
+
+    def weights(self, scores: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Effective weights of all layers at once, which is cheaper than `weight` for each.
+
+        Args:
+            scores: by name.
+            weights: by name; those of other names are not used.
+        """
+        return top_k_weights(scores, weights, self.counts, self.chooser)
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,17 @@ def selection(
         counts = share(shapes, density)
         return TopK(counts) if block is None else TopBlocks(block_counts(counts, shapes, block), block)
     raise ValueError(f"layer_densities must be 'uniform' or 'erdos_renyi'; got {layer_densities!r}")
+
+
+def selected_weights(
+    select: Selection, scores: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Effective weights of all layers: at once where the selection has a method ``weights``, else one by one."""
+    at_once = getattr(select, "weights", None)
+    if at_once is not None and scores:
+        found: dict[str, Tensor] = at_once(scores, weights)
+        return found
+    return {name: select.weight(name, s, weights[name]) for name, s in scores.items()}
 
 
 class _CallableModule(ModuleType):

@@ -54,7 +54,7 @@ def run_or_draw(
             "benchmarks/text.py says)"
         )
     torch.set_num_threads(1)
-    torch.manual_seed(options.seed)
+    torch.manual_seed(getattr(options, "seed", 0))  # a script with seeds sets each of them itself
     shown = {k: v for k, v in vars(options).items() if k not in ("dataset_root", "out", "plot")}
     rows = []
     for row in run(options):

@@ -34,7 +34,9 @@ from benchmarks.provenance import write_result
 BASIS = 15  # masks of a mixture
 WARM_UP = 5  # pairs before those that count
 
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+Network = tuple[Callable[[], nn.Module], tuple[int, ...], int]  # how it is made, the shape of a sample, the batch size
+
+NETWORKS: dict[str, Network] = {
     "LeNet-300-100, batch 128": (lambda: mlp(784, (300, 100), 10), (1, 28, 28), 128),
     "MLP 784-2000-2000-10, batch 128": (lambda: mlp(784, (2000, 2000), 10), (1, 28, 28), 128),
     "slim ResNet-18, batch 64": (lambda: SlimResNet18(10), (3, 32, 32), 64),
@@ -59,9 +61,24 @@ def ratio(
     return statistics.median(seconds(masked) / seconds(dense) for _ in range(repeats))
 
 
-def measure(name: str, *, repeats: int, device: str) -> dict[str, float]:
-    """Ratios of one network to the dense one: a step of each kind, and evaluations of a finished task."""
-    make, shape, batch = NETWORKS[name]
+def measure(
+    network: Network,
+    *,
+    repeats: int,
+    device: str,
+    autocast: torch.dtype | None = None,
+    steps_only: bool = False,
+) -> dict[str, float]:
+    """Ratios of one network to the dense one: a step of each kind, and evaluations of a finished task.
+
+    Args:
+        network: what is measured.
+        repeats: pairs a ratio.
+        device: where.
+        autocast: the type of the arithmetic in both, as `torch.autocast` has it; None: that of the weights.
+        steps_only: leave out coefficients and free units, for networks that need most of the memory.
+    """
+    make, shape, batch = network
     torch.manual_seed(0)
     x = torch.randn(batch, *shape, device=device)
     y = torch.randint(0, 10, (batch,), device=device)
@@ -77,7 +94,9 @@ def measure(name: str, *, repeats: int, device: str) -> dict[str, float]:
 
         def call() -> None:
             optimizer.zero_grad()
-            nn.functional.cross_entropy(net(x, *extra), y).backward()
+            with casting():
+                loss = nn.functional.cross_entropy(net(x, *extra), y)
+            loss.backward()
             optimizer.step()
 
         return call
@@ -85,9 +104,13 @@ def measure(name: str, *, repeats: int, device: str) -> dict[str, float]:
     def forward(net: nn.Module, *extra: Tensor) -> Callable[[], None]:
         @torch.no_grad()
         def call() -> None:
-            net(x, *extra)
+            with casting():
+                net(x, *extra)
 
         return call
+
+    def casting() -> torch.autocast:
+        return torch.autocast(torch.device(device).type, dtype=autocast, enabled=autocast is not None)
 
     sync = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     found: dict[str, float] = {}
@@ -102,6 +125,9 @@ def measure(name: str, *, repeats: int, device: str) -> dict[str, float]:
     found["evaluation"] = ratio(forward(model, labels), forward(dense), repeats, sync)
     weights = sum(w.numel() for w in model.subnetworks.frozen.values())
     found["mask bytes over weights / 8"] = model.subnetworks.masks.nbytes / (weights / 8)
+
+    if steps_only:
+        return found
 
     for _ in range(BASIS):
         model.set_scores(model.fresh_scores(len(model.subnetworks.mixtures.basis)))
@@ -157,7 +183,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows: dict[str, dict[str, float]] = {}
     for name in NETWORKS:
-        rows[name] = measure(name, repeats=options.repeats, device=options.device)
+        rows[name] = measure(NETWORKS[name], repeats=options.repeats, device=options.device)
         print(f"{name:34}", "  ".join(f"{key} {value:.2f}" for key, value in rows[name].items()), flush=True)
     allocator = {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")}
     content: dict[str, Any] = {

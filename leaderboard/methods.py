@@ -242,7 +242,8 @@ _ROWS: dict[str, Row] = {
 
 # Nobody names the task at evaluation: each sample's is inferred from the sample alone.
 _INFERENCE = {
-    "oneshot": "oneshot", "entropy": "entropy", "expected": "expected_entropy", "maxlogit": "max_logit"
+    "oneshot": "oneshot", "entropy": "entropy", "expected": "expected_entropy", "maxlogit": "max_logit",
+    "gaussian": "gaussian",
 }  # fmt: skip
 _INFERRING = ("supsup", "exssnet", "clnp", "impresslearn")
 

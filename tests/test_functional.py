@@ -145,12 +145,3 @@ def test_other_types_keep_their_exact_count(dtype):
     scores = torch.randn(40, 50).to(dtype)
     assert top_k_mask(scores, 137).sum() == 137
     assert torch.equal(top_k_mask(scores, 137), naive_top_k(scores, 137))
-
-
-def test_thresholds_of_earlier_steps_do_not_leak_into_masks():
-    thresholds = {}
-    for _ in range(30):
-        scores = torch.randn(30, 40) * 10 ** float(torch.randn(()))
-        weight = torch.ones(30, 40)
-        effective = top_k_weight(scores, weight, 100, thresholds=thresholds, name="w")
-        assert torch.equal(effective.bool(), naive_top_k(scores, 100))

@@ -18,12 +18,16 @@ MAY_IMPORT = {
     "lasting": {"nested"},
     "logits": {"nested"},
     "distributed": {"nested"},
-    "selection": {"functional"},
+    "effective": {"functional"},
+    "block_masks": {"functional"},
+    "selection": {"block_masks", "effective", "functional"},
     "inference": {"functional", "logits", "nested"},
     "bits": {"functional", "named_tensors"},
     "masks": {"bits"},
     "data": {"distributed", "lasting", "nested"},
-    "model": {"bits", "lasting", "functional", "named_tensors", "selection", "inference", "logits", "nested"},
+    "model": {
+        "bits", "effective", "lasting", "functional", "named_tensors", "selection", "inference", "logits", "nested"
+    },
     "plugin": {
         "companions", "model", "functional", "selection", "inference", "data", "distributed", "logits", "nested",
     },

@@ -23,17 +23,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from avalanche_supermask.inference.base import Candidates, Inference, Objective, Per, entropy
+from avalanche_supermask.inference.base import Answer, Candidates, Inference, Objective, Per, entropy
 from avalanche_supermask.inference.by_gradient import Binary, OneShot
 from avalanche_supermask.inference.by_trial import Entropy, ExpectedEntropy, MaxLogit
+from avalanche_supermask.inference.combined import Combined
 from avalanche_supermask.inference.entropy_descent import EntropyDescent
+from avalanche_supermask.inference.gaussian import Gaussian
 
 __all__ = [
+    "Answer",
     "Binary",
     "Candidates",
+    "Combined",
     "Entropy",
     "EntropyDescent",
     "ExpectedEntropy",
+    "Gaussian",
     "Inference",
     "MaxLogit",
     "Objective",
@@ -50,6 +55,7 @@ _NAMES: dict[str, Callable[[], Inference]] = {
     "expected_entropy": ExpectedEntropy,
     "max_logit": MaxLogit,
     "entropy_descent": EntropyDescent,
+    "gaussian": Gaussian,
 }
 
 

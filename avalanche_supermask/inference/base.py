@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "Answer",
     "Candidates",
     "Inference",
     "Objective",
@@ -21,6 +22,19 @@ __all__ = [
 
 Objective = Literal["H", "G"]
 Per = Literal["sample", "batch"]
+T = TypeVar("T")
+
+
+class Answer(NamedTuple):
+    """The task of each sample, and outputs that stand for those of its subnetwork.
+
+    Attributes:
+        tasks: numbers of the tasks, int64 ``(batch,)``.
+        outputs: logits ``(batch, classes)``.
+    """
+
+    tasks: Tensor
+    outputs: Tensor
 
 
 class Candidates(Protocol):
@@ -52,12 +66,28 @@ class Candidates(Protocol):
     def logits(self, output: Any) -> Tensor:
         """The logits in an output of the network, whatever its form: ``(batch, classes, *positions)``."""
 
+    def features(self, task: int, x: Any, layers: Sequence[str]) -> dict[str, Tensor]:
+        """What enters these layers under a task, by name: ``(batch, d)``. See `layer_inputs`."""
+
+    def shared_layer(self, task: int, x: Any) -> str:
+        """The layer whose input is the same for every task. See `layer_inputs`."""
+
+    def statistics(self, task: int) -> dict[str, Tensor]:
+        """What was gathered of a task when it ended, by name; nothing, if nothing was."""
+
+    def kept(self, key: Any, make: Callable[[], T]) -> T:
+        """What was made for this key before; it is forgotten when a task comes, goes or moves to another device."""
+
 
 class Inference(Protocol):
     """A way to find the task."""
 
     def __call__(self, model: Candidates, n_tasks: int, x: Any) -> Any:
-        """Number of the task of each sample: int64 of shape ``(batch,)``; or, if no task answers, the output."""
+        """Number of the task of each sample: int64 of shape ``(batch,)``; or, if no task answers, the output.
+
+        Or an `Answer`, both. A way that also has a method ``observe(model, task, batches)`` is shown the training data
+        of each task when it ends, inputs and labels; the dictionary of tensors that it returns is stored with the task.
+        """
 
 
 def check_per(per: str) -> None:

@@ -28,12 +28,18 @@ class _ByTrial:
 
     def __call__(self, model: Candidates, n_tasks: int, x: Any) -> Tensor:
         """See `Inference`."""
-        costs = torch.cat(
-            [self._cost(logits.flatten(0, 1)).view(logits.shape[:2]) for logits in model.outputs(x)]
-        )  # (K, batch)
+        costs = self._raw(model, x)
         groups = costs.mean(dim=1, keepdim=True) if self.per == "batch" else costs
         found = first_smallest(self._judge(groups, model).T)
         return found.expand(costs.shape[1]).clone() if self.per == "batch" else found
+
+    def costs(self, model: Candidates, n_tasks: int, x: Any) -> Tensor:
+        """How ill each sample fits each task, as `Combined` adds it: ``(tasks, batch)``."""
+        return self._judge(self._raw(model, x), model)[:n_tasks]
+
+    def _raw(self, model: Candidates, x: Any) -> Tensor:
+        """Costs of each sample under every task: ``(K, batch)``."""
+        return torch.cat([self._cost(logits.flatten(0, 1)).view(logits.shape[:2]) for logits in model.outputs(x)])
 
     def _cost(self, logits: Tensor) -> Tensor:
         """Of each sample, ``(n,)``, by its logits, ``(n, classes, *positions)``."""

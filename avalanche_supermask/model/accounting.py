@@ -64,8 +64,8 @@ class Accounting:
         """Bytes stored for each finished task: one bit a masked weight, or the coefficients of a mixture.
 
         Args:
-            private: count what else only the task has: statistics, head, own parameters, and 4 bytes for how sure it
-                was of its own data.
+            private: count what else only the task has: statistics, head, own parameters, what inference gathered of it,
+                and 4 bytes for how sure it was of its own data.
         """
         return {key: self.subnetworks.task_bytes(key, private=private) for key in self.task_keys}
 

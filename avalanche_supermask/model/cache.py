@@ -34,6 +34,8 @@ class TaskTensors:
     def for_call(self, *, training: bool) -> dict[str, Tensor]:
         """The tensors, with copies of what a call may move: what it does to them is forgotten with it."""
         moved = self.trained if training else self.counted
+        if not moved:
+            return self.tensors
         originals = {id(self.tensors[name]): self.tensors[name] for name in moved}
         copies = {place: tensor.clone() for place, tensor in originals.items()}
         return {name: copies.get(id(tensor), tensor) for name, tensor in self.tensors.items()}

@@ -62,4 +62,4 @@ def task_labels_of(labels: Any) -> Tensor:
             "expected task labels as the second argument, one integer or one a sample; got "
             f"{found.dtype} of shape {tuple(found.shape)}: pass the network's other inputs by keyword"
         )
-    return found.reshape(-1)
+    return found if found.dim() == 1 else found.reshape(-1)

@@ -21,7 +21,7 @@ from avalanche.models.utils import avalanche_model_adaptation
 from torch import Tensor, nn
 
 from avalanche_supermask import nested
-from avalanche_supermask.inference import Inference, by_name
+from avalanche_supermask.inference import Answer, Inference, by_name
 from avalanche_supermask.lasting import lasting, ordinary
 from avalanche_supermask.logits import Logits, find_logits
 from avalanche_supermask.model.cache import Recent, TaskTensors
@@ -29,6 +29,7 @@ from avalanche_supermask.model.executing import Executing
 from avalanche_supermask.model.execution import NONE, Arguments
 from avalanche_supermask.model.frozen_batchnorm import FrozenChannels
 from avalanche_supermask.model.inputs import UNSET, arguments_of, packed, task_labels_of
+from avalanche_supermask.model.labels import LabelReader
 from avalanche_supermask.model.learning import Learning
 from avalanche_supermask.model.network_call import NetworkCall
 from avalanche_supermask.model.parameter_kinds import padding_rows
@@ -97,8 +98,8 @@ class MaskedModel(Executing, Learning):
             the first mask keeps the largest weights: for pretrained networks, with ``init="keep"``.
         seed: of the constants and of every task's fresh scores; drawn from torch's generator if None.
         task_inference: who names the task at evaluation: ``"given"`` (the labels), ``"oneshot"``, ``"binary"``,
-            ``"entropy"``, ``"expected_entropy"``, ``"max_logit"``, ``"entropy_descent"``, or an object of `inference`
-            with settings. Can be set later.
+            ``"entropy"``, ``"expected_entropy"``, ``"max_logit"``, ``"entropy_descent"``, ``"gaussian"``, or an
+            object of `inference` with settings. Can be set later.
         logits: which tensor of the network's output is the logits, for what needs them (inference, KKT, metrics): an
             attribute or key, an index, or a function of the output. None: the output itself if it is a tensor, its
             ``logits``, or else its first tensor. Can be set later.
@@ -184,6 +185,7 @@ class MaskedModel(Executing, Learning):
         # BatchNorm layers of the task being learned in which some channels are claimed by earlier ones.
         self.frozen_channels: dict[str, FrozenChannels] = {}
         self.call = NetworkCall()
+        self._labels = LabelReader()
         self._recent = Recent()
         self._set_learning(())
 
@@ -224,10 +226,11 @@ class MaskedModel(Executing, Learning):
             return self.forward_task(self.router.latest(self.subnetworks), x)
         if task_labels is None:
             return self.forward_all_tasks(x)
+        if isinstance(task_labels, int):
+            return self._forward_label(x, task_labels)
         labels = task_labels_of(task_labels)
-        if len(labels) == 1 or bool((labels == labels[0]).all()):
-            return self._forward_label(x, int(labels[0]))
-        return forward_mixed(x, labels, self._forward_label)
+        label = self._labels.only(labels)
+        return forward_mixed(x, labels, self._forward_label) if label is None else self._forward_label(x, label)
 
     def _forward_label(self, x: Any, label: int) -> Any:
         return self.forward_task(self.router.resolve(label, self.subnetworks), x)
@@ -248,13 +251,26 @@ class MaskedModel(Executing, Learning):
         """Whether a call in evaluation mode would infer the task."""
         return self._task_inference != "given" and self.active is None and bool(self.task_keys)
 
+    @property
+    def candidates(self) -> Superposition:
+        """The finished tasks, as a way of inference sees them."""
+        if self._superposition is None:
+            self._superposition = Superposition(self)
+        return self._superposition
+
+    def store_statistics(self, task: int, statistics: Mapping[str, Tensor]) -> None:
+        """Keep what a way of inference has gathered of a finished task; its outputs do not change."""
+        self.subnetworks.store_statistics(task, statistics)
+        self._clear_kept()
+
     def _forward_inferred(self, x: Any) -> Any:
         find = by_name(self._task_inference)
         assert find is not None
         with self.call.lock, lasting():
-            if self._superposition is None:
-                self._superposition = Superposition(self)
-            answer = find(self._superposition, len(self.task_keys), ordinary(x))
+            answer = find(self.candidates, len(self.task_keys), ordinary(x))
+        if isinstance(answer, Answer):
+            self.inferred_task = torch.tensor(self.task_keys)[answer.tasks]
+            return answer.outputs
         if not isinstance(answer, Tensor) or answer.is_floating_point():
             self.inferred_task = None  # no single task answered
             return answer
@@ -282,9 +298,9 @@ class MaskedModel(Executing, Learning):
             fresh = {name: tensor.clone() for name, tensor in self.fresh.items()}  # a call may move buffers
             return self.call(self.net, {**weights, **self.shared, **fresh}, *self.arguments(x, 0))
         if key == self.active:
-            weights = self.subnetworks.current_weights(self._live(self.masked_names))
+            weights = self.subnetworks.current_weights(self._live_weights())
             arguments = self.arguments(x, self.subnetworks.active_label)
-            return self.call(self.net, {**weights, **self.shared}, *arguments, hooks=self.frozen_channels)
+            return self.call(self.net, {**weights, **dict(self.shared.items())}, *arguments, hooks=self.frozen_channels)
         arguments = self.arguments(x, self.subnetworks.tasks[key].label)
         with self.call.lock:
             sparse = self._sparse_names(key, arguments)
@@ -296,6 +312,11 @@ class MaskedModel(Executing, Learning):
                 if tensor.is_floating_point() and not tensor.requires_grad:
                     tensor.requires_grad_(True)
         return output
+
+    def _live_weights(self) -> dict[str, Tensor]:
+        """The trainable copies of the masked weights, in a phase in which any of their entries learn."""
+        names = self.masked_names if len(self.subnetworks.trainable) else []
+        return self.call.own(self.net, names)
 
     def _call_task(self, tensors: TaskTensors, arguments: Arguments) -> Any:
         return self.call(self.net, tensors.for_call(training=self.training), *arguments)
@@ -365,10 +386,16 @@ class MaskedModel(Executing, Learning):
         grow_heads(self.net, {label: n for label, n in outputs.items() if label not in learned})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "call": NetworkCall(), "_recent": Recent(), "_superposition": None}
+        return {
+            **self.__dict__,
+            "call": NetworkCall(),
+            "_labels": LabelReader(),
+            "_recent": Recent(),
+            "_superposition": None,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"call": NetworkCall(), **state})  # pickles of 0.1.0 have none
+        super().__setstate__({"call": NetworkCall(), "_labels": LabelReader(), **state})  # pickles of 0.1.0 have none
 
     def _clear_kept(self) -> None:
         """Drop what was made of finished tasks to answer faster."""

@@ -110,12 +110,20 @@ class NetworkCall:
         written = self._written[1] & tensors.keys()
         return {**tensors, **{name: tensors[name].clone() for name in written}} if written else tensors
 
+    def own(self, net: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+        """The network's own tensors of these names, whatever another thread's call puts in their places."""
+        if _is_compiling():
+            return {name: tensor for name, tensor in net.named_parameters() if name in names}
+        with self.lock:
+            places = self._found(net, dict.fromkeys(names))
+            return {name: holder[key] for name in names for holder, key in places[name][:1]}
+
     def forget(self) -> None:
         """Look the places up anew at the next call: tensors of the network were replaced, or tied."""
         with self.lock:
             self._net, self._children, self._places, self._written = None, [], {}, (None, frozenset())
 
-    def _found(self, net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, list[_Place]]:
+    def _found(self, net: nn.Module, tensors: Mapping[str, Any]) -> dict[str, list[_Place]]:
         """Places of these tensors; looked up anew where a submodule was replaced or added."""
         if self._net is net:
             for modules, key, module in self._children:

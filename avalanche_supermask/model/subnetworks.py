@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_supermask.bits.packed_masks import PackedMasks
-from avalanche_supermask.functional import entries_weight, partly_trained_weight
+from avalanche_supermask.effective import partly_trained_weights
+from avalanche_supermask.functional import entries_weight
 from avalanche_supermask.lasting import lasting
 from avalanche_supermask.model.mixtures import Mixtures
 from avalanche_supermask.named_tensors import NamedTensors
-from avalanche_supermask.selection import Selection
+from avalanche_supermask.selection import Selection, selected_weights
 
 __all__ = ["LayerCapacity", "Subnetworks", "Task"]
 
@@ -90,6 +91,8 @@ class Subnetworks(nn.Module):
         # slot -> what only that task has: norm statistics, head, ... Nothing of a task that has nothing: a module a
         # task is passed over at every move and every search for parameters.
         self.private = nn.ModuleDict()
+        # slot -> what a way of inference has gathered of that task; nothing, where none has.
+        self.statistics = nn.ModuleDict()
         # slot -> values of the entries in its mask, of a task from a file that found these entries taken.
         self.carried = nn.ModuleDict()
         self.scores = NamedTensors(trainable=True)
@@ -249,13 +252,11 @@ class Subnetworks(nn.Module):
             live: the trainable copy of each weight.
         """
         if self.phase == "scores" and self.select is not None:
-            select = self.select
-            weights = self._learning_weights(live) if len(self.trainable) else self.frozen
-            if not len(self.base):
-                chosen = {name: select.weight(name, s, weights[name]) for name, s in self.scores.items()}
-                return self._with_brought_rows(chosen)
-            changes = {name: weights[name] - base for name, base in self.base.items()}
-            return self.around({name: select.weight(name, s, changes[name]) for name, s in self.scores.items()})
+            weights = self._learning_weights(live) if len(self.trainable) else dict(self.frozen.items())
+            if len(self.base):
+                weights = {name: weights[name] - base for name, base in self.base.items()}
+            chosen = selected_weights(self.select, dict(self.scores.items()), weights)
+            return self._with_brought_rows(self.around(chosen))
         if self.phase == "coefficients":
             return self._mixed_weights()
         if self.phase == "entries":
@@ -273,9 +274,7 @@ class Subnetworks(nn.Module):
                     if name in self.base and name in self.mask:
                         fixed = torch.where(self.mask[name], fixed, self.base[name])
                     self._standing[name] = (fixed, trainable.to(frozen.dtype))
-        return {
-            name: partly_trained_weight(live[name], fixed, learns) for name, (fixed, learns) in self._standing.items()
-        }
+        return partly_trained_weights(live, self._standing) if self._standing else {}
 
     def _weights_of_entries(self) -> dict[str, Tensor]:
         """The values at their places, earlier tasks' values elsewhere in the mask, and what is outside."""
@@ -293,7 +292,7 @@ class Subnetworks(nn.Module):
         mixed = {name: weight for name, weight in change.items() if name not in self.own_masks}
         own: dict[str, Tensor] = {}
         if self.select is not None:
-            own = {n: self.select.weight(n, self.scores[n], change[n]) for n in self.own_masks}
+            own = selected_weights(self.select, {n: self.scores[n] for n in self.own_masks}, change)
         weights = {**self.mixtures.weights(self.mixtures.coefficients, mixed, self.masks), **own}
         return self._with_brought_rows(self.around(weights))
 
@@ -392,6 +391,19 @@ class Subnetworks(nn.Module):
         stored: NamedTensors = self.private[slot]  # type: ignore[assignment]
         return dict(stored)
 
+    def task_statistics(self, key: int) -> dict[str, Tensor]:
+        """What was gathered of a finished task for inference, by name."""
+        slot = str(self._slot(key))
+        return dict(self.statistics[slot]) if slot in self.statistics else {}  # type: ignore[call-overload]
+
+    def store_statistics(self, key: int, statistics: Mapping[str, Tensor]) -> None:
+        """Keep what was gathered of a finished task, in the place of what was before."""
+        slot = str(self._slot(key))
+        if slot in self.statistics:
+            del self.statistics[slot]
+        if statistics:
+            self.statistics[slot] = NamedTensors({name: t.detach().clone() for name, t in statistics.items()})
+
     def owned(self, keys: list[int] | None = None) -> dict[str, Tensor]:
         """Weights that any of these finished tasks uses (all of them if None): bool tensors by name."""
         slots = self._owners() if keys is None else self._slots_used(keys)
@@ -418,7 +430,8 @@ class Subnetworks(nn.Module):
         if str(slot) in self.carried:
             chosen += _nbytes(self.carried[str(slot)])  # type: ignore[arg-type]
         entropy = 0 if self.tasks[key].entropy is None else 4
-        return chosen + (_nbytes(self.task_private(key)) + entropy if private else 0)
+        own = _nbytes(self.task_private(key)) + _nbytes(self.task_statistics(key)) + entropy
+        return chosen + (own if private else 0)
 
     @property
     def basis_bytes(self) -> int:
@@ -456,8 +469,9 @@ class Subnetworks(nn.Module):
             freed = {name: mask & ~rest[name] for name, mask in self.masks.read(slot).items()}
             self.masks.drop(slot)
             self.mixtures.reduce(slot)
-        if str(slot) in self.private:
-            del self.private[str(slot)]
+        for stored in (self.private, self.statistics):
+            if str(slot) in stored:
+                del stored[str(slot)]
         self.choices.pop(slot, None)
         del self.tasks[key]
         return self.without_padding(freed)
@@ -501,10 +515,11 @@ class Subnetworks(nn.Module):
             self.base, self.places = NamedTensors(), NamedTensors()
             self.values = NamedTensors(trainable=True)
             self.carried = nn.ModuleDict()
+            self.statistics = nn.ModuleDict()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        for part in ("private", "carried"):
+        for part in ("private", "statistics", "carried"):
             start = f"{prefix}{part}."
             slots = dict.fromkeys(key[len(start) :].partition(".")[0] for key in state_dict if key.startswith(start))
             setattr(self, part, nn.ModuleDict({slot: NamedTensors() for slot in slots}))  # their tensors follow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from avalanche.models import MultiTaskModule
@@ -13,8 +13,11 @@ from torch import Tensor
 from torch.func import vmap
 
 from avalanche_supermask.bits.packed_masks import CHUNK_BYTES
+from avalanche_supermask.inference.layer_inputs import layer_inputs, owners, shared_layer
 
 __all__ = ["Superposition"]
+
+T = TypeVar("T")
 
 GROUPS = 32  # gradients of the whole network that are alive at a time
 
@@ -45,12 +48,39 @@ class Superposition:
         self._own_places = torch.tensor([place[slot] for slot in own], dtype=torch.long)
         self._basis_places = torch.tensor([place[slot] for slot in basis], dtype=torch.long)
         self._start: tuple[Tensor, dict[str, Tensor]] | None = None
+        self._kept: list[tuple[Any, Any]] = []  # not a dictionary: settings may hold lists
 
     @property
     def expected(self) -> Tensor:
         """Mean entropy of every task's outputs on its own training data; infinite where nobody measured it."""
         known = [self.model.subnetworks.tasks[key].entropy for key in self.keys]
         return torch.tensor([float("inf") if value is None else value for value in known])
+
+    @torch.no_grad()
+    def features(self, task: int, x: Any, layers: Sequence[str]) -> dict[str, Tensor]:
+        """What enters these layers under a task, by name: ``(batch, d)``. See `layer_inputs`."""
+        return layer_inputs(self.model.net, lambda: self.model.forward_task(self.keys[task], x), x, layers)
+
+    @torch.no_grad()
+    def shared_layer(self, task: int, x: Any) -> str:
+        """The layer whose input is the same for every task. See `layer_inputs`."""
+        layers = owners(self.model.masked_names)
+        return shared_layer(self.model.net, lambda: self.model.forward_task(self.keys[task], x), x, layers)
+
+    def statistics(self, task: int) -> dict[str, Tensor]:
+        """What was gathered of a task when it ended, by name."""
+        found: dict[str, Tensor] = self.model.subnetworks.task_statistics(self.keys[task])
+        return found
+
+    def kept(self, key: Any, make: Callable[[], T]) -> T:
+        """What was made for this key before, until the tasks change."""
+        for known, value in self._kept:
+            if known == key:
+                found: T = value
+                return found
+        made = make()
+        self._kept.append((key, made))
+        return made
 
     @torch.no_grad()
     def outputs(self, x: Any) -> Iterator[Tensor]:

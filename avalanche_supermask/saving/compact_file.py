@@ -29,11 +29,12 @@ from avalanche_supermask.saving.atomic_write import written_whole
 
 __all__ = ["load", "save"]
 
-FORMAT = 1
+FORMAT = 2  # 1, where no task has statistics for inference, which version 0.1.0 does not know
 SCRATCH = (
     "host.", "subnetworks.scores.", "subnetworks.values.", "subnetworks.mixtures.coefficients.", "subnetworks.masks."
 )  # fmt: skip
 EXTRA = "_extra_state"
+STATISTICS = "subnetworks.statistics."
 
 
 def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
@@ -66,7 +67,7 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
     joined = b"".join(codes.values())
     tensors["masks"] = torch.frombuffer(bytearray(joined), dtype=torch.uint8) if joined else torch.empty(0).byte()
     manifest = {
-        "format": FORMAT,
+        "format": FORMAT if any(name.startswith(STATISTICS) for name in tensors) else 1,
         "version": version("avalanche-supermask"),
         "torch": torch.__version__,
         "wrapping": model.wrapping,

@@ -1,0 +1,236 @@
+"""The effective weights of all layers, by one function of the autograd engine instead of one a layer.
+
+The engine takes 10 to 20 microseconds of host time for a function, and a device as long for the start of each of its
+operators, which for most networks is longer than the operators run. On a device a step takes the same few operators
+whatever the number of layers: each acts on lists of tensors, or on all layers laid end to end. On a CPU the layers are
+passed over one by one, by compiled loops where numba is installed. The results are those of `functional`, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avalanche_supermask.effective.fused_passes import Passes, compiled
+from avalanche_supermask.effective.one_sort import TopKAtOnce
+from avalanche_supermask.functional import top_k_mask, top_k_numbers
+
+__all__ = ["Chooser", "partly_trained_weights", "top_k_weights"]
+
+WORTH_COMPILING = 2**17  # weights of a network: below, the compiler takes longer than it saves
+_WIDEST = 0.02  # band around the expected threshold, as a share of it, to each side
+_USUAL = 0.002
+
+
+class Hint(NamedTuple):
+    """Where the threshold of a layer is expected: it moves on as it moved, as an optimizer's steps are much alike."""
+
+    before: float
+    last: float
+    width: float  # band that would have held the last one
+
+    @property
+    def expected(self) -> float:
+        """The threshold of the next step."""
+        return max(2 * self.last - self.before, 0.0)
+
+
+class Chooser:
+    """Chooses the masks of all layers step after step; what it keeps between steps changes the time, never the result.
+
+    Copies and pickles start anew.
+    """
+
+    def __init__(self) -> None:
+        self.hints: dict[str, Hint] = {}
+        self.at_once: TopKAtOnce | None = None
+
+    def __reduce__(self) -> tuple[type[Chooser], tuple[()]]:
+        return Chooser, ()
+
+
+def top_k_weights(
+    scores: Mapping[str, Tensor], weights: Mapping[str, Tensor], keeps: Mapping[str, int], chooser: Chooser
+) -> dict[str, Tensor]:
+    """Effective weights ``W * top_k(|S|)`` of all layers; see `functional.top_k_weight` for the gradients.
+
+    Args:
+        scores: by name, all on one device.
+        weights: by name.
+        keeps: number of entries kept, by name.
+        chooser: that of the earlier steps.
+
+    Raises:
+        ValueError: a layer cannot keep so many; or, on a CPU, scores are NaN.
+    """
+    names = list(scores)
+    found = _TopKWeights.apply(
+        chooser, names, [keeps[n] for n in names], *scores.values(), *(weights[n] for n in names)
+    )
+    return dict(zip(names, found, strict=True))
+
+
+def partly_trained_weights(
+    live: Mapping[str, Tensor], standing: Mapping[str, tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
+    """``fixed + learns * live`` of all layers; see `functional.partly_trained_weight`.
+
+    Args:
+        live: by name.
+        standing: by name, ``(fixed, learns)``.
+    """
+    fixed, learns = zip(*standing.values(), strict=True)
+    found = _PartlyTrainedWeights.apply(fixed, learns, *(live[name] for name in standing))
+    return dict(zip(standing, found, strict=True))
+
+
+class _TopKWeights(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, chooser: Chooser, names: list[str], keeps: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
+        n = len(names)
+        scores, weights = tensors[:n], tensors[n:]
+        weights_learn = any(ctx.needs_input_grad[3 + n :])
+        by_lists = _by_lists(tensors)
+        ctx.passes = None if by_lists else _passes(tensors)
+        if by_lists:
+            masks = _at_once(chooser, scores, weights, keeps)
+            found = list(torch._foreach_mul(weights, masks))
+            if weights_learn:  # these masks are written over by the next step
+                masks = list(torch._foreach_mul(masks, 1))
+        elif ctx.passes is None or weights_learn:
+            # The gradient of weights needs the mask, which the fused pass never writes.
+            masks = [_chosen(chooser.hints, *layer) for layer in zip(names, scores, keeps, strict=True)]
+            found = [weight * mask for weight, mask in zip(weights, masks, strict=True)]
+        else:
+            masks = []
+            layers = zip(names, scores, weights, keeps, strict=True)
+            found = [_selected(ctx.passes, chooser, *layer) for layer in layers]
+        ctx.save_for_backward(*tensors, *(masks if weights_learn else ()))
+        ctx.set_materialize_grads(False)
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        n, saved = len(grads), ctx.saved_tensors
+        scores, weights, masks = saved[:n], saved[n : 2 * n], saved[2 * n :]
+        need_scores, need_weights = ctx.needs_input_grad[3 : 3 + n], ctx.needs_input_grad[3 + n :]
+        to_scores: list[Tensor | None] = [None] * n
+        to_weights: list[Tensor | None] = [None] * n
+        come = [i for i, grad in enumerate(grads) if grad is not None]
+        learning = [i for i in come if need_scores[i]]
+        if learning:
+            grad, weight, score = ([group[i] for i in learning] for group in (grads, weights, scores))
+            for i, found in zip(learning, _scores_gradients(ctx.passes, grad, weight, score), strict=True):
+                to_scores[i] = found
+        learning = [i for i in come if need_weights[i]]
+        if learning:
+            grad, mask = ([group[i] for i in learning] for group in (grads, masks))
+            for i, found in zip(learning, torch._foreach_mul(grad, mask), strict=True):
+                to_weights[i] = found
+        return None, None, None, *to_scores, *to_weights
+
+
+class _PartlyTrainedWeights(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, fixed: tuple[Tensor, ...], learns: tuple[Tensor, ...], *live: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*learns)
+        ctx.set_materialize_grads(False)
+        return tuple(torch._foreach_addcmul(fixed, learns, live))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        come = [i for i, grad in enumerate(grads) if grad is not None]
+        found: list[Tensor | None] = [None] * len(grads)
+        if come:
+            learns = ctx.saved_tensors
+            products = torch._foreach_mul([grads[i] for i in come], [learns[i] for i in come])
+            for i, product in zip(come, products, strict=True):
+                found[i] = product
+        return None, None, *found
+
+
+def _by_lists(tensors: Sequence[Tensor]) -> bool:
+    """Whether the layers are chosen by one sort: where launching an operator is what it costs."""
+    first = tensors[0]
+    alike = all(t.device == first.device and t.dtype == first.dtype for t in tensors)
+    return first.device.type != "cpu" and alike and first.dtype != torch.float64  # which leaves no bit for the layer
+
+
+def _at_once(
+    chooser: Chooser, scores: Sequence[Tensor], weights: Sequence[Tensor], keeps: Sequence[int]
+) -> list[Tensor]:
+    if chooser.at_once is None or not chooser.at_once.serves(scores, keeps, weights[0].dtype):
+        shapes = [score.shape for score in scores]
+        chooser.at_once = TopKAtOnce(shapes, keeps, scores[0].device, weights[0].dtype)
+    return chooser.at_once(scores)
+
+
+def _passes(tensors: Sequence[Tensor]) -> Passes | None:
+    """The compiled loops, where they serve all these tensors and are worth their compilation."""
+    if sum(t.numel() for t in tensors) < 2 * WORTH_COMPILING or not all(_plain(t) for t in tensors):
+        return None
+    return compiled()
+
+
+def _plain(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
+
+
+def _chosen(hints: dict[str, Hint], name: str, scores: Tensor, keep: int) -> Tensor:
+    """The mask of one layer."""
+    hint = hints.get(name)
+    mask, threshold = top_k_numbers(scores, keep, hint=None if hint is None else hint.expected)
+    if threshold is not None:
+        hints[name] = Hint(threshold if hint is None else hint.last, threshold, _USUAL)
+    return mask
+
+
+def _selected(passes: Passes, chooser: Chooser, name: str, scores: Tensor, weight: Tensor, keep: int) -> Tensor:
+    """``W * M`` of one layer, by the compiled loops."""
+    n = scores.numel()
+    if not 1 <= keep < n:
+        return weight * top_k_mask(scores, keep)  # all of them, or an error
+    flat = scores.detach().reshape(-1).numpy()
+    threshold = _threshold(passes, chooser.hints, name, flat, keep)
+    found = torch.empty_like(weight)
+    kept = passes.select(flat, weight.detach().reshape(-1).numpy(), threshold, found.reshape(-1).numpy())
+    return found if kept == keep else weight * top_k_mask(scores, keep)  # ties, or an error
+
+
+def _threshold(passes: Passes, hints: dict[str, Hint], name: str, scores: Any, keep: int) -> Any:
+    """The k-th largest magnitude, exactly; searched in a band around the expected one, if that holds it."""
+    hint = hints.get(name)
+    found, width = None, _USUAL
+    if hint is not None:
+        expected = hint.expected
+        band = np.empty(len(scores) // 8 + 64, dtype=np.float32)
+        for width in (hint.width, _USUAL, _WIDEST):
+            low, high = np.float32(expected * (1 - width)), np.float32(expected * (1 + width))
+            above, within = passes.count_around(scores, low, high, band)
+            if above < keep <= above + within:
+                place = within - (keep - above)
+                found = np.partition(band[:within], place)[place]
+                width = min(max(4 * abs(float(found) / expected - 1), 1e-4), _USUAL)
+                break
+    if found is None:
+        found, width = np.partition(np.abs(scores), len(scores) - keep)[len(scores) - keep], _USUAL
+    hints[name] = Hint(float(found) if hint is None else hint.last, float(found), width)
+    return np.float32(found)
+
+
+def _scores_gradients(
+    passes: Passes | None, grads: list[Tensor], weights: list[Tensor], scores: list[Tensor]
+) -> list[Tensor]:
+    """``dL/dW_eff * W * sign(S)`` of some layers."""
+    if passes is None or torch.is_grad_enabled() or not all(_plain(grad) for grad in grads):
+        products = torch._foreach_mul(grads, weights)
+        torch._foreach_mul_(products, torch._foreach_sign(scores))
+        return list(products)
+    found = [torch.empty_like(grad) for grad in grads]
+    for layer in zip(grads, weights, scores, found, strict=True):
+        passes.scores_gradient(*(t.detach().reshape(-1).numpy() for t in layer))
+    return found

@@ -1,0 +1,101 @@
+"""The passes of a mask step over one layer, each written as one loop: on a CPU memory bounds them, not arithmetic.
+
+Choosing k weights, masking, and the gradient of the scores take ten passes of single operators, and three of these.
+They are compiled by numba, an extra (``pip install 'avalanche-supermask[fast]'``), at the first call, and kept in
+numba's cache on the disk; without numba there are no such loops. The results are those of the single operators, bit for
+bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Passes", "compiled"]
+
+Floats = NDArray[np.float32]
+
+
+class Passes(NamedTuple):
+    """The loops, over flat arrays of one length.
+
+    Attributes:
+        count_around: ``(scores, low, high, band)``: how many ``|S| > high``, and how many are within ``low .. high``,
+            which are written to ``band``; the second is -1 where ``band`` is too short for them.
+        select: ``(scores, weight, threshold, out)``: writes ``W * [|S| >= threshold]``; how many are kept.
+        scores_gradient: ``(grad, weight, scores, out)``: writes ``dL/dW_eff * W * sign(S)``.
+    """
+
+    count_around: Callable[[Floats, Any, Any, Floats], tuple[int, int]]
+    select: Callable[[Floats, Floats, Any, Floats], int]
+    scores_gradient: Callable[[Floats, Floats, Floats, Floats], None]
+
+
+@cache
+def compiled() -> Passes | None:
+    """The loops, compiled at their first call; None where numba is not installed."""
+    try:
+        from numba import njit
+    except ModuleNotFoundError:
+        return None
+
+    def jit(function: Callable[..., Any], **options: Any) -> Any:
+        try:
+            return njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:  # there is no folder that a cache could be written to
+            return njit(nogil=True, **options)(function)
+
+    # Counts are sums of ones, exact in any order, which vectors need. Products keep theirs.
+    return Passes(jit(_count, fastmath={"reassoc"}), jit(_select, fastmath={"reassoc"}), jit(_scores_gradient))
+
+
+def _count(scores: Any, low: Any, high: Any, band: Any) -> Any:
+    one, zero = np.float32(1), np.float32(0)
+    above, found = 0, 0
+    for start in range(0, scores.size, 128):
+        block = scores[start : start + 128]
+        larger, reaching = zero, zero
+        for i in range(len(block)):
+            magnitude = abs(block[i])
+            larger += one if magnitude > high else zero
+            reaching += one if magnitude >= low else zero
+        above += int(larger)
+        if reaching != larger:
+            if found + int(reaching - larger) > band.size:
+                return above, -1
+            for i in range(len(block)):
+                magnitude = abs(block[i])
+                if magnitude >= low and not magnitude > high:
+                    band[found] = magnitude
+                    found += 1
+    return above, found
+
+
+def _select(scores: Any, weight: Any, threshold: Any, out: Any) -> Any:
+    one, zero = np.float32(1), np.float32(0)
+    kept = 0
+    for start in range(0, scores.size, 4096):
+        some, weights, written = (
+            scores[start : start + 4096],
+            weight[start : start + 4096],
+            out[start : start + 4096],
+        )
+        chosen = zero
+        for i in range(len(some)):
+            keep = one if abs(some[i]) >= threshold else zero
+            chosen += keep
+            written[i] = weights[i] * keep
+        kept += int(chosen)
+    return kept
+
+
+def _scores_gradient(grad: Any, weight: Any, scores: Any, out: Any) -> None:
+    one, zero = np.float32(1), np.float32(0)
+    for i in range(scores.size):
+        score = scores[i]
+        sign = (one if score > zero else zero) - (one if score < zero else zero)
+        out[i] = (grad[i] * weight[i]) * sign

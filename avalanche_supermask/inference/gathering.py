@@ -1,0 +1,79 @@
+"""What a way of inference wants to know of a task: gathered from its training data when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from avalanche_supermask import nested
+from avalanche_supermask.inference import by_name
+
+__all__ = ["gather_at_task_end", "gather_statistics"]
+
+
+@torch.no_grad()
+def gather_statistics(model: Any, task: int, batches: Iterable[tuple[Any, Tensor]]) -> None:
+    """Measure what the model's ``task_inference`` needs of a finished task, and store it with the task.
+
+    Strategies do this when a task ends. It can be called later, to change the way of inference, with the task's
+    training data at hand; what was stored before is replaced. The outputs of the tasks do not change.
+
+    Args:
+        model: a `MaskedModel` that is learning no task.
+        task: key of a finished task.
+        batches: inputs and labels of its training data; passed over once, or twice for `Combined`.
+
+    Raises:
+        KeyError: the task is not learned.
+        ValueError: there is no batch.
+    """
+    way = by_name(model.task_inference)
+    if way is None or not hasattr(way, "observe"):
+        return
+    was_training = model.training
+    model.eval()
+    device = next(iter(model.subnetworks.frozen.values())).device
+    try:
+        number = model.task_keys.index(_known(model, task))
+        statistics = way.observe(model.candidates, number, _Moved(batches, device))
+    finally:
+        model.train(was_training)
+    model.store_statistics(task, statistics)
+
+
+def gather_at_task_end(strategy: Any, task: int) -> None:
+    """The same from the training data of the experience that a strategy has just learned, if they are needed."""
+    model = strategy.model
+    if hasattr(by_name(model.task_inference), "observe"):
+        gather_statistics(model, task, _training_batches(strategy))
+
+
+def _training_batches(strategy: Any) -> Iterable[Any]:
+    dataset = strategy.experience.dataset.eval()
+    return DataLoader(
+        dataset,
+        batch_size=max(256, strategy.eval_mb_size),
+        collate_fn=getattr(dataset, "collate_fn", None),
+        generator=torch.Generator(),  # a loader without one draws from the global random state
+    )
+
+
+class _Moved:
+    """Inputs and labels of batches on a device, as often as the batches can be passed over."""
+
+    def __init__(self, batches: Iterable[Any], device: torch.device) -> None:
+        self._batches, self._device = batches, device
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        for x, y, *_ in self._batches:
+            yield nested.moved(x, self._device), nested.moved(y, self._device)
+
+
+def _known(model: Any, task: int) -> int:
+    if task not in model.task_keys:
+        raise KeyError(f"task {task} is not learned; learned tasks: {model.task_keys}")
+    return task

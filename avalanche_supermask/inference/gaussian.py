@@ -1,0 +1,205 @@
+"""The task whose Gaussians find the features of a sample the likeliest.
+
+When a task ends, the mean of each class and the covariance of its features are measured in one pass over the training
+data and stored with it: no sample is kept. At evaluation each task's cost of a sample is the sum over the layers of the
+smallest distance plus log-determinant over its classes (Lee et al., "A Simple Unified Framework for Detecting
+Out-of-Distribution Samples and Adversarial Attacks", NeurIPS 2018, for features as witnesses; Tipping & Bishop 1999 for
+covariances of a few directions and a constant). With ``shared`` all tasks have one covariance, the mean of theirs; the
+smallest distance is then linear discriminant analysis (Hayes & Kanan, "Lifelong Machine Learning with Deep Streaming
+Linear Discriminant Analysis", CVPR Workshops 2020).
+
+Densities are comparable where all tasks see the same features: the inputs themselves, or the output of a frozen encoder
+in front of the masked layers. Subnetworks give every task features of its own, whose densities only roughly are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from avalanche_supermask import nested
+from avalanche_supermask.inference.base import Answer, Candidates, Per, check_per, first_smallest
+from avalanche_supermask.inference.class_gaussians import ClassGaussians, pooled
+from avalanche_supermask.inference.moments import Covariance, Moments
+
+__all__ = ["Gaussian"]
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Each class of each task is a Gaussian over features; the task of the likeliest one answers.
+
+    Attributes:
+        layers: whose inputs are the features: ``"input"`` for the network's own, or names of modules. None: the one
+            that all tasks share: the input where it is at most 4,096 numbers, else what enters the first masked layer,
+            else (behind embeddings) the last masked one.
+        rank: directions kept of a covariance, one number or one a layer. At evaluation a smaller one can be set.
+        covariance: ``"class"``: one for each class; ``"task"``: one for all classes of a task, at fewer bytes.
+        shared: True, or names of layers: one covariance for all tasks, the mean of theirs.
+        ridge: added to all variances, as a share of their mean.
+        shrinkage: for ``"class"``: as how many samples the task's covariance counts in that of a class.
+        names: what a sample's Gaussians name: the ``"task"``, whose subnetwork names the class; or the ``"class"``
+            itself (a generative classifier: the network is not used beyond its features).
+        per: one task for a whole batch, or one for each sample.
+
+    The defaults of layers, rank, ridge, shrinkage and covariance were chosen on held-out training data of SplitMNIST
+    and CLINC150 (``docs/methods/unknown_tasks.md``).
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    layers: Sequence[str] | None = None
+    rank: int | Sequence[int] = 20
+    covariance: Covariance = "class"
+    shared: bool | Sequence[str] = False
+    ridge: float = 0.1
+    shrinkage: float = 100.0
+    names: Literal["task", "class"] = "task"
+    per: Per = "sample"
+
+    def __post_init__(self) -> None:
+        check_per(self.per)
+        for name in ("layers", "shared"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} takes names, as in {name}=({getattr(self, name)!r},); got one string")
+        if self.layers is not None and not self.layers:
+            raise ValueError("layers is empty: name at least one layer, such as 'input', or leave it out")
+        ranks = [self.rank] if isinstance(self.rank, int) else [*self.rank]
+        if any(rank < 0 for rank in ranks):
+            raise ValueError(f"expected rank >= 0, the directions kept of a covariance; got {self.rank}")
+        if not isinstance(self.rank, int) and (self.layers is None or len(self.rank) != len(self.layers)):
+            raise ValueError(f"rank has {len(self.rank)} numbers: expected one, or one for each name in layers")
+        if self.covariance not in ("class", "task"):
+            raise ValueError(f"covariance must be 'class' or 'task'; got {self.covariance!r}")
+        if self.names not in ("task", "class"):
+            raise ValueError(f"names must be 'task' or 'class'; got {self.names!r}")
+        if self.ridge < 0 or self.shrinkage < 0:
+            raise ValueError(f"expected ridge and shrinkage >= 0; got {self.ridge} and {self.shrinkage}")
+
+    # ------------------------------------------------------------------ when a task ends
+
+    def observe(self, model: Candidates, task: int, batches: Iterable[tuple[Any, Tensor]]) -> dict[str, Tensor]:
+        """Statistics of a task that has just ended, as they are stored with it.
+
+        Args:
+            model: in evaluation mode.
+            task: number of the task.
+            batches: inputs and labels of its training data, once.
+        """
+        moments: dict[str, Moments] = {}
+        layers: Sequence[str] | None = None
+        for x, y in batches:
+            layers = layers or self.layers or (model.shared_layer(task, x),)
+            for rank, (name, features) in zip(
+                self._ranks(layers), model.features(task, x, layers).items(), strict=True
+            ):
+                if name not in moments:
+                    moments[name] = Moments(
+                        features.shape[1],
+                        rank=rank,
+                        covariance="task" if self._shares(name) else self.covariance,
+                        shrinkage=self.shrinkage,
+                        device=features.device,
+                    )
+                moments[name].add(features, _classes(y, len(features)).to(features.device))
+        found = {name: each.finish() for name, each in moments.items()}
+        return {f"{name}.{part}": t for name, g in found.items() for part, t in g.tensors().items()}
+
+    def _ranks(self, layers: Sequence[str]) -> list[int]:
+        return [self.rank] * len(layers) if isinstance(self.rank, int) else [*self.rank]
+
+    def _shares(self, layer: str) -> bool:
+        return self.shared if isinstance(self.shared, bool) else layer in self.shared
+
+    # ------------------------------------------------------------------ at evaluation
+
+    def __call__(self, model: Candidates, n_tasks: int, x: Any) -> Tensor | Answer:
+        """See `Inference`."""
+        by_class = self._by_class(model, n_tasks, x)
+        costs = self._of_tasks(by_class)  # (K, batch)
+        if self.per == "batch":
+            costs = costs.mean(dim=1, keepdim=True).expand_as(costs)
+        found = first_smallest(costs.T)
+        if self.names == "task":
+            return found
+        return Answer(found, self._logits(model, by_class, found, x))
+
+    def costs(self, model: Candidates, n_tasks: int, x: Any) -> Tensor:
+        """-2 log-likelihood of each sample under each task, up to a constant: ``(tasks, batch)``."""
+        return self._of_tasks(self._by_class(model, n_tasks, x))
+
+    def _of_tasks(self, by_class: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        smallest = [torch.stack([c.amin(dim=1) for c in of_layers.values()]).sum(dim=0) for of_layers in by_class]
+        return torch.stack(smallest)
+
+    def _by_class(self, model: Candidates, n_tasks: int, x: Any) -> list[dict[str, Tensor]]:
+        """Of each task, by layer: costs ``(batch, C)``."""
+        gaussians = model.kept(self, lambda: self._prepared(model, n_tasks))
+        found = []
+        for task, of_layers in enumerate(gaussians):
+            features = model.features(task, x, list(of_layers))
+            found.append({name: g.costs(features[name], ridge=self.ridge) for name, g in of_layers.items()})
+        return found
+
+    def _prepared(self, model: Candidates, n_tasks: int) -> list[dict[str, ClassGaussians]]:
+        """Gaussians of each task by layer, ready for use."""
+        found = [self._stored(model, task) for task in range(n_tasks)]
+        for name in found[0]:
+            if self._shares(name):
+                column = pooled([of_layers[name] for of_layers in found])
+            else:
+                column = [self._of_one_task(of_layers[name]) for of_layers in found]
+            for of_layers, gaussians in zip(found, column, strict=True):
+                of_layers[name] = gaussians
+        return found
+
+    def _of_one_task(self, gaussians: ClassGaussians) -> ClassGaussians:
+        differs = self.covariance == "task" and len(gaussians.basis) > 1
+        return pooled([gaussians])[0] if differs else gaussians
+
+    def _stored(self, model: Candidates, task: int) -> dict[str, ClassGaussians]:
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in model.statistics(task).items():
+            layer, _, part = name.rpartition(".")
+            parts.setdefault(layer, {})[part] = tensor
+        layers = [*parts] if self.layers is None else [*self.layers]
+        missing = [name for name in layers if name not in parts]
+        if missing or not parts:
+            has = f"has statistics of {', '.join(map(repr, parts))}, not of {missing[0]!r}" if parts else "has none"
+            raise RuntimeError(
+                f"the learned task number {task} {has}: set task_inference='gaussian' (or a Gaussian) before tasks are "
+                "trained, or call gather_statistics(model, task, batches) with its training data"
+            )
+        ranks = dict(zip(layers, self._ranks(layers), strict=True))
+        return {name: ClassGaussians.of(parts[name]).truncated(ranks[name]) for name in layers}
+
+    def _logits(self, model: Candidates, by_class: Sequence[Mapping[str, Tensor]], found: Tensor, x: Any) -> Tensor:
+        """Log-likelihoods of the found task's classes, in the columns of their labels."""
+        gaussians = model.kept(self, lambda: self._prepared(model, len(by_class)))
+        classes = [next(iter(of_layers.values())).classes for of_layers in gaussians]
+        outputs = next(iter(model.outputs(nested.rows(x, slice(0, 1))))).shape[2]
+        width = max(outputs, 1 + max(int(labels.max()) for labels in classes))
+        first = next(iter(by_class[0].values()))
+        logits = torch.full((len(found), width), ABSENT, device=first.device)
+        for task, of_layers in enumerate(by_class):
+            rows = (found == task).nonzero().flatten().to(first.device)
+            if len(rows):
+                of_classes = torch.stack([c[rows] for c in of_layers.values()]).sum(dim=0)
+                likely = 0.5 * (of_classes.amin(dim=1, keepdim=True) - of_classes)
+                logits[rows.unsqueeze(1), classes[task].to(rows.device)] = likely.clamp_min(ABSENT)
+        return logits
+
+
+ABSENT = -1000.0  # of a class that the found task does not have: the loss stays finite
+
+
+def _classes(y: Any, n: int) -> Tensor:
+    """One label a sample; where targets are no class numbers, all samples count as one class."""
+    if isinstance(y, Tensor) and y.shape == (n,) and not y.is_floating_point() and not y.is_complex():
+        return y
+    return torch.zeros(n, dtype=torch.long)

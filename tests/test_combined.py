@@ -1,0 +1,83 @@
+import copy
+
+import pytest
+import torch
+
+from avalanche_supermask import SupSup
+from avalanche_supermask.inference import Combined, Entropy, ExpectedEntropy, Gaussian, MaxLogit, OneShot
+from avalanche_supermask.inference.gathering import gather_statistics
+from tests.streams import class_stream, inputs, mlp, train_all
+from tests.test_gaussian import right
+
+SMALL = Combined(witnesses=(Gaussian(rank=2), Entropy()))
+
+
+@pytest.fixture(scope="module")
+def learned():
+    torch.manual_seed(0)
+    stream = class_stream(3)
+    strategy = SupSup(mlp(), train_epochs=2, train_mb_size=16, evaluator=None, seed=0, task_inference=SMALL)
+    return train_all(strategy, stream).model.eval(), stream
+
+
+def test_it_is_no_worse_than_a_witness_that_is_always_right(learned):
+    model, stream = copy.deepcopy(learned[0]), learned[1]
+    assert right(model, stream) > 0.95
+    model.task_inference = Combined(witnesses=SMALL.witnesses, per="batch")
+    assert right(model, stream) == 1.0
+
+
+def test_candidates_are_each_witness_alone_and_then_mixtures():
+    found = Combined().candidates
+    assert torch.equal(found[:3], torch.eye(3))
+    assert torch.equal(found.sum(dim=1), torch.ones(15))
+    assert len(found.unique(dim=0)) == 15
+
+
+@pytest.mark.parametrize("best", [0, 1])
+def test_the_weights_that_were_right_most_often_are_used(learned, best):
+    model = copy.deepcopy(learned[0])
+    for key in model.task_keys:
+        stored = dict(model.subnetworks.task_statistics(key))
+        stored["right"] = torch.zeros(len(SMALL.candidates))
+        stored["right"][best] = 1.0
+        model.store_statistics(key, stored)
+    x = inputs(20)
+    model(x)
+    found = model.inferred_task
+    alone = SMALL.witnesses[best]
+    if best == 1:
+        model.task_inference = alone
+        model(x)
+        assert torch.equal(found, model.inferred_task)
+    else:
+        costs = SMALL.costs(model.candidates, 3, x)
+        assert torch.equal(found, costs.argmin(dim=0))
+
+
+def test_its_numbers_are_counted_and_travel(learned):
+    model = learned[0]
+    fresh = copy.deepcopy(model)
+    x = inputs(6)
+    assert torch.equal(fresh(x), model(x))
+    stored = model.subnetworks.task_statistics(0)
+    assert {"scales", "right", "0:input.means"} <= stored.keys()
+    mask_alone = sum(model.bytes_per_task(private=False).values())
+    assert sum(model.bytes_per_task().values()) - mask_alone >= 3 * sum(t.nbytes for t in stored.values())
+
+
+def test_a_second_pass_is_needed(learned):
+    model = copy.deepcopy(learned[0])
+    with pytest.raises(ValueError, match="weights need a second pass: give a list"):
+        gather_statistics(model, 0, iter([(inputs(8), torch.zeros(8, dtype=torch.long))]))
+
+
+def test_bad_settings_are_refused(learned):
+    with pytest.raises(ValueError, match="two to four witnesses; got 1"):
+        Combined(witnesses=(Gaussian(),))
+    with pytest.raises(ValueError, match="a OneShot has no costs"):
+        Combined(witnesses=(Gaussian(), OneShot()))
+    model = copy.deepcopy(learned[0])
+    model.task_inference = Combined(witnesses=(Gaussian(), ExpectedEntropy(), MaxLogit()))
+    with pytest.raises(RuntimeError, match="has no statistics of these witnesses"):
+        model(inputs(2))

@@ -1,0 +1,227 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from avalanche_supermask import CLNP, ExSSNeT, ImpressLearn, MaskedModel, SupSup, load, save
+from avalanche_supermask.data.cached import load_tensors
+from avalanche_supermask.inference import Gaussian, by_name
+from avalanche_supermask.inference.gathering import gather_statistics
+from tests.model.test_masked_model import learn_nothing
+from tests.streams import NETWORKS, class_stream, inputs, mlp, train_all
+
+
+def strategy(kind=SupSup, net=None, way="gaussian", **settings):
+    return kind(net or mlp(), train_epochs=2, train_mb_size=16, evaluator=None, seed=0, task_inference=way, **settings)
+
+
+def right(model, stream):
+    """Share of the test samples whose task is found."""
+    model.eval()
+    found = []
+    for experience in stream.test_stream:
+        x = torch.stack([sample[0] for sample in experience.dataset])
+        model(x)
+        found.append((model.inferred_task == experience.current_experience).float())
+    return float(torch.cat(found).mean())
+
+
+@pytest.mark.parametrize("kind", [SupSup, ExSSNeT, CLNP, ImpressLearn])
+def test_every_method_finds_the_task_of_separable_samples(kind):
+    stream = class_stream(3)
+    settings = {"n_basis": 2} if kind is ImpressLearn else {}
+    trained = train_all(strategy(kind, way=Gaussian(rank=2), **settings), stream)
+    assert right(trained.model, stream) > 0.95
+    trained.model.task_inference = Gaussian(rank=2, per="batch")
+    assert right(trained.model, stream) == 1.0
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"covariance": "task"}, {"shared": True}, {"layers": ("1", "5"), "rank": (3, 4)}]
+)
+def test_settings_find_tasks_too(settings):
+    stream = class_stream(3)
+    assert right(train_all(strategy(way=Gaussian(**{"rank": 3, **settings})), stream).model, stream) > 0.8
+
+
+def test_a_task_costs_the_bytes_of_its_numbers():
+    model = train_all(strategy(way=Gaussian(rank=3)), class_stream(2)).model
+    means, basis, variances, labels = 2 * 36 * 4, 2 * 36 * 3 * 2, 2 * 4 * 4, 2 * 2 * 4
+    model_without = train_all(strategy(way="given"), class_stream(2)).model
+    added = model.bytes_per_task()[0] - model_without.bytes_per_task()[0]
+    assert added == means + basis + variances + labels
+    assert model.bytes_per_task(private=False) == model_without.bytes_per_task(private=False)
+
+
+def test_nothing_is_gathered_for_other_ways():
+    model = train_all(strategy(way="entropy"), class_stream(1)).model
+    assert model.subnetworks.task_statistics(0) == {}
+    model.task_inference = "gaussian"
+    with pytest.raises(RuntimeError, match=r"has none: set task_inference='gaussian'.*gather_statistics"):
+        model.eval()(torch.zeros(2, 1, 6, 6))
+
+
+def test_statistics_can_be_gathered_later():
+    stream = class_stream(3)
+    first, later = (train_all(strategy(way=way), stream).model for way in ("gaussian", "given"))
+    later.task_inference = "gaussian"
+    for experience in stream.train_stream:
+        x, y, _ = load_tensors(experience.dataset.eval(), torch.device("cpu"))
+        gather_statistics(later, experience.current_experience, zip(x.split(5), y.split(5), strict=True))
+    for key in first.task_keys:
+        a, b = first.subnetworks.task_statistics(key), later.subnetworks.task_statistics(key)
+        assert a.keys() == b.keys()
+        assert all(torch.allclose(a[name].float(), b[name].float(), atol=2e-3) for name in a if "basis" not in name)
+    x = torch.cat([torch.stack([sample[0] for sample in e.dataset]) for e in stream.test_stream])
+    first.eval()(x), later.eval()(x)
+    assert torch.equal(first.inferred_task, later.inferred_task)
+    with pytest.raises(KeyError, match="task 9 is not learned"):
+        gather_statistics(later, 9, [])
+
+
+def test_statistics_travel_with_the_task(tmp_path):
+    stream = class_stream(3)
+    model = train_all(strategy(), stream).model.eval()
+    x = torch.cat([torch.stack([sample[0] for sample in e.dataset]) for e in stream.test_stream])
+    expected = model(x)
+    tasks = model.inferred_task
+    save(model, tmp_path / "tasks")
+    fresh = MaskedModel(mlp(), seed=0, task_inference="gaussian")
+    fresh.load_state_dict(model.state_dict())
+    for copied in (copy.deepcopy(model), load(tmp_path / "tasks", mlp()), fresh):
+        assert torch.equal(copied.eval()(x), expected)
+        assert torch.equal(copied.inferred_task, tasks)
+        assert copied.bytes_per_task() == model.bytes_per_task()
+
+
+def test_a_forgotten_task_takes_its_statistics_along():
+    stream = class_stream(3)
+    model = train_all(strategy(), stream).model.eval()
+    before = {key: model.subnetworks.task_statistics(key) for key in (0, 2)}
+    model.forget(1)
+    assert len(model.subnetworks.statistics) == 2
+    x = torch.stack([sample[0] for sample in stream.test_stream[1].dataset])
+    model(x)
+    assert 1 not in model.inferred_task
+    for key, statistics in before.items():
+        assert all(torch.equal(t, statistics[name]) for name, t in model.subnetworks.task_statistics(key).items())
+
+
+def test_gathering_changes_no_output_and_no_random_state():
+    stream = class_stream(2)
+    with_it, without = strategy(), strategy(way="given")
+    for each in (with_it, without):
+        torch.manual_seed(3)
+        train_all(each, stream)
+    x = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    for key in (0, 1):
+        assert torch.equal(with_it.model.eval().forward_task(key, x), without.model.eval().forward_task(key, x))
+
+
+@pytest.mark.parametrize("way", [Gaussian(rank=2, names="class"), Gaussian(rank=2, names="class", shared=True)])
+def test_the_gaussians_name_the_class_too(way):
+    stream = class_stream(3)
+    trained = train_all(strategy(net=mlp(outputs=6), way=way), stream)
+    model, hits = trained.model.eval(), []
+    for experience in stream.test_stream:
+        x = torch.stack([sample[0] for sample in experience.dataset])
+        y = torch.tensor([sample[1] for sample in experience.dataset])
+        out = model(x)
+        assert out.shape == (len(x), 6)
+        assert bool(out.isfinite().all())
+        hits.append((out.argmax(dim=1) == y) & (model.inferred_task == experience.current_experience))
+    assert float(torch.cat(hits).float().mean()) > 0.9
+
+
+class Pair(nn.Module):
+    """Takes a dictionary with an image and numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.fc = nn.Linear(4 + 3, 2)
+
+    def forward(self, x):
+        return self.fc(torch.cat([self.conv(x["image"]).relu().mean(dim=(2, 3)), x["numbers"]], dim=1))
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda d: (d["image"], d["numbers"])])
+def test_dictionaries_and_tuples_are_inputs_too(wrap):
+    net = Pair()
+    if wrap is not dict:
+        inner = net.forward
+        net.forward = lambda x: inner({"image": x[0], "numbers": x[1]})
+    model = MaskedModel(net, seed=0, task_inference=Gaussian(rank=1))
+    for key in range(2):
+        learn_nothing(model, key)
+        draw = torch.Generator().manual_seed(key)
+        image, numbers = torch.randn(20, 1, 6, 6, generator=draw) + 3 * key, torch.randn(20, 3, generator=draw)
+        data = {"image": image, "numbers": numbers}
+        gather_statistics(model, key, [(wrap(data), torch.arange(20) % 2)])
+        kept = wrap(data)
+    assert model.subnetworks.task_statistics(0)["input.means"].shape == (2, 39)
+    model.eval()(kept)
+    assert model.inferred_task.tolist() == [1] * 20
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_every_kind_of_network_has_features(name):
+    net = NETWORKS[name]()
+    stream = class_stream(2)
+    layer = [n for n, m in net.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.LSTM))][-1]
+    trained = train_all(strategy(net=net, way=Gaussian(layers=("input", layer), rank=2)), stream)
+    assert right(trained.model, stream) > 0.6
+
+
+def test_batches_without_a_second_sample_and_features_that_do_not_vary():
+    model = MaskedModel(mlp(), seed=0, task_inference=Gaussian())
+    for key in range(2):
+        learn_nothing(model, key)
+        x = torch.full((3, 1, 6, 6), float(key))
+        x[1, 0, 0, 0] += 0.5
+        gather_statistics(model, key, [(x, torch.tensor([0, 0, 1]))])
+    out = model.eval()(torch.ones(2, 1, 6, 6))
+    assert bool(out.isfinite().all())
+    assert model.inferred_task.tolist() == [1, 1]
+    learn_nothing(model, 2)
+    gather_statistics(model, 2, [(torch.zeros(4, 1, 6, 6), torch.zeros(4, dtype=torch.long))])  # nothing varies at all
+    assert bool(model.eval()(torch.ones(2, 1, 6, 6)).isfinite().all())
+
+
+def test_targets_that_are_no_classes_make_one_class():
+    model = MaskedModel(mlp(), seed=0, task_inference="gaussian")
+    learn_nothing(model, 0)
+    gather_statistics(model, 0, [(inputs(8), torch.randn(8, 2))])
+    assert model.subnetworks.task_statistics(0)["input.classes"].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": "input"}, "layers takes names"),
+        ({"layers": ()}, "layers is empty"),
+        ({"rank": -1}, "rank >= 0"),
+        ({"rank": (1, 2)}, "rank has 2 numbers"),
+        ({"covariance": "all"}, "covariance must be"),
+        ({"names": "both"}, "names must be"),
+        ({"ridge": -1.0}, "ridge and shrinkage >= 0"),
+        ({"per": "task"}, "per must be"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Gaussian(**settings)
+
+
+def test_layers_that_are_not_there_are_refused():
+    model = MaskedModel(mlp(), seed=0, task_inference=Gaussian(layers=("body",)))
+    learn_nothing(model, 0)
+    with pytest.raises(ValueError, match=r"Sequential has no layer 'body'; expected 'input' or names of modules"):
+        gather_statistics(model, 0, [(inputs(8), torch.zeros(8, dtype=torch.long))])
+    assert by_name("gaussian") == Gaussian()
+    model.task_inference = Gaussian(layers=("input",))
+    gather_statistics(model, 0, [(inputs(8), torch.zeros(8, dtype=torch.long))])
+    model.task_inference = Gaussian(layers=("input", "3"))
+    with pytest.raises(RuntimeError, match="has statistics of 'input', not of '3'"):
+        model.eval()(inputs(2))
