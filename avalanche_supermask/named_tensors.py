@@ -11,11 +11,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["NamedTensors"]
+__all__ = ["NamedTensors", "decoded", "encoded"]
 
 
-def _key(name: str) -> str:
-    return name.replace(".", "/")
+def encoded(name: str) -> str:
+    """A dotted name as a key without dots: ``/`` stands for a dot, and ``%2F`` for a slash."""
+    return name.replace("%", "%25").replace("/", "%2F").replace(".", "/")
+
+
+def decoded(key: str) -> str:
+    """The way back.
+
+    Example:
+        >>> decoded(encoded("fc/1.weight"))
+        'fc/1.weight'
+    """
+    return key.replace("/", ".").replace("%2F", "/").replace("%25", "%")
 
 
 class NamedTensors(nn.Module, MutableMapping[str, Tensor]):
@@ -45,17 +56,17 @@ class NamedTensors(nn.Module, MutableMapping[str, Tensor]):
         return self._parameters if self._trainable else self._buffers
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._store[_key(name)]
+        tensor: Tensor = self._store[encoded(name)]
         return tensor
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
-        self._store[_key(name)] = nn.Parameter(tensor) if self._trainable else tensor
+        self._store[encoded(name)] = nn.Parameter(tensor) if self._trainable else tensor
 
     def __delitem__(self, name: str) -> None:
-        del self._store[_key(name)]
+        del self._store[encoded(name)]
 
     def __iter__(self) -> Iterator[str]:
-        return iter([key.replace("/", ".") for key in self._store])
+        return iter([decoded(key) for key in self._store])
 
     def __len__(self) -> int:
         return len(self._store)
@@ -84,5 +95,5 @@ class NamedTensors(nn.Module, MutableMapping[str, Tensor]):
         for key, value in found.items():
             held = self._store.get(key)
             if held is None or held.shape != value.shape or held.dtype != value.dtype:
-                self[key] = value.detach().clone()
+                self[decoded(key)] = value.detach().clone()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_supermask.class_outputs import check_classes, complete_classes, latest_logits
+from avalanche_supermask.companions import check_companions
 from avalanche_supermask.distributed import everywhere, whole_outputs
 from avalanche_supermask.distributed.plugin import join
 from avalanche_supermask.experience_labels import labelled
@@ -163,6 +164,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         refuse_replacement(strategy)
         self._model = id(model)
         check_revisit(self.on_revisit, continues=self.continues, method=type(self).__name__.removesuffix("Plugin"))
+        check_companions(strategy.plugins, type(strategy).__name__)
         if strategy.train_epochs < 1:
             raise ValueError(f"train_epochs must be at least 1 to learn a task; got {strategy.train_epochs}")
         join(strategy, self)
@@ -402,7 +404,8 @@ def adopt_parameters(optimizer: Optimizer, model: MaskedModel, original: nn.Modu
     if original is not None:
         renamed = {id(p): copies[name] for name, p in original.named_parameters() if name in copies}
         for group in optimizer.param_groups:
-            group["params"] = [renamed.get(id(p), p) for p in group["params"]]
+            # In place: an optimizer may hold on to the list, as LBFGS does.
+            group["params"][:] = [renamed.get(id(p), p) for p in group["params"]]
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     tasks = model.subnetworks
     chosen_by = (*tasks.scores.items(), *tasks.mixtures.coefficients.items(), *tasks.values.items())

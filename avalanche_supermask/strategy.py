@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +17,23 @@ from torch.optim import Adam, Optimizer
 from typing_extensions import TypedDict
 
 from avalanche_supermask import nested
+from avalanche_supermask.companions import check_companions
 from avalanche_supermask.inference import Inference
 from avalanche_supermask.logits import Logits
 from avalanche_supermask.model.masked_model import MaskedModel
-from avalanche_supermask.model.tensor_roles import Init, Maskable, Outside, PerTask, Scores, Statistics
+from avalanche_supermask.model.tensor_roles import Frozen, Init, Maskable, Outside, PerTask, Scores, Statistics
 from avalanche_supermask.plugin import OnRevisit, SubnetworkPlugin, adopt_parameters
 from avalanche_supermask.task_naming import check_revisit
 
-__all__ = ["ModelArguments", "ModelFirst", "Scenario", "StrategyArguments", "SubnetworkStrategy", "fused_adam"]
+__all__ = [
+    "ModelArguments",
+    "ModelFirst",
+    "Scenario",
+    "StrategyArguments",
+    "SubnetworkStrategy",
+    "check_device",
+    "fused_adam",
+]
 
 
 class StrategyArguments(TypedDict, total=False):
@@ -54,6 +65,7 @@ class ModelArguments(TypedDict, total=False):
     outside: Outside
     values: nn.Module | Mapping[str, Tensor] | None
     statistics: Statistics
+    frozen: Frozen
     seed: int | None
 
 
@@ -102,14 +114,14 @@ class SubnetworkStrategy(ModelFirst):
         method: the method's plugin.
         optimizer: used as it is, on its own groups; None for ``default_optimizer``.
         default_lr: learning rate of Adam, the papers' optimizer, where ``optimizer`` is None.
-        init: see `MaskedModel`; ``"scaled_constant"`` if left out.
-        per_task, exclude, own, mask, scores, seed, task_inference, logits: see `MaskedModel`.
-        outside, values, statistics: see `MaskedModel`.
+        task_inference, logits: see `MaskedModel`; ``init`` is ``"scaled_constant"`` if left out.
         on_revisit: see `SubnetworkPlugin`.
-        arguments: of any Avalanche strategy.
+        arguments: of `MaskedModel` (see `ModelArguments`) and of any Avalanche strategy (see `StrategyArguments`).
 
     Raises:
-        ValueError: arguments for the wrapping of a model that is wrapped already, or an unknown ``on_revisit``.
+        TypeError: an unknown argument.
+        ValueError: arguments for the wrapping of a model that is wrapped already in another way, an unknown
+            ``on_revisit``, or a device that this machine has not.
     """
 
     scenario = Scenario(training=True, test=False)
@@ -128,38 +140,27 @@ class SubnetworkStrategy(ModelFirst):
         method: SubnetworkPlugin,
         optimizer: Optimizer | None,
         default_lr: float,
-        init: Init = "scaled_constant",
-        per_task: PerTask = "none",
-        exclude: Sequence[str] = (),
-        own: Sequence[str] = (),
-        mask: Maskable = "weights",
-        scores: Scores = "random",
-        outside: Outside = "zero",
-        values: nn.Module | Mapping[str, Tensor] | None = None,
-        statistics: Statistics = "task",
-        seed: int | None = None,
         task_inference: str | Inference = "given",
         logits: Logits = None,
         on_revisit: OnRevisit = "error",
         **arguments: Any,
     ) -> None:
+        self._check_arguments(arguments)
+        check_companions(arguments.get("plugins") or (), type(self).__name__)
         check_revisit(on_revisit, continues=method.continues, method=type(self).__name__)
         method.on_revisit = on_revisit
         method.rule_applies = optimizer is None
-        if not isinstance(model, MaskedModel):
+        if "train_epochs" in arguments and type(method).phases is not SubnetworkPlugin.phases:
+            method.phases(arguments["train_epochs"])  # complains now, not when training starts
+        wrapping = {name: arguments.pop(name) for name in ModelArguments.__annotations__ if name in arguments}
+        if isinstance(model, MaskedModel):
+            _check_wrapping(model, wrapping)
+        else:
             original = model
-            model = MaskedModel(
-                model, init=init, per_task=per_task, exclude=exclude, own=own, mask=mask, scores=scores,
-                outside=outside, values=values, statistics=statistics, seed=seed,
-            )  # fmt: skip
+            model = MaskedModel(model, **{"init": "scaled_constant", **wrapping})
             model.scale_constants(method.densities(model))
             if optimizer is not None:
                 adopt_parameters(optimizer, model, original)
-        elif per_task != "none" or exclude or seed is not None:
-            raise ValueError(
-                "per_task, exclude and seed say how to wrap a network, but the model is a MaskedModel already; "
-                "pass them to MaskedModel"
-            )
         if task_inference != "given":
             model.task_inference = task_inference
         if logits is not None:
@@ -182,10 +183,56 @@ class SubnetworkStrategy(ModelFirst):
         shown = "".join(f"{name}={value!r}, " for name, value in settings.items())
         return f"{type(self).__name__}({shown}model={self.model!r})"
 
+    def _check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse what no strategy takes, before anything else is looked at."""
+        taken = {*inspect.signature(type(self).__init__).parameters} - {"self", "arguments", "method", "default_lr"}
+        known = taken | {*StrategyArguments.__annotations__, *ModelArguments.__annotations__}
+        for name in arguments:
+            if name not in known:
+                close = difflib.get_close_matches(name, sorted(known), n=3)
+                meant = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it takes {sorted(known)}"
+                raise TypeError(f"{type(self).__name__} got an unexpected argument {name!r}; {meant}")
+        check_device(arguments.get("device", "cpu"))
+
 
 def _tells(name: str, value: Any) -> bool:
     """Whether a setting of a method belongs into its short form."""
     return not name.startswith("_") and isinstance(value, (int, float, str)) and name not in ("task_key", "schedule")
+
+
+def check_device(device: str | torch.device) -> None:
+    """Complain now of a device that this machine has not, instead of at the first batch.
+
+    Raises:
+        ValueError: it has none of that name.
+    """
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device must be 'cpu', 'cuda', 'cuda:1' or the like; got {device!r}") from None
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not here.get(wanted.type, True):
+        raise ValueError(
+            f"device {str(device)!r} is not available on this machine; use 'cpu', or a PyTorch built for it"
+        )
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {str(device)!r} is not there: this machine has {torch.cuda.device_count()} GPU(s)")
+
+
+def _check_wrapping(model: MaskedModel, wrapping: Mapping[str, Any]) -> None:
+    """Refuse arguments that would wrap a model in another way than it is."""
+    as_it_is = {"frozen": "keep", **model.wrapping, "seed": model.seed, "values": None}
+    others = [
+        name
+        for name, value in wrapping.items()
+        if (name, value) != ("seed", None)
+        and (list(value) if name in ("exclude", "own") else value) != as_it_is.get(name)
+    ]
+    if others:
+        raise ValueError(
+            f"{', '.join(others)}: these say how to wrap a network, but the model is a MaskedModel already; pass them "
+            "to MaskedModel"
+        )
 
 
 def fused_adam(parameters: Iterable[Tensor], lr: float) -> Adam:

@@ -19,6 +19,7 @@ from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_supermask import CachedTensors, ImpressLearn, SupSup
 from avalanche_supermask.metrics import AccuracyOverSteps
+from benchmarks.command import device_name
 from benchmarks.endless import KINDS, Endless
 from benchmarks.provenance import write_result
 
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=5, help="steps between measurements (default %(default)s)")
     parser.add_argument("--density", type=float, default=0.25, help="of a mask (default %(default)s)")
     parser.add_argument("--basis-epochs", type=int, default=3, help="of each mask (default %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--device", default="cpu", type=device_name, help="cpu or cuda (default cpu)")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     parser.add_argument("--dataset-root", type=Path, required=True, help="where torchvision keeps MNIST, or puts it")
     parser.add_argument("--tb", type=Path, default=Path("runs/adaptation"), help="TensorBoard logs")

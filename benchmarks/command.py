@@ -11,9 +11,19 @@ from typing import Any
 
 import torch
 
+from avalanche_supermask.strategy import check_device
 from benchmarks.provenance import write_result
 
-__all__ = ["run_or_draw"]
+__all__ = ["device_name", "run_or_draw"]
+
+
+def device_name(text: str) -> str:
+    """Type of an option ``--device``: complains in one line of a device that this machine has not."""
+    try:
+        check_device(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def run_or_draw(

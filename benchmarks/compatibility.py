@@ -14,9 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["page"]
+from avalanche_supermask.companions import REFUSED
+
+__all__ = ["COMPANIONS", "companions", "page"]
 
 PACKAGES = ("python", "torch", "torchvision", "avalanche-lib", "numpy", "transformers")
+COMPANIONS = (
+    "AGEMPlugin", "CoPEPlugin", "EWCPlugin", "EWCPlugin, online", "FromScratchTrainingPlugin", "GEMPlugin",
+    "LwFPlugin", "MASPlugin", "MIRPlugin", "ReplayPlugin",
+)  # fmt: skip
 CONTRACT = re.compile(
     r"tests/test_contract\.py::test_finished_tasks_stay_bit_identical\[(?P<method>.+)-(?P<network>\w+)-"
     r"(?P<optimizer>\w+)-(?P<companion>\w+)\]"
@@ -52,6 +58,8 @@ def page(environments: Sequence[Mapping[str, Any]]) -> str:
             "",
             *_grid(newest, "optimizer", "companion"),
             "",
+            *companions(),
+            "",
             "## Other networks, optimizers, plugins, number formats, exports",
             "",
             *_table(
@@ -64,6 +72,19 @@ def page(environments: Sequence[Mapping[str, Any]]) -> str:
             "",
         ]
     )
+
+
+def companions() -> list[str]:
+    """Avalanche's own methods beside ours: those that work, and those that are refused."""
+    verdicts = {name: "works" for name in COMPANIONS} | {name: f"refused: {why}" for name, why in REFUSED.items()}
+    return [
+        "## Avalanche's own methods beside ours",
+        "",
+        "As plugins of SupSup, ExSSNeT, CLNP and ImpressLearn (`tests/test_companions.py`). Those that work cannot",
+        "help a finished task, which never changes; those that do not are refused by name before anything is learned.",
+        "",
+        *_table(["plugin", "beside ours"], [[name, verdict] for name, verdict in sorted(verdicts.items())]),
+    ]
 
 
 def _environment(environment: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
 from avalanche_supermask import CachedTensors, HopSupSup
+from benchmarks.command import device_name
 from benchmarks.provenance import write_result
 from benchmarks.streams import build_stream
 
@@ -67,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default %(default)s)")
     parser.add_argument("--width", type=int, default=2048, help="of both hidden layers (default: the paper's 2048)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--device", default="cpu", type=device_name, help="cpu or cuda (default cpu)")
     parser.add_argument("--dataset-root", type=Path, required=True, help="where torchvision keeps MNIST, or puts it")
     parser.add_argument("--out", type=Path, required=True, help="result file")
     options = parser.parse_args()

@@ -20,6 +20,7 @@ import torch
 from avalanche_supermask import CachedTensors, ImpressLearn, SupSup
 from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.inference import Entropy, EntropyDescent, ExpectedEntropy, Inference, OneShot
+from benchmarks.command import device_name
 from benchmarks.endless import KINDS, Endless
 from benchmarks.provenance import write_result
 
@@ -85,7 +86,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128, help="samples that decide together (default %(default)s)")
     parser.add_argument("--batches", type=int, default=20, help="asked of each task (default %(default)s)")
     parser.add_argument("--validation", type=float, default=0.0, help="test on this share of the training data instead")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--device", default="cpu", type=device_name, help="cpu or cuda (default cpu)")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default %(default)s)")
     parser.add_argument("--dataset-root", type=Path, required=True, help="where torchvision keeps MNIST, or puts it")
     parser.add_argument("--out", type=Path, required=True, help="result file")

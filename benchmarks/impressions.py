@@ -21,7 +21,7 @@ from torch import Tensor
 from avalanche_supermask import CachedTensors, ImpressLearn, MaskedModel, SupSup
 from avalanche_supermask.selection import selection
 from benchmarks.accuracy import accuracy
-from benchmarks.command import run_or_draw
+from benchmarks.command import device_name, run_or_draw
 from benchmarks.endless import KINDS, Endless
 
 BASES = ("heterogeneous", "homogeneous", "random")
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--mask-lr", type=float, default=0.02, help="Adam, cosine (default %(default)s)")
     parser.add_argument("--coefficient-lr", type=float, default=0.02, help="Adam, cosine (default %(default)s)")
     parser.add_argument("--validation", type=float, default=0.0, help="test on this share of the training data instead")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--device", default="cpu", type=device_name, help="cpu or cuda (default cpu)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default %(default)s)")
     run_or_draw(parser, "benchmarks.impressions", sweep, plot)
 

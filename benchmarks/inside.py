@@ -26,7 +26,7 @@ from tqdm import tqdm
 from avalanche_supermask import CachedTensors, ImpressLearn, SupSup
 from avalanche_supermask.text import EncoderClassifier
 from benchmarks.accuracy import accuracy
-from benchmarks.command import run_or_draw
+from benchmarks.command import device_name, run_or_draw
 from benchmarks.networks import MultiHead
 from benchmarks.streams import with_validation
 from benchmarks.text import clinc150, encoder
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--n-basis", type=int, default=5, help="of ImpressLearn (default %(default)s)")
     parser.add_argument("--norm", action="store_true", help="LayerNorm is each task's own")
     parser.add_argument("--validation", type=float, default=0.0, help="test on this share of the training data instead")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--device", default="cpu", type=device_name, help="cpu or cuda (default cpu)")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     run_or_draw(parser, "benchmarks.inside", run, None)
 

@@ -19,6 +19,7 @@ import torch
 
 from avalanche_supermask import CachedTensors, ExSSNeT
 from benchmarks.accuracy import accuracy
+from benchmarks.command import device_name
 from benchmarks.provenance import write_result
 from benchmarks.streams import STREAMS, build_stream
 
@@ -64,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset-root", type=Path, required=True, help="where torchvision keeps MNIST")
     parser.add_argument("--samples", default="2560,10240,40960", help="training samples a task (default %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--device", default="cpu", type=device_name, help="cpu or cuda (default cpu)")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kkt.json"), help="result file")
     options = parser.parse_args()

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from avalanche_supermask import CachedTensors, ExSSNeT
 from avalanche_supermask.metrics import AccuracyOverSteps
-from benchmarks.command import run_or_draw
+from benchmarks.command import device_name, run_or_draw
 from benchmarks.kkt import VARIANTS
 from benchmarks.streams import with_validation
 from benchmarks.text import cnn, datasets
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--validation", type=float, default=0.0, help="test on this share of the training data instead")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="first seed (default %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--device", default="cpu", type=device_name, help="cpu or cuda (default cpu)")
     run_or_draw(parser, "benchmarks.kkt_text", run, plot)
 
 

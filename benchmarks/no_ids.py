@@ -20,6 +20,7 @@ from tqdm import tqdm
 from avalanche_supermask import CachedTensors, MaskedModel, SupSup, SupSupNNs
 from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.inference import OneShot
+from benchmarks.command import device_name
 from benchmarks.endless import Endless
 from benchmarks.networks import mlp
 from benchmarks.provenance import write_result
@@ -99,7 +100,7 @@ def main() -> None:
     parser.add_argument("--layer-densities", choices=("uniform", "erdos_renyi"), default="erdos_renyi", help="(ER)")
     parser.add_argument("--mask-lr", type=float, default=0.02, help="Adam (default %(default)s)")
     parser.add_argument("--validation", type=float, default=0.0, help="test on this share of the training data instead")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--device", default="cpu", type=device_name, help="cpu or cuda (default cpu)")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     parser.add_argument("--dataset-root", type=Path, required=True, help="where torchvision keeps MNIST, or puts it")
     parser.add_argument("--out", type=Path, required=True, help="result file")

@@ -25,7 +25,9 @@ from avalanche_supermask import MaskedModel
 from avalanche_supermask.bits.rice import encode
 from avalanche_supermask.selection import selection
 from avalanche_supermask.strategies.clnp.entries import FREE, Partition
-from avalanche_supermask.strategies.clnp.units import find_units, slim
+from avalanche_supermask.strategies.clnp.slim import slim
+from avalanche_supermask.strategies.clnp.units import find_units
+from benchmarks.command import device_name
 from benchmarks.networks import SlimResNet18, mlp
 from benchmarks.provenance import write_result
 
@@ -153,8 +155,7 @@ def measure(
     pruned.commit()
     pruned.eval()
     dense.eval()
-    keep = {layer: claimed[ids.start : ids.stop] == 0 for layer, ids in units.layers.items()}
-    small = slim(pruned.export(0).cpu(), (x[:2].cpu(),), keep).to(device)
+    small = slim(pruned.export(0).cpu(), (x[:2].cpu(),), units, claimed == 0).to(device)
     found["slim export, a fifth of the units"] = ratio(forward(small), forward(dense), repeats, sync)
     return found
 
@@ -174,7 +175,7 @@ def on_disk(weights: int = 266_200) -> dict[str, float]:
 def main() -> None:
     """Measure all networks and write a result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--device", default="cpu", type=device_name, help="cpu or cuda (default cpu)")
     parser.add_argument("--repeats", type=int, default=60, help="pairs a ratio (default 60)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed.json"), help="result file")

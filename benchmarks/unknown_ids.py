@@ -29,7 +29,7 @@ from avalanche_supermask import CachedTensors, MaskedModel, SupSup, save
 from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.inference import Binary, OneShot
 from avalanche_supermask.model.superposition import Superposition
-from benchmarks.command import run_or_draw
+from benchmarks.command import device_name, run_or_draw
 from benchmarks.endless import Endless
 from benchmarks.networks import mlp
 
@@ -196,7 +196,7 @@ def main() -> None:
         "--queries", type=int, default=79, help="batches asked of each, evenly spread; 79 are all (default %(default)s)"
     )
     parser.add_argument("--validation", type=float, default=0.0, help="test on this share of the training data instead")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--device", default="cpu", type=device_name, help="cpu or cuda (default cpu)")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     run_or_draw(parser, "benchmarks.unknown_ids", run, plot)
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from avalanche_supermask.strategy import check_device
 from benchmarks.streams import STREAMS, SUITES, stream_of
 from leaderboard.aggregate import comparisons, load_results
 from leaderboard.cell import SETTINGS, Cell, settings_of
@@ -143,6 +144,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(forecast(cells, out=options.out, workers=options.workers))
         return 0
+    if options.engine == "local":  # Ray's machines have devices of their own
+        check_device(options.device)
     failed = _engine(options)(
         cells,
         out=options.out,
@@ -202,6 +205,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
+    check_device(options.device)
     modules = [name for name in options.modules.split(",") if name]
     for name in modules:
         join(name)

@@ -3,6 +3,7 @@
 import torch
 from avalanche.benchmarks import tensors_benchmark
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 SHAPE = (1, 6, 6)
 
@@ -95,7 +96,41 @@ class TiedEmbedding(nn.Module):
         return self.out(self.conv(self.tokens(ids).transpose(1, 2)).mean(dim=2))
 
 
-NETWORKS = {"mlp": mlp, "lenet": lenet, "resnet": ResNet, "transformer": Transformer, "lstm": Recurrent}
+class RMSNorm(nn.Module):
+    """A norm as Llama-like repositories write their own."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+class Stranger(nn.Module):
+    """What people bring: padded tokens, ``weight_norm``, a norm of their own, a frozen layer, a slash in a name."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(11, 12, padding_idx=0)
+        self.frozen = nn.Linear(12, 12).requires_grad_(False)
+        self.blocks = nn.ModuleDict({"in/out": weight_norm(nn.Linear(12, 16))})
+        self.norm = RMSNorm(16)
+        self.fc = nn.Linear(16, 2)
+
+    def forward(self, x):
+        ids = (x.flatten(1) > 0).long().cumsum(1) % 11
+        h = self.frozen(self.tokens(ids)).relu()
+        return self.fc(self.norm(self.blocks["in/out"](h).relu()).mean(dim=1))
+
+
+NETWORKS = {
+    "mlp": mlp,
+    "lenet": lenet,
+    "resnet": ResNet,
+    "transformer": Transformer,
+    "lstm": Recurrent,
+}
 
 
 def inputs(n=16, seed=1):

@@ -16,11 +16,18 @@ from torch.optim import SGD, Adam, AdamW
 from avalanche_supermask import CachedTensors, methods
 from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.strategy import ModelArguments, StrategyArguments
-from tests.streams import NETWORKS, class_stream, inputs, mlp, outputs, train_all
+from tests.streams import NETWORKS as ORDINARY
+from tests.streams import Stranger, class_stream, inputs, mlp, outputs, train_all
 
 METHODS = methods()
+NETWORKS = {**ORDINARY, "stranger": Stranger}
 # Small networks fill up; that is said, and is not what these tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore:task .. no free unit is left")
+# So is that the stranger has a frozen layer, and that some networks have no norm.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:task .. no free unit is left",
+    "ignore:2 parameters of Stranger are frozen",
+    "ignore:per_task='norm', but no module",
+)
 OPTIMIZERS = {
     "sgd": lambda p: SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2),
     "adam": lambda p: Adam(p, lr=0.01, weight_decay=1e-3),
@@ -37,13 +44,14 @@ def build(method, net, *, optimizer=None, plugins=(), **arguments):
     options = {"density": density, "margin": 0.05, "l1": 1e-3, "n_basis": 2, **arguments}
     settings.update({k: v for k, v in options.items() if k in taken or k in StrategyArguments.__annotations__})
     settings.update({k: v for k, v in options.items() if k in ModelArguments.__annotations__})
-    made = None if optimizer is None else OPTIMIZERS[optimizer](net.parameters())
+    make = OPTIMIZERS.get(optimizer, optimizer)
+    made = None if make is None else make(net.parameters())
     return METHODS[method](net, optimizer=made, plugins=list(plugins), **settings)
 
 
 def networks_of(method):
     """Networks that the method takes; a method may refuse some, with an error that says why."""
-    return [n for n in NETWORKS if METHODS[method].any_module or n not in ("transformer", "lstm")]
+    return [n for n in NETWORKS if METHODS[method].any_module or n not in ("transformer", "lstm", "stranger")]
 
 
 PAIRS = [(method, network) for method in METHODS for network in networks_of(method)]
@@ -81,6 +89,17 @@ def test_finished_tasks_stay_bit_identical(method, network, optimizer, companion
     else:
         assert drift == 0.0
     assert strategy.model.task_keys == [0, 1, 2]
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if not METHODS[m].forgets])
+def test_over_eight_tasks_with_parameter_groups(method):
+    net = NETWORKS[networks_of(method)[-1]]()
+    learning = [p for p in net.parameters() if p.requires_grad]
+    groups = [{"params": learning[:2], "lr": 0.01, "weight_decay": 0.0}, {"params": learning[2:], "lr": 0.05}]
+    optimizer = SGD(groups, lr=0.1, momentum=0.9, weight_decay=1e-2)
+    strategy = build(method, net, optimizer=lambda _: optimizer)
+    assert drift_of_old_tasks(strategy, class_stream(8)) == 0.0
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 1e-2]
 
 
 @pytest.mark.parametrize(("method", "network"), [pair for pair in PAIRS if not METHODS[pair[0]].forgets])

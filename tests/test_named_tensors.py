@@ -38,3 +38,13 @@ def test_it_nests_copies_and_pickles():
         assert torch.equal(other["inner"]["a.b"], torch.ones(2))
         assert other["inner"]["a.b"].data_ptr() != module["inner"]["a.b"].data_ptr()
     assert list(module.state_dict()) == ["inner.a/b"]
+
+
+@pytest.mark.parametrize("name", ["a.b", "fc/1.weight", "a%2Fb", "a./b", "a/.b", "%25", "100%/x.y"])
+def test_any_name_comes_back(name):
+    tensors = NamedTensors({name: torch.ones(1)})
+    assert list(tensors) == [name]
+    other = NamedTensors()
+    other.load_state_dict(tensors.state_dict())
+    assert list(other) == [name]
+    assert "." not in next(iter(tensors.state_dict()))

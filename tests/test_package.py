@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "model": {
         "bits", "effective", "lasting", "functional", "named_tensors", "selection", "inference", "logits", "nested",
     },
-    "learning_rates": {"model"},
+    "learning_rates": {"functional", "model"},
     "experience_labels": set(),
     "task_naming": {"model"},
     "class_outputs": {"model", "logits"},
@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "__main__": {"saving"},
     "pretrained": {"model", "text"},
     "strategies": {
-        "bits", "data", "distributed", "functional", "inference", "logits", "metrics", "model", "named_tensors",
+        "bits", "data", "distributed", "functional", "inference", "learning_rates", "logits", "metrics", "model", "named_tensors",
         "nested", "plugin", "pretrained", "registry", "selection", "strategy", "strategy_batch",
     },
     "text": {"data", "saving"},

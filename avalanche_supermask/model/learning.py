@@ -45,6 +45,7 @@ class Learning(Accounting, MultiTaskModule):
     shared: NamedTensors
     fresh: NamedTensors
     frozen_channels: dict[str, FrozenChannels]
+    frozen_names: frozenset[str] = frozenset()  # parameters that were brought frozen, and stay as they are
     _own_names: list[str]
     _buffer_names: list[str]
     _resumed: _Finished | None = None  # the task being learned, as it was committed before
@@ -85,7 +86,11 @@ class Learning(Accounting, MultiTaskModule):
         if self.init != "scaled_constant" or used or len(of.base):
             return
         for name, density in densities.items():
-            of.frozen[name].mul_(density**-0.5)
+            weight, row = of.frozen[name], of.padding.get(name)
+            brought = None if row is None else weight[row].clone()
+            weight.mul_(density**-0.5)
+            if brought is not None:
+                weight[row] = brought
         of.scaled_for = {name: float(density) for name, density in densities.items()}
         self._clear_kept()
 
@@ -203,7 +208,7 @@ class Learning(Accounting, MultiTaskModule):
         Args:
             values: by name of the masked weight, each in its shape; names that are left out stay as they are.
         """
-        owned = self.owned()
+        owned = self.subnetworks.with_padding(self.owned())
         for name, value in values.items():
             weight = self.subnetworks.frozen[name]
             weight.copy_(torch.where(owned[name], weight, value.to(weight)))
@@ -415,7 +420,7 @@ class Learning(Accounting, MultiTaskModule):
         """Let these weights learn, what else the phase trains and, while a task is active, its own tensors."""
         own = {*self._own_names, *self._head_tensors()} if self.active is not None else set()
         for name, p in self.net.named_parameters():
-            p.requires_grad_(name in weights or name in own)
+            p.requires_grad_((name in weights or name in own) and name not in self.frozen_names)
             p.grad = None
         learning = {id(p) for p in self.subnetworks.learning()}
         for p in self.subnetworks.parameters():

@@ -20,6 +20,7 @@ from avalanche.models import DynamicModule
 from avalanche.models.utils import avalanche_model_adaptation
 from torch import Tensor, nn
 
+from avalanche_supermask import nested
 from avalanche_supermask.inference import Answer, Inference, by_name
 from avalanche_supermask.lasting import lasting, ordinary
 from avalanche_supermask.logits import Logits, find_logits
@@ -31,11 +32,13 @@ from avalanche_supermask.model.inputs import UNSET, arguments_of, packed, task_l
 from avalanche_supermask.model.labels import LabelReader
 from avalanche_supermask.model.learning import Learning
 from avalanche_supermask.model.network_call import NetworkCall
+from avalanche_supermask.model.parameter_kinds import padding_rows
 from avalanche_supermask.model.routing import Router, forward_mixed
 from avalanche_supermask.model.sparse_places import make_sparse, with_sparse
 from avalanche_supermask.model.subnetworks import Subnetworks
 from avalanche_supermask.model.superposition import Superposition
 from avalanche_supermask.model.tensor_roles import (
+    Frozen,
     Init,
     Maskable,
     Outside,
@@ -49,7 +52,10 @@ from avalanche_supermask.model.tensor_roles import (
     redraw,
     refuse_integers,
     running_norms,
+    say_what_stays,
 )
+from avalanche_supermask.model.weight_norm import use_masked_weight_norm, use_plain_weight_norm
+from avalanche_supermask.model.wrappable import check_wrappable
 from avalanche_supermask.named_tensors import NamedTensors
 
 __all__ = ["MaskedModel"]
@@ -78,11 +84,15 @@ class MaskedModel(Executing, Learning):
             ``W_base + M * (W - W_base)``. The base is stored once, beside W.
         values: with ``outside="base"``, W: another network of the same structure (or its state), for example one that
             was fine-tuned, of whose change the masks select; None: W is as ``init`` says.
+        frozen: parameters that are brought frozen (``requires_grad=False``) stay as they are in every task, neither
+            masked nor redrawn (``"keep"``), with one warning, unless ``own`` names them; or they are treated like the
+            others (``"mask"``).
         statistics: running statistics (BatchNorm) are each ``"task"``'s own; or ``"frozen"``: those that were brought
             serve all tasks, in training as well.
         per_task: which parameters besides the masked weights each task learns for itself: ``"none"`` (the
             papers: norms without gain and shift, no biases), ``"norm"``, or ``"all"`` (norms and biases).
-            They cost 4 bytes a task and number. Running statistics and heads are per task in any case.
+            Norms are known by their class, or by "norm" in the name of their class or place; gains of ``weight_norm``
+            count as norms. They cost 4 bytes a task and number. Running statistics and heads are per task in any case.
         exclude: regular expressions; parameters whose whole name matches one are not masked.
         own: regular expressions; parameters whose whole name matches one are each task's own, unmasked, and start
             anew for every task: an output layer named here becomes a head a task.
@@ -102,7 +112,9 @@ class MaskedModel(Executing, Learning):
             training sets it where the targets tell that it is the last one.
 
     Raises:
-        ValueError: nothing to mask in ``net``, or an unknown option.
+        ValueError: nothing to mask in ``net``, an unknown option, or weights that are no parameters (the old
+            ``torch.nn.utils.weight_norm``, ``prune``, lazy layers).
+        TypeError: a network that cannot be called with other weights: `DataParallel`, TorchScript.
 
     Example:
         >>> model = MaskedModel(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), seed=0)
@@ -127,6 +139,7 @@ class MaskedModel(Executing, Learning):
         outside: Outside = "zero",
         values: nn.Module | Mapping[str, Tensor] | None = None,
         statistics: Statistics = "task",
+        frozen: Frozen = "keep",
         seed: int | None = None,
         task_inference: str | Inference = "given",
         logits: Logits = None,
@@ -148,20 +161,25 @@ class MaskedModel(Executing, Learning):
         # How to wrap another copy of the network in the same way.
         self.wrapping = {
             "init": self.init, "per_task": per_task, "exclude": [*exclude], "own": [*own], "mask": mask,
-            "scores": scores, "outside": outside, "statistics": statistics,
+            "scores": scores, "outside": outside, "statistics": statistics, "frozen": frozen,
         }  # fmt: skip
         self.seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
+        check_wrappable(net)
         self.host = _Host(copy.deepcopy(net))
-        layout = classify(self.net, per_task=per_task, exclude=exclude, own=own, mask=mask)
+        use_masked_weight_norm(self.net)
+        layout = classify(self.net, per_task=per_task, exclude=exclude, own=own, mask=mask, frozen=frozen)
+        say_what_stays(net, layout)
+        padding = {name: row for name, row in padding_rows(self.net).items() if name in layout.masked}
         base = _copies(layout.masked) if outside == "base" else None
         if init != "keep" and values is None:
-            redraw(layout, self.seed, biases=base is None)
-        frozen = _copies(layout.masked) if values is None else own_values(values, layout.masked)
-        self.subnetworks = Subnetworks(frozen, base=base)
+            redraw(layout, self.seed, biases=base is None, padding=padding)
+        weights = _copies(layout.masked) if values is None else own_values(values, layout.masked)
+        self.subnetworks = Subnetworks(weights, base=base, padding=padding)
         self.shared = NamedTensors(_copies(layout.shared))
         # What a new task starts from: its own parameters, and every buffer.
         self.fresh = NamedTensors(_copies({**layout.private, **layout.buffers}))
         self._own_names = list(layout.private)
+        self.frozen_names = layout.frozen
         self._buffer_names = list(layout.buffers)
         self.router = Router()
         self.task_inference = task_inference
@@ -290,7 +308,13 @@ class MaskedModel(Executing, Learning):
         with self.call.lock:
             sparse = self._sparse_names(key, arguments)
             tensors = self._recent.get((key, sparse), lambda: self._task_tensors(key, sparse))
-        return self._call_task(tensors, arguments)
+        output = self._call_task(tensors, arguments)
+        if self.active is not None and self.training and torch.is_grad_enabled():
+            # A-GEM and GEM differentiate the loss of old samples, in which nothing that learns has a part.
+            for tensor in nested.tensors(output):
+                if tensor.is_floating_point() and not tensor.requires_grad:
+                    tensor.requires_grad_(True)
+        return output
 
     def _live_weights(self) -> dict[str, Tensor]:
         """The trainable copies of the masked weights, in a phase in which any of their entries learn."""
@@ -410,9 +434,12 @@ class MaskedModel(Executing, Learning):
         slots = {**dict(net.named_parameters()), **dict(net.named_buffers())}
         for name, tensor in self.tensors_of(task).items():
             slots[name].data = tensor.detach().clone()  # .data: tied weights stay tied
+        use_plain_weight_norm(net)
+        for name, p in net.named_parameters():
+            p.requires_grad_(name not in self.frozen_names)
         if sparse:
             make_sparse(net, frozenset(self.masked_names))
-        return net.requires_grad_(True).eval()
+        return net.eval()
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from avalanche_supermask.model.checkpointed_calls import CURRENT, Call
+from avalanche_supermask.model.parameter_kinds import rescaled_in_place
 
 __all__ = ["NetworkCall", "hooked"]
 
@@ -43,6 +44,10 @@ class NetworkCall:
         self._net: nn.Module | None = None
         self._children: list[tuple[dict[str, Any], str, nn.Module]] = []
         self._places: dict[str, list[_Place]] = {}
+        self._written: tuple[nn.Module | None, frozenset[str]] = (
+            None,
+            frozenset(),
+        )  # of a network: what calls write into
         self._current: Call | None = None
 
     def __call__(
@@ -66,6 +71,7 @@ class NetworkCall:
         Raises:
             KeyError: the network has no tensor of such a name.
         """
+        tensors = self._with_copies(net, tensors)
         if _is_compiling():  # a compiler knows functional_call: the tensors become inputs of its code
             with hooked(net, hooks or {}):
                 return functional_call(net, dict(tensors), tuple(args), dict(kwargs or {}))
@@ -97,6 +103,13 @@ class NetworkCall:
                 self._current = before
                 CURRENT.reset(token)
 
+    def _with_copies(self, net: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors, with copies of those that the network would write into."""
+        if self._written[0] is not net:
+            self._written = net, rescaled_in_place(net)
+        written = self._written[1] & tensors.keys()
+        return {**tensors, **{name: tensors[name].clone() for name in written}} if written else tensors
+
     def own(self, net: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
         """The network's own tensors of these names, whatever another thread's call puts in their places."""
         if _is_compiling():
@@ -108,7 +121,7 @@ class NetworkCall:
     def forget(self) -> None:
         """Look the places up anew at the next call: tensors of the network were replaced, or tied."""
         with self.lock:
-            self._net, self._children, self._places = None, [], {}
+            self._net, self._children, self._places, self._written = None, [], {}, (None, frozenset())
 
     def _found(self, net: nn.Module, tensors: Mapping[str, Any]) -> dict[str, list[_Place]]:
         """Places of these tensors; looked up anew where a submodule was replaced or added."""

@@ -70,13 +70,23 @@ class Subnetworks(nn.Module):
     Args:
         frozen: committed value of each masked weight, by name.
         base: what each masked weight is outside the masks; None: zero.
+        padding: by name of an embedding's weight, the row that stands for padding: every task has it as it was brought.
     """
 
     scaled_for: Mapping[str, float] = MappingProxyType({})
     """Densities that the constants are scaled for, by name; empty: they are not scaled."""
 
-    def __init__(self, frozen: Mapping[str, Tensor], *, base: Mapping[str, Tensor] | None = None) -> None:
+    padding: Mapping[str, int] = {}  # also of what 0.1.0 pickled
+
+    def __init__(
+        self,
+        frozen: Mapping[str, Tensor],
+        *,
+        base: Mapping[str, Tensor] | None = None,
+        padding: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__()
+        self.padding = dict(padding or {})
         shapes = {name: tuple(weight.shape) for name, weight in frozen.items()}
         self.frozen = NamedTensors(frozen)
         self.base = NamedTensors(base)
@@ -126,6 +136,38 @@ class Subnetworks(nn.Module):
         """What one masked weight is outside the masks."""
         return self.base[name] if len(self.base) else torch.zeros_like(self.frozen[name])
 
+    # ------------------------------------------------------------------ rows of padding
+
+    def with_padding(self, marks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Marks (bool, by name), with those of all rows of padding."""
+        return {name: self._marked(name, mark, True) for name, mark in marks.items()}
+
+    def without_padding(self, marks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Marks (bool, by name), without those of rows of padding, which never learn."""
+        return {name: self._marked(name, mark, False) for name, mark in marks.items()}
+
+    def _marked(self, name: str, mark: Tensor, value: bool) -> Tensor:
+        if name not in self.padding:
+            return mark
+        mark = mark.clone()
+        mark[self.padding[name]] = value
+        return mark
+
+    @property
+    def _brought(self) -> dict[str, int]:
+        """Rows of padding that masks must not cut: all but those of zeros, and those outside which a base stands."""
+        if len(self.base):
+            return {}
+        return {name: row for name, row in self.padding.items() if bool(self.frozen[name][row].any())}
+
+    def _with_brought_rows(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Effective weights, in which rows of padding are as they were brought."""
+        for name, row in self._brought.items():
+            if name in weights:
+                place = torch.tensor([row], device=weights[name].device)
+                weights[name] = weights[name].index_copy(0, place, self.frozen[name][row : row + 1])
+        return weights
+
     # ------------------------------------------------------------------ the task being learned
 
     @torch.no_grad()
@@ -146,7 +188,7 @@ class Subnetworks(nn.Module):
         """The scores choose the mask and learn; and with them the weights marked in ``trainable`` (bool), if any."""
         self._clear_weights()
         self.phase, self.select = "scores", select
-        self.trainable.update({name: t.clone() for name, t in (trainable or {}).items()})
+        self.trainable.update({name: t.clone() for name, t in self.without_padding(trainable or {}).items()})
 
     def learn_coefficients(self, *, own: frozenset[str] = frozenset(), select: Selection | None = None) -> None:
         """The coefficients of a mixture learn, and in the layers ``own`` the scores."""
@@ -166,10 +208,12 @@ class Subnetworks(nn.Module):
     def learn_weights(self, trainable: Mapping[str, Tensor], *, mask: Mapping[str, Tensor]) -> None:
         """The mask stands still; the weights marked in ``trainable`` (bool, inside the mask) learn."""
         mask = {name: m.clone() for name, m in mask.items()}
+        mask.update({name: self._marked(name, mask[name], True) for name in self._brought})
         self._clear_weights()
         self.phase = "weights"
         self.mask.update(mask)
-        self.trainable.update({name: trainable[name] & m for name, m in mask.items()})
+        learns = self.without_padding(trainable)
+        self.trainable.update({name: learns[name] & m for name, m in mask.items()})
 
     def allocate_values(self, counts: Mapping[str, int]) -> None:
         """Make the values that `learn_entries` lets learn, once, before an optimizer collects them."""
@@ -186,7 +230,7 @@ class Subnetworks(nn.Module):
         self._clear_weights()
         self.phase = "entries"
         self.mask.update({name: m.clone() for name, m in mask.items()})
-        for name, entries in chosen.items():
+        for name, entries in self.without_padding(chosen).items():
             places = entries.reshape(-1).nonzero().squeeze(1)
             self.places[name] = places
             self.values[name].zero_()
@@ -200,7 +244,8 @@ class Subnetworks(nn.Module):
             return {name: w.detach() != self.outside(name) for name, w in self._mixed_weights().items()}
         if self.select is None:
             raise RuntimeError("no phase has begun, so there is no current mask; call learn_scores() first")
-        return {name: self.select.mask(name, scores) for name, scores in self.scores.items()}
+        mask = {name: self.select.mask(name, scores) for name, scores in self.scores.items()}
+        return {**mask, **{name: self._marked(name, mask[name], True) for name in self._brought}}
 
     # Exact top-k is not for a compiler; what it would compile is the network.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -214,7 +259,8 @@ class Subnetworks(nn.Module):
             weights = self._learning_weights(live) if len(self.trainable) else dict(self.frozen.items())
             if len(self.base):
                 weights = {name: weights[name] - base for name, base in self.base.items()}
-            return self.around(selected_weights(self.select, dict(self.scores.items()), weights))
+            chosen = selected_weights(self.select, dict(self.scores.items()), weights)
+            return self._with_brought_rows(self.around(chosen))
         if self.phase == "coefficients":
             return self._mixed_weights()
         if self.phase == "entries":
@@ -251,7 +297,8 @@ class Subnetworks(nn.Module):
         own: dict[str, Tensor] = {}
         if self.select is not None:
             own = selected_weights(self.select, {n: self.scores[n] for n in self.own_masks}, change)
-        return self.around({**self.mixtures.weights(self.mixtures.coefficients, mixed, self.masks), **own})
+        weights = {**self.mixtures.weights(self.mixtures.coefficients, mixed, self.masks), **own}
+        return self._with_brought_rows(self.around(weights))
 
     @torch.no_grad()
     def commit(
@@ -370,7 +417,8 @@ class Subnetworks(nn.Module):
         """Effective weights of a finished task: ``W * M``, or with a base ``W_base + M * (W - W_base)``."""
         slot = self._slot(key)
         if slot in self.mixtures:
-            return self.around(self.mixtures.weights(self.mixtures.of(slot), self.change(), self.masks))
+            mixed = self.mixtures.weights(self.mixtures.of(slot), self.change(), self.masks)
+            return self._with_brought_rows(self.around(mixed))
         masks = self.masks.read(slot)
         if str(slot) in self.carried:
             values: NamedTensors = self.carried[str(slot)]  # type: ignore[assignment]
@@ -479,7 +527,7 @@ class Subnetworks(nn.Module):
                 del stored[str(slot)]
         self.choices.pop(slot, None)
         del self.tasks[key]
-        return freed
+        return self.without_padding(freed)
 
     def _slot(self, key: int) -> int:
         if key not in self.tasks:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from avalanche.models import MultiTaskModule
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from avalanche_supermask.bits.packed_masks import CHUNK_BYTES
 from avalanche_supermask.inference.layer_inputs import layer_inputs, owners, shared_layer
@@ -117,7 +117,7 @@ class Superposition:
         return out
 
     def _logits_under(self, arguments: tuple[Any, Any]) -> Callable[[dict[str, Tensor]], Tensor]:
-        return lambda tensors: self.model.logits_of(functional_call(self.model.net, tensors, *arguments))
+        return lambda tensors: self.model.logits_of(self.model.call(self.model.net, tensors, *arguments))
 
     def gradients(
         self,

@@ -6,6 +6,7 @@ Decided once, from names, shapes and module types, when a network is wrapped.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,8 +18,10 @@ from avalanche.models.utils import avalanche_model_adaptation
 from torch import Tensor, nn
 
 from avalanche_supermask.functional import signed_constant
+from avalanche_supermask.model.parameter_kinds import is_gain, is_norm
 
 __all__ = [
+    "Frozen",
     "Init",
     "Layout",
     "Maskable",
@@ -33,6 +36,7 @@ __all__ = [
     "output_layer",
     "own_values",
     "redraw",
+    "say_what_stays",
     "refuse_integers",
     "running_norms",
 ]
@@ -43,14 +47,7 @@ Maskable = Literal["weights", "all"]
 Outside = Literal["zero", "base"]
 Scores = Literal["random", "magnitude"]
 Statistics = Literal["task", "frozen"]
-
-_NORMS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.LocalResponseNorm,
-    *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
-)
+Frozen = Literal["keep", "mask"]
 
 
 @dataclass(frozen=True)
@@ -62,49 +59,95 @@ class Layout:
         shared: parameters that are the same for every task, frozen.
         private: parameters that each task has for itself.
         buffers: what training may change besides: running statistics, or constants.
+        frozen: names of the parameters that were brought frozen and stay as they are, those of heads included.
     """
 
     masked: Mapping[str, nn.Parameter]
     shared: Mapping[str, nn.Parameter]
     private: Mapping[str, nn.Parameter]
     buffers: Mapping[str, Tensor]
+    frozen: frozenset[str] = frozenset()
 
 
 def classify(
-    net: nn.Module, *, per_task: PerTask, exclude: Sequence[str], own: Sequence[str], mask: Maskable
+    net: nn.Module,
+    *,
+    per_task: PerTask,
+    exclude: Sequence[str],
+    own: Sequence[str],
+    mask: Maskable,
+    frozen: Frozen = "keep",
 ) -> Layout:
     """Sort the tensors of a network; see `MaskedModel` for the arguments.
 
     Raises:
         ValueError: an unknown option, or nothing to mask.
     """
-    if per_task not in ("none", "norm", "all"):
-        raise ValueError(f"per_task must be 'none', 'norm' or 'all'; got {per_task!r}")
-    if mask not in ("weights", "all"):
-        raise ValueError(f"mask must be 'weights' or 'all'; got {mask!r}")
+    for option, value, known in (
+        ("per_task", per_task, ("none", "norm", "all")),
+        ("mask", mask, ("weights", "all")),
+        ("frozen", frozen, ("keep", "mask")),
+    ):
+        if value not in known:
+            *others, last = map(repr, known)
+            raise ValueError(f"{option} must be {', '.join(others)} or {last}; got {value!r}")
     heads = tuple(f"{name}." for name, m in net.named_modules() if name and isinstance(m, DynamicModule))
     masked: dict[str, nn.Parameter] = {}
     shared: dict[str, nn.Parameter] = {}
     private: dict[str, nn.Parameter] = {}
+    stay: set[str] = set()
+    norms = 0
     for name, p in net.named_parameters():
+        stays = frozen == "keep" and not p.requires_grad and not _matches(name, own)
+        if stays:
+            stay.add(name)
         if name.startswith(heads):
             continue
-        is_norm = isinstance(net.get_submodule(name.rpartition(".")[0]), _NORMS)
-        maskable = p.dim() >= 1 if mask == "all" else p.dim() >= 2 and not is_norm
-        if maskable and p.is_floating_point() and not _matches(name, (*exclude, *own)):
+        norm = is_norm(net, name)
+        norms += norm
+        maskable = p.dim() >= 1 and not is_gain(net, name) if mask == "all" else p.dim() >= 2 and not norm
+        if stays:
+            shared[name] = p
+        elif maskable and p.is_floating_point() and not _matches(name, (*exclude, *own)):
             masked[name] = p
-        elif _matches(name, own) or per_task == "all" or (per_task == "norm" and is_norm):
+        elif _matches(name, own) or per_task == "all" or (per_task == "norm" and norm):
             private[name] = p
         else:
             shared[name] = p
     if not masked:
-        raise ValueError(
-            f"{type(net).__name__} has no weight to mask: expected at least one parameter of two or more "
-            f"dimensions outside norms, heads and exclude={list(exclude)}; pass a network with a Linear, "
-            "convolution or embedding layer"
+        _complain_of_nothing(net, exclude, stay)
+    if per_task == "norm" and not norms:
+        warnings.warn(
+            f"per_task='norm', but no module of {type(net).__name__} is a norm by its class or its name and has "
+            "parameters: nothing is each task's own; name the parameters in own=[...] if there are some",
+            stacklevel=4,
         )
     buffers = {name: b for name, b in net.named_buffers() if not name.startswith(heads)}
-    return Layout(masked, shared, private, buffers)
+    return Layout(masked, shared, private, buffers, frozenset(stay))
+
+
+def _complain_of_nothing(net: nn.Module, exclude: Sequence[str], stay: Collection[str]) -> None:
+    if stay:
+        raise ValueError(
+            f"every weight of {type(net).__name__} that could be masked is frozen (requires_grad=False), and frozen "
+            "parameters stay as they are; pass frozen='mask' to mask them too, or unfreeze what shall learn"
+        )
+    raise ValueError(
+        f"{type(net).__name__} has no weight to mask: expected at least one parameter of two or more "
+        f"dimensions outside norms, heads and exclude={list(exclude)}; pass a network with a Linear, "
+        "convolution or embedding layer"
+    )
+
+
+def say_what_stays(net: nn.Module, layout: Layout) -> None:
+    """Warn once, at wrapping, of parameters that were brought frozen and are neither masked nor redrawn."""
+    if layout.frozen:
+        some = ", ".join(sorted(layout.frozen)[:3]) + (", and others" if len(layout.frozen) > 3 else "")
+        warnings.warn(
+            f"{len(layout.frozen)} parameters of {type(net).__name__} are frozen (requires_grad=False) and stay as "
+            f"they are, neither masked nor redrawn ({some}); pass frozen='mask' to mask them too",
+            stacklevel=4,
+        )
 
 
 def head_tensors(net: nn.Module, known: Collection[str], label: int | None) -> dict[str, Tensor]:
@@ -172,13 +215,23 @@ def output_layer(net: nn.Module) -> str:
 
 
 @torch.no_grad()
-def redraw(layout: Layout, seed: int, *, biases: bool = True) -> None:
-    """Signed constants for the masked weights and, if wanted, zero for the biases (SupSup, A1), in place."""
+def redraw(layout: Layout, seed: int, *, biases: bool = True, padding: Mapping[str, int] | None = None) -> None:
+    """Signed constants for the masked weights and, if wanted, zero for the biases (SupSup, A1), in place.
+
+    Args:
+        layout: of the network; what was brought frozen stays as it is.
+        seed: of the signs.
+        biases: whether biases become zero.
+        padding: rows that stay as they are, by name of the weight.
+    """
     generator = torch.Generator().manual_seed(seed)
-    for p in layout.masked.values():
-        p.copy_(signed_constant(p.shape, generator=generator))
+    for name, p in layout.masked.items():
+        drawn = signed_constant(p.shape, generator=generator)
+        if padding and name in padding:
+            drawn[padding[name]] = p[padding[name]].to(drawn)
+        p.copy_(drawn)
     for name, p in (*layout.shared.items(), *layout.private.items()) if biases else ():
-        if "bias" in name.rpartition(".")[2]:
+        if "bias" in name.rpartition(".")[2] and name not in layout.frozen:
             p.zero_()
 
 

@@ -8,7 +8,9 @@ of the weights) is not stored, nor is a strategy: for resuming a run there is `s
 
 from __future__ import annotations
 
+import copy
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from avalanche_supermask.bits.rice import decode, encode
 from avalanche_supermask.distributed import is_first
 from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.named_tensors import decoded
 from avalanche_supermask.saving.sealed_file import read_sealed, write_sealed
 
 __all__ = ["load", "read_compact", "save"]
@@ -65,6 +68,7 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
         "format": FORMAT if changed or any(name.startswith(STATISTICS) for name in tensors) else 1,
         "changed": [[name, len(code)] for name, code in changed.items()],
         "wrapping": model.wrapping,
+        "frozen": sorted(model.frozen_names),
         "seed": model.seed,
         "task_inference": model.task_inference if isinstance(model.task_inference, str) else "given",
         "logits": None if callable(model.logits) else model.logits,
@@ -93,7 +97,12 @@ def load(path: str | os.PathLike[str], net: nn.Module, *, device: str | torch.de
     """
     manifest, tensors, rows = read_compact(path)
     wrapping = manifest["wrapping"]
-    model = MaskedModel(net, **{**wrapping, "init": "keep"}, seed=manifest["seed"])
+    net = copy.deepcopy(net)
+    for name, p in net.named_parameters():
+        p.requires_grad_(name not in manifest.get("frozen", ()))  # as the network that was saved
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what was said when that one was wrapped
+        model = MaskedModel(net, **{**wrapping, "init": "keep"}, seed=manifest["seed"])
     model.init, model.wrapping = wrapping["init"], wrapping
     _expect_same_network(path, model, tensors)
     for slot, code in rows.items():
@@ -158,7 +167,7 @@ def _rows(manifest: Mapping[str, Any], joined: Tensor) -> dict[int, bytes]:
 
 def _expect_same_network(path: Any, model: MaskedModel, tensors: Mapping[str, Tensor]) -> None:
     prefix = "subnetworks.frozen."
-    stored = {n[len(prefix) :].replace("/", "."): tuple(t.shape) for n, t in tensors.items() if n.startswith(prefix)}
+    stored = {decoded(n[len(prefix) :]): tuple(t.shape) for n, t in tensors.items() if n.startswith(prefix)}
     mine = model.masked_shapes
     if stored != mine:
         name = next(n for n in [*stored, *mine] if stored.get(n) != mine.get(n))

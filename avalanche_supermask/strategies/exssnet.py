@@ -301,6 +301,7 @@ class ExSSNeT(SubnetworkStrategy):
         mask_lr: learning rate of the mask phase; None: chosen for each layer by a rule (`learning_rates`); with an
             optimizer of yours, None keeps its own.
         weight_lr: learning rate of the weight phase; None: like ``mask_lr``.
+        transfer: where a task's scores start, besides KKT: ``"none"``, ``"scores"`` or ``"masks"``; see `SupSupPlugin`.
         task_key: ``"auto"``, ``"task_label"`` or ``"experience"``.
         schedule: ``"constant"`` or ``"cosine"``; by default cosine for our optimizer, constant for yours.
         arguments: of `MaskedModel` and of any Avalanche strategy.
@@ -330,6 +331,7 @@ class ExSSNeT(SubnetworkStrategy):
         keep_scores: bool = False,
         mask_lr: float | None = None,
         weight_lr: float | None = None,
+        transfer: Transfer = "none",
         task_key: TaskKey = "auto",
         schedule: Schedule | None = None,
         **arguments: Unpack[AllArguments],
@@ -347,10 +349,10 @@ class ExSSNeT(SubnetworkStrategy):
             keep_scores=keep_scores,
             mask_lr=mask_lr,
             weight_lr=weight_lr,
+            transfer=transfer,
             task_key=task_key,
             schedule=schedule or ("cosine" if optimizer is None else "constant"),
         )
-        method.phases(arguments.get("train_epochs", 1))
         super().__init__(model=model, method=method, optimizer=optimizer, default_lr=1e-3, **arguments)
 
 

@@ -275,6 +275,7 @@ class HopSupSup(ModelFirst):
         gamma: see `HopSupSupPlugin`.
         recovery_batch: see `HopSupSupPlugin`.
         restarts: see `HopSupSupPlugin`.
+        cosine_schedule: see `HopSupSupPlugin`.
         seed: of the weights.
         arguments: of any Avalanche strategy.
 
@@ -295,12 +296,18 @@ class HopSupSup(ModelFirst):
         gamma: float = 1.5e-3,
         recovery_batch: int = 64,
         restarts: int = 5,
+        cosine_schedule: bool = True,
         seed: int | None = None,
         **arguments: Unpack[StrategyArguments],
     ) -> None:
         masked = model if isinstance(model, UnitMaskedModel) else UnitMaskedModel(model, seed=seed)
         method = HopSupSupPlugin(
-            steps=steps, recovery_lr=recovery_lr, gamma=gamma, recovery_batch=recovery_batch, restarts=restarts
+            steps=steps,
+            recovery_lr=recovery_lr,
+            gamma=gamma,
+            recovery_batch=recovery_batch,
+            restarts=restarts,
+            cosine_schedule=cosine_schedule,
         )
         given: dict[str, Any] = dict(arguments)
         given["plugins"] = [*(given.get("plugins") or []), method]

@@ -305,7 +305,6 @@ class SparseFineTuning(SubnetworkStrategy):
             task_key=task_key,
             schedule=schedule or ("cosine" if optimizer is None else "constant"),
         )
-        method.phases(arguments.get("train_epochs", 2))
         chosen_by_default = not isinstance(model, MaskedModel) and "exclude" not in arguments
         if chosen_by_default:
             arguments["exclude"] = left_out(model)

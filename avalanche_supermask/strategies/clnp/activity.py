@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.strategies.clnp.channels import channel_axis
 from avalanche_supermask.strategies.clnp.units import Units
 
 __all__ = ["Activity", "unit_activity"]
@@ -25,7 +26,7 @@ class _Meter:
         self.count = 0
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        channels = output.detach().relu().transpose(0, 1).flatten(1)  # (channels, batch * positions)
+        channels = output.detach().relu().movedim(channel_axis(module, output), 0).flatten(1)  # (channels, positions)
         if self.statistic == "rate":
             channels = (channels > 0).float()
         total = channels.sum(dim=1, dtype=torch.float64)
@@ -57,8 +58,13 @@ def unit_activity(model: MaskedModel, units: Units, batches: Iterable[Tensor], *
             hook.remove()
     activity = torch.zeros(units.count, dtype=torch.float64)
     for layer, ids in units.layers.items():
-        means = [(m.total / m.count).cpu() for m in (meters[p] for p in units.producers[layer]) if m.total is not None]
-        if means:
-            mine = torch.stack(means).amax(dim=0)
-            activity[ids.start : ids.stop] = mine / mine.mean().clamp_min(1e-12) if statistic == "relative" else mine
+        for producer in units.producers[layer]:
+            meter, unit = meters[producer], units.channels[producer]
+            mine = (unit >= ids.start) & (unit < ids.stop)
+            if meter.total is not None:
+                mean = (meter.total / meter.count).cpu()
+                activity.scatter_reduce_(0, unit[mine], mean[mine], "amax")
+        if statistic == "relative":
+            layer_mean = activity[ids.start : ids.stop].mean().clamp_min(1e-12)
+            activity[ids.start : ids.stop] /= layer_mean
     return activity

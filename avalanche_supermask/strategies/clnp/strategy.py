@@ -44,6 +44,7 @@ from avalanche_supermask import nested
 from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.distributed import agreed
 from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.model.tensor_roles import Frozen
 from avalanche_supermask.model.tensor_roles import output_layer as last_layer
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.registry import register
@@ -346,6 +347,8 @@ class CLNP(SubnetworkStrategy):
         weight_lr: learning rate; None: the optimizer's.
         task_key: ``"auto"``, ``"task_label"`` or ``"experience"``.
         schedule: ``"constant"`` or ``"cosine"``; by default cosine for our optimizer, constant for yours.
+        frozen: ``"keep"``: layers that are brought frozen (``requires_grad=False``) stay as they are, and their neurons
+            are no units; or ``"mask"``: they are pruned like the others.
         seed: of the re-initialisation and the held-out samples.
         arguments: of any Avalanche strategy.
 
@@ -380,6 +383,7 @@ class CLNP(SubnetworkStrategy):
         weight_lr: float | None = None,
         task_key: TaskKey = "auto",
         schedule: Schedule | None = None,
+        frozen: Frozen = "keep",
         seed: int | None = None,
         **arguments: Unpack[StrategyArguments],
     ) -> None:
@@ -401,14 +405,12 @@ class CLNP(SubnetworkStrategy):
             task_key=task_key,
             schedule=schedule or ("cosine" if optimizer is None else "constant"),
         )
-        method.phases(arguments.get("train_epochs", 1))
-        own: tuple[str, ...] = ()
-        if head == "own" and not isinstance(model, MaskedModel):
-            own = (re.escape(f"{output_layer or last_layer(model)}.".lstrip(".")) + ".*",)
-        super().__init__(
-            model=model, method=method, optimizer=optimizer, default_lr=1e-3, init="keep", mask="all", own=own,
-            seed=seed, **arguments,
-        )  # fmt: skip
+        wrapping: dict[str, Any] = {"mask": "all", "seed": seed}
+        if not isinstance(model, MaskedModel):
+            wrapping |= {"init": "keep", "frozen": frozen}
+            if head == "own":
+                wrapping["own"] = [re.escape(f"{output_layer or last_layer(model)}.".lstrip(".")) + ".*"]
+        super().__init__(model=model, method=method, optimizer=optimizer, default_lr=1e-3, **wrapping, **arguments)
 
     def export(self, task: int, *, slim: bool = False) -> nn.Module:
         """A plain network with one task's weights; ``slim``: without the units that it does not use."""

@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from avalanche_supermask.model.frozen_batchnorm import FrozenChannels, kept_statistics
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.strategies.clnp.entries import FREE, Partition, redrawn
-from avalanche_supermask.strategies.clnp.units import Units, find_units, slim
+from avalanche_supermask.strategies.clnp.slim import slim
+from avalanche_supermask.strategies.clnp.units import ALWAYS, Units, find_units
 
 __all__ = ["Claims", "Reads"]
 
@@ -89,9 +91,8 @@ class Claims:
         """Remember the running statistics of the channels that the task claims, for all later tasks."""
         place = len(model.task_keys)
         claimed = {
-            name.rpartition(".")[0]: self.claimed[rows] <= place
-            for name, rows in self.units.rows.items()
-            if name.endswith(".weight")
+            name: (channels == ALWAYS) | (self.claimed[channels] <= place)
+            for name, channels in self.units.channels.items()
         }
         self.statistics = kept_statistics(model.net, claimed, before=self.statistics)
 
@@ -108,9 +109,8 @@ class Claims:
     def slim(self, model: MaskedModel, task: int) -> nn.Module:
         """A plain network with only the units that a task uses: equal outputs, fewer operations."""
         place = model.task_keys.index(task)
-        keep = {layer: self.of(layer) <= place for layer in self.units.layers}
-        example = tuple(x.cpu() if isinstance(x, Tensor) else x for x in self._example)
-        return slim(model.export(task).cpu(), example, keep)
+        example = tree_map_only(Tensor, lambda t: t.cpu(), self._example)
+        return slim(model.export(task).cpu(), example, self.units, self.claimed <= place)
 
 
 def _to(model: MaskedModel, entries: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,80 +1,80 @@
 """Which channels of which layers are one unit: the neurons of an MLP, the filters of a conv net.
 
-A unit is a row of the weights that compute it, an entry of their biases and norms, and a column (or a block of
-columns, behind a flatten) of every weight that reads it. A residual sum ties the channels of its operands into
-one unit. Torch-Pruning finds this out from one forward pass; only its dependency graph is used.
+A unit is a row of the weights that compute it, an entry of their biases and norms, and a column (or several, behind a
+flattening) of every weight that reads it. Channels that one input reads together are one unit: the operands of a
+residual sum, a gate and what it multiplies. So are the two ends of a BatchNorm or a depthwise convolution, and the rows
+of layers that share a weight.
 """
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ALWAYS", "Units", "find_units", "slim"]
+from avalanche_supermask.strategies.clnp.channels import (
+    LAYERS,
+    MIXED,
+    NONE,
+    Sources,
+    elementwise,
+    inputs_of,
+    outputs_of,
+    sources,
+)
+
+__all__ = ["ALWAYS", "Units", "find_units"]
 
 ALWAYS = -1  # in place of a unit: an input of the network, or an output, which no task can switch off
 
-_SUPPORTED = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
-_TRANSPOSED = nn.modules.conv._ConvTransposeNd
+_NORMS = nn.modules.batchnorm._BatchNorm
+_CONVS = nn.modules.conv._ConvNd
 
 
 @dataclass(frozen=True)
 class Units:
-    """The units of a network, numbered from 0 layer by layer.
+    """The units of a network, numbered from 0 layer by layer, the last layer first.
 
     Attributes:
-        layers: ids of each layer's units, by the name of the module that computes them.
+        layers: ids of each layer's units, by the name of the last module that computes them.
         rows: unit of each row of a parameter, or `ALWAYS`; by parameter name.
         columns: unit that each column of a weight reads, or `ALWAYS`; by parameter name.
         producers: modules whose outputs are the layer's pre-activations, by layer.
+        channels: unit of each channel of a module's output, or `ALWAYS`; by module name.
     """
 
     layers: Mapping[str, range]
     rows: Mapping[str, Tensor]
     columns: Mapping[str, Tensor]
     producers: Mapping[str, tuple[str, ...]]
+    channels: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Files of 0.1.0 have no channels: there every layer has a weight, and its rows are the same."""
+        weights = {name.removesuffix(".weight"): u for name, u in state["rows"].items() if name.endswith(".weight")}
+        self.__dict__.update({"channels": weights, **state})
 
     @property
     def count(self) -> int:
         """Number of units."""
         return sum(len(ids) for ids in self.layers.values())
 
+    def read(self, calls: list[dict[str, Tensor]], inputs: int) -> Tensor:
+        """Unit that each input of a layer reads, or `ALWAYS`.
 
-def _dependencies(net: nn.Module, example: tuple[Any, ...]) -> Any:
-    """Torch-Pruning's graph of a network."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import torch_pruning
-    except ImportError as error:
-        raise ImportError(
-            "which channels are one unit is found by Torch-Pruning: pip install 'avalanche-supermask[graph]'"
-        ) from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph = torch_pruning.DependencyGraph()
-        with torch.enable_grad():
-            return graph.build_dependency(net, example_inputs=example, verbose=False)
-
-
-def _check_supported(net: nn.Module, owned_elsewhere: frozenset[str]) -> None:
-    for name, module in net.named_modules():
-        own = [f"{name}.{leaf}".lstrip(".") for leaf, _ in module.named_parameters(recurse=False)]
-        if not own or all(leaf in owned_elsewhere for leaf in own):
-            continue
-        grouped = isinstance(module, nn.modules.conv._ConvNd) and module.groups not in (1, module.out_channels)
-        if not isinstance(module, _SUPPORTED) or isinstance(module, _TRANSPOSED) or grouped:
-            raise ValueError(
-                f"module {name!r} ({type(module).__name__}{', grouped' if grouped else ''}) mixes or renumbers "
-                "channels, so that units cannot be pruned apart; expected Linear, Conv and BatchNorm layers only. "
-                "Use ExSSNeT for this network"
-            )
+        Args:
+            calls: the layer's `Sources`.
+            inputs: how many there are.
+        """
+        found = torch.full((inputs,), ALWAYS)
+        for call in calls:
+            for producer, channel in call.items():
+                known = channel >= 0
+                found[known] = self.channels[producer][channel[known]]
+        return found
 
 
 def find_units(net: nn.Module, example: tuple[Any, ...], *, masked: frozenset[str]) -> Units:
@@ -86,143 +86,166 @@ def find_units(net: nn.Module, example: tuple[Any, ...], *, masked: frozenset[st
         masked: names of the parameters whose rows and columns are wanted; the others (heads) only read units.
 
     Raises:
-        ValueError: a layer that mixes channels (LayerNorm, attention, recurrent, grouped convolution).
-        ImportError: Torch-Pruning is not installed.
+        ValueError: a layer that mixes channels (LayerNorm, attention, recurrent, grouped convolution), or something
+            between layers that does.
     """
-    everything = frozenset(name for name, _ in net.named_parameters())
-    _check_supported(net, everything - masked)
-    net = copy.deepcopy(net).requires_grad_(True).eval()
-    graph = _dependencies(net, example)
-    names = {module: name for name, module in net.named_modules()}
-    parameters = dict(net.named_parameters())
-    layers: dict[str, range] = {}
-    producers: dict[str, tuple[str, ...]] = {}
-    rows = {name: torch.full((p.shape[0],), ALWAYS) for name, p in parameters.items() if name in masked}
-    columns = {
-        name: torch.full((p.shape[1],), ALWAYS) for name, p in parameters.items() if name in masked and p.dim() > 1
-    }
-    roots = [nn.Linear, nn.modules.conv._ConvNd]
-    first = 0
-    for group in graph.get_all_groups(root_module_types=roots):
-        made_by = [names[dep.target.module] for dep, _ in group if _writes(dep, names)]
-        read_by = [(names[dep.target.module], dep, idxs) for dep, idxs in group if _reads(dep, names)]
-        if not any(f"{name}.weight" in masked for name in made_by) or not read_by:
-            continue  # the network's outputs
-        n = max(len(idxs) for dep, idxs in group if _writes(dep, names))
-        widths = {name: net.get_parameter(f"{name}.weight").shape[0] for name in made_by}
-        if any(width != n for width in widths.values()):
-            raise ValueError(
-                f"the channels of {', '.join(widths)} cannot be told apart: Torch-Pruning finds groups of {n} among "
-                f"{', '.join(map(str, widths.values()))} channels; concatenate before flattening"
-            )
-        ids = range(first, first + n)
-        first += n
-        root = next(
-            name for name in made_by if not isinstance(net.get_submodule(name), nn.modules.batchnorm._BatchNorm)
-        )
-        layers[root] = ids
-        norms = tuple(m for m in made_by if isinstance(net.get_submodule(m), nn.modules.batchnorm._BatchNorm))
-        producers[root] = norms or tuple(made_by)
-        for module in made_by:
-            for leaf in ("weight", "bias"):
-                if f"{module}.{leaf}" in rows:
-                    rows[f"{module}.{leaf}"] = torch.arange(ids.start, ids.stop)
-        for module, _, _ in read_by:
-            name = f"{module}.weight"
-            if name in columns:
-                width = len(columns[name])
-                if width == 1:
-                    continue  # depthwise: a channel reads only itself
-                place, block = _place(net, example, root, module, len(ids), width)
-                columns[name][place : place + len(ids) * block] = torch.arange(ids.start, ids.stop).repeat_interleave(
-                    block
-                )
-    return Units(layers, rows, columns, producers)
-
-
-def _place(net: nn.Module, example: tuple[Any, ...], root: str, reader: str, units: int, width: int) -> tuple[int, int]:
-    """Where a layer's units stand among the inputs of a layer that reads them: the first place, and places a unit.
-
-    A unit has several places behind a flatten, and layers stand one after the other behind a concatenation. The
-    dependency graph does not see a permutation on the way, so the first and the last unit are moved, and the inputs
-    that follow must be the ones expected.
-    """
-    if width == units:
-        return 0, 1
-    first, last = (_moved_by(net, example, root, reader, unit) for unit in (0, units - 1))
-    block = len(first)
-    expected = [(units - 1) * block + place for place in first]
-    if not first or first != list(range(first[0], first[0] + block)) or last != expected:
-        raise ValueError(
-            f"module {reader!r} reads the channels of {root!r} in an order that is not channel by channel; "
-            "flatten (batch, channels, height, width) as it is, and concatenate along the channels"
-        )
-    return first[0], block
-
-
-@torch.no_grad()
-def _moved_by(net: nn.Module, example: tuple[Any, ...], root: str, reader: str, unit: int) -> list[int]:
-    """Inputs of a layer that change when a unit of another one does."""
-    seen: list[Tensor] = []
-
-    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen.append(inputs[0].movedim(_channels_of(module), 0).flatten(1))
-
-    def move(module: nn.Module, _: Any, out: Tensor) -> Tensor:
-        channels = out.movedim(_channels_of(module), 0).clone()
-        channels[unit] += 1e3  # far enough to pass any ReLU
-        return channels.movedim(0, _channels_of(module))
-
-    with net.get_submodule(reader).register_forward_pre_hook(look):
-        net(*example)
-        with net.get_submodule(root).register_forward_hook(move):
-            net(*example)
-    changed: list[int] = (seen[0] != seen[-1]).any(dim=1).nonzero().flatten().tolist()
-    return changed
-
-
-def _channels_of(module: nn.Module) -> int:
-    return 1 if isinstance(module, nn.modules.conv._ConvNd) else -1
-
-
-def _writes(dep: Any, names: Mapping[nn.Module, str]) -> bool:
-    return dep.target.module in names and dep.handler.__name__.endswith("out_channels")
-
-
-def _reads(dep: Any, names: Mapping[nn.Module, str]) -> bool:
-    return dep.target.module in names and dep.handler.__name__.endswith("in_channels")
-
-
-def slim(net: nn.Module, example: tuple[Any, ...], keep: Mapping[str, Tensor]) -> nn.Module:
-    """A smaller copy of a network without some of its units.
-
-    Args:
-        net: a network whose removed units contribute nothing to its outputs.
-        example: arguments of one forward pass.
-        keep: for each layer of `Units`, a bool a unit; at least one unit of a layer stays.
-    """
-    import torch_pruning
-
-    net = copy.deepcopy(net)
-    trainable = [p.requires_grad for p in net.parameters()]
-    net.requires_grad_(True)
-    for name, kept in keep.items():
-        drop = (~kept).nonzero().flatten().tolist()
-        drop = drop[: len(kept) - 1]
-        if not drop:
+    _check_supported(net, masked)
+    read = sources(net, example)
+    modules = {name: module for name, module in net.named_modules() if name in read}
+    places = _Places(modules)
+    tied = _tied_channels(modules, places, read, masked)
+    layers, unit_of = _number(modules, places, tied, read, masked)
+    channels = {name: unit_of[places.of(name)] for name in modules}
+    producers = {}
+    for root, ids in layers.items():
+        members = [n for n in modules if bool(((channels[n] >= ids.start) & (channels[n] < ids.stop)).any())]
+        norms = tuple(name for name in members if isinstance(modules[name], _NORMS))
+        producers[root] = norms or tuple(members)
+    units = Units(layers, {}, {}, producers, channels)
+    rows, columns = {}, {}
+    for name, p in net.named_parameters():
+        if name not in masked:
             continue
-        module = net.get_submodule(name)
-        graph = _dependencies(net, example)
-        group = graph.get_pruning_group(module, _pruner_of(torch_pruning, module), idxs=drop)
-        group.prune()
-    for p, wanted in zip(net.parameters(), trainable, strict=True):
-        p.requires_grad_(wanted)
-    return net
+        owner = name.rpartition(".")[0]
+        rows[name] = channels.get(owner, torch.full((p.shape[0],), ALWAYS))
+        if p.dim() > 1:
+            reads = owner in read and not elementwise(modules[owner])
+            shared = [call for other in places.sharing(owner) for call in read[other]] if reads else []
+            columns[name] = units.read(shared, p.shape[1])
+    return Units(layers, rows, columns, producers, channels)
 
 
-def _pruner_of(torch_pruning: Any, module: nn.Module) -> Any:
-    if isinstance(module, nn.Linear):
-        return torch_pruning.prune_linear_out_channels
-    if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
-        return torch_pruning.prune_depthwise_conv_out_channels
-    return torch_pruning.prune_conv_out_channels
+def _check_supported(net: nn.Module, masked: frozenset[str]) -> None:
+    for name, module in net.named_modules():
+        own = [f"{name}.{leaf}".lstrip(".") for leaf, _ in module.named_parameters(recurse=False)]
+        if not masked.intersection(own):
+            continue
+        grouped = isinstance(module, _CONVS) and module.groups not in (1, module.out_channels)
+        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+        if not isinstance(module, LAYERS) or transposed or grouped:
+            raise ValueError(
+                f"module {name!r} ({type(module).__name__}{', grouped' if grouped else ''}) mixes or renumbers "
+                "channels, so that units cannot be pruned apart; expected Linear, Conv and BatchNorm layers only. "
+                "Use ExSSNeT for this network"
+            )
+
+
+class _Places:
+    """Numbers all output channels of a network's layers; layers that share a weight have the same ones."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._first: dict[str, str] = {}
+        self._start: dict[str, int] = {}
+        self._width: dict[str, int] = {}
+        self.count = 0
+        owners: dict[int, str] = {}
+        for name, module in modules.items():
+            weight = getattr(module, "weight", None)
+            first = name if weight is None else owners.setdefault(id(weight), name)
+            self._first[name] = first
+            if first == name:
+                width = outputs_of(module)
+                self._start[name], self._width[name] = self.count, width
+                self.count += width
+
+    def of(self, name: str) -> Tensor:
+        """Of a layer's channels."""
+        first = self._first[name]
+        return torch.arange(self._start[first], self._start[first] + self._width[first])
+
+    def sharing(self, name: str) -> list[str]:
+        """Layers with the same weight as this one, itself included."""
+        return [other for other, first in self._first.items() if first == self._first[name]]
+
+
+def _tied_channels(
+    modules: Mapping[str, nn.Module], places: _Places, read: Sources, masked: frozenset[str]
+) -> list[int]:
+    """By place, the place that stands for all channels that are one unit with it.
+
+    Raises:
+        ValueError: a masked layer reads something that mixes channels, or inputs here and units there.
+    """
+    stands_for = list(range(places.count))
+
+    def find(place: int) -> int:
+        while stands_for[place] != place:
+            stands_for[place] = stands_for[stands_for[place]]
+            place = stands_for[place]
+        return place
+
+    for name, module in modules.items():
+        calls = [call for other in places.sharing(name) for call in read[other]]
+        if f"{name}.weight" in masked:
+            _check_apart(name, calls, inputs_of(module), masked)
+        together = [places.of(name)] if elementwise(module) else []
+        together += [_places_read(places, producer, channel) for call in calls for producer, channel in call.items()]
+        known = torch.full((inputs_of(module),), NONE)
+        for other in together:
+            both = (known >= 0) & (other >= 0)
+            for a, b in zip(known[both].tolist(), other[both].tolist(), strict=True):
+                stands_for[find(a)] = find(b)
+            known = torch.where(known >= 0, known, other)
+    return [find(place) for place in range(places.count)]
+
+
+def _places_read(places: _Places, producer: str, channel: Tensor) -> Tensor:
+    return torch.where(channel >= 0, places.of(producer)[channel.clamp_min(0)], NONE)
+
+
+def _check_apart(name: str, calls: list[dict[str, Tensor]], inputs: int, masked: frozenset[str]) -> None:
+    for producer, channel in ((p, c) for call in calls for p, c in call.items()):
+        if f"{producer}.weight" in masked and bool((channel == MIXED).any()):
+            raise ValueError(
+                f"module {name!r} reads several channels of {producer!r} in one input: something between them (a mean "
+                "or a norm over channels, or attention) mixes channels, so that units cannot be pruned apart. Use "
+                "ExSSNeT for this network"
+            )
+    none = torch.full((inputs,), NONE)
+    from_layers = {tuple((torch.stack([none, *call.values()]) != NONE).any(dim=0).tolist()) for call in calls}
+    if len(from_layers) > 1:
+        raise ValueError(
+            f"module {name!r} reads units in one call and inputs of the network in another, so that units cannot be "
+            "pruned apart. Use ExSSNeT for this network"
+        )
+
+
+def _number(
+    modules: Mapping[str, nn.Module], places: _Places, tied: list[int], read: Sources, masked: frozenset[str]
+) -> tuple[dict[str, range], Tensor]:
+    """Units of each layer, by the last module that computes them; and the unit of each place, or `ALWAYS`."""
+    makes = [n for n, m in modules.items() if not isinstance(m, _NORMS) and f"{n}.weight" in masked]
+    made = {tied[place] for name in makes for place in places.of(name).tolist()}
+    is_read = set()
+    for reader, calls in read.items():
+        if not elementwise(modules[reader]):
+            for producer, channel in ((p, c) for call in calls for p, c in call.items()):
+                whole = bool((channel == MIXED).any())
+                found = places.of(producer) if whole else places.of(producer)[channel[channel >= 0]]
+                is_read |= {tied[place] for place in found.tolist()}
+    members = {name: {tied[place] for place in places.of(name).tolist()} & made & is_read for name in modules}
+    layers: dict[str, range] = {}
+    unit_of: dict[int, int] = {}
+    for root in reversed(makes):  # the last of a residual stage gives the layer its name
+        if not members[root] or members[root] & unit_of.keys():
+            continue
+        layer = _connected(members, root)
+        first = len(unit_of)
+        for name in (root, *layer):
+            for place in places.of(name).tolist():
+                if tied[place] in members[name]:
+                    unit_of.setdefault(tied[place], len(unit_of))
+        layers[root] = range(first, len(unit_of))
+    return layers, torch.tensor([unit_of.get(place, ALWAYS) for place in tied])
+
+
+def _connected(members: Mapping[str, set[int]], root: str) -> list[str]:
+    """Modules that have a unit in common with the root, or with one that has, and so on; in the network's order."""
+    found, seen = {root}, set(members[root])
+    grows = True
+    while grows:
+        more = {name for name, units in members.items() if name not in found and units & seen}
+        grows = bool(more)
+        found |= more
+        seen |= {unit for name in more for unit in members[name]}
+    return [name for name in members if name in found]

@@ -1,10 +1,9 @@
-import sys
-
 import pytest
 import torch
 from torch import nn
 
-from avalanche_supermask.strategies.clnp.units import ALWAYS, find_units, slim
+from avalanche_supermask.strategies.clnp.units import ALWAYS, find_units
+from tests.strategies.clnp.networks import Branches, Depthwise, DepthwiseFirst, Joined, Tied, TwoInputs
 from tests.streams import NETWORKS, ResNet, inputs, lenet, mlp
 
 X = (inputs(2),)
@@ -12,49 +11,6 @@ X = (inputs(2),)
 
 def names(net):
     return frozenset(name for name, _ in net.named_parameters())
-
-
-class Depthwise(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.dw, self.b = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1)
-        self.fc = nn.Linear(16, 2)
-
-    def forward(self, x):
-        return self.fc(self.b(self.dw(self.a(x).relu()).relu()).relu().flatten(1))
-
-
-class Branches(nn.Module):
-    """Two convolutions side by side, read by a third behind a concatenation; two more, pooled, by the output layer."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 6, 3)
-        self.c, self.d = nn.Conv2d(10, 5, 3), nn.Conv2d(10, 3, 1)
-        self.fc = nn.Linear(8, 2)
-
-    def forward(self, x):
-        wide = torch.cat([self.a(x).relu(), self.b(x).relu()], dim=1)
-        return self.fc(torch.cat([branch(wide).relu().amax(dim=(2, 3)) for branch in (self.c, self.d)], dim=1))
-
-
-class FlatBranches(nn.Module):
-    """Flattened before they are concatenated, with blocks of different size: Torch-Pruning takes them for tied."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3)
-        self.fc = nn.Linear(16 * 4 + 4 * 6, 2)
-
-    def forward(self, x):
-        a = self.a(x).relu()
-        return self.fc(torch.cat([a.flatten(1), self.b(a).relu().flatten(1)], dim=1))
-
-
-def test_without_torch_pruning_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(ImportError, match=r"pip install 'avalanche-supermask\[graph\]'"):
-        find_units(mlp(), X, masked=names(mlp()))
 
 
 def test_an_mlp():
@@ -89,7 +45,7 @@ def test_a_residual_sum_ties_channels():
     for name in ("stem.weight", "conv.weight", "bn1.weight", "bn2.bias"):
         assert torch.equal(units.rows[name], torch.arange(8))
     assert torch.equal(units.columns["conv.weight"], torch.arange(8))
-    assert set(next(iter(units.producers.values()))) == {"bn1", "bn2"}
+    assert units.producers == {"conv": ("bn1", "bn2")}
 
 
 def test_a_depthwise_channel_reads_itself():
@@ -112,32 +68,42 @@ def test_what_mixes_channels_is_refused_by_name(network):
         find_units(norm, X, masked=names(norm))
 
 
-class ChannelsLast(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(64, 2)
-
-    def forward(self, x):
-        return self.fc(self.conv(x).relu().permute(0, 2, 3, 1).flatten(1))
+def test_what_mixes_channels_between_two_layers_is_refused_by_name():
+    net = Joined("mean")
+    with pytest.raises(ValueError, match=r"module 'b' reads several channels of 'a' in one input.*Use ExSSNeT"):
+        find_units(net, X, masked=names(net))
 
 
-def test_an_unusual_flatten_is_refused_not_misread():
-    with pytest.raises(ValueError, match="channel by channel"):
-        find_units(ChannelsLast(), X, masked=names(ChannelsLast()))
-    with pytest.raises(ValueError, match="cannot be told apart"):
-        find_units(FlatBranches(), X, masked=names(FlatBranches()))
+def test_a_depthwise_layer_that_reads_the_inputs_has_units_of_its_own():
+    units = find_units(DepthwiseFirst(), X, masked=names(DepthwiseFirst()))
+    assert dict(units.layers) == {"b": range(8), "dw": range(8, 12)}
+    assert torch.equal(units.columns["b.weight"], torch.arange(8, 12))
 
 
-@pytest.mark.parametrize("make", [mlp, lenet, ResNet, Depthwise, Branches])
-def test_slim_equals_a_network_whose_removed_units_are_silent(make):
-    net = make().eval()
+def test_layers_with_one_weight_have_the_same_units():
+    net = Tied()
     units = find_units(net, X, masked=names(net))
-    generator = torch.Generator().manual_seed(0)
-    keep = {layer: torch.rand(len(ids), generator=generator) < 0.5 for layer, ids in units.layers.items()}
-    silent = torch.cat([~keep[layer] for layer in units.layers] + [torch.tensor([False])])
-    with torch.no_grad():
-        for name, p in net.named_parameters():
-            p[silent[units.rows[name]]] = 0
-        small = slim(net, X, keep)
-        assert torch.allclose(small(inputs()), net(inputs()), atol=1e-5)
-    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
+    assert units.count == 16
+    for name in ("a.weight", "a.bias", "b.weight", "b.bias", "c.bias"):
+        assert torch.equal(units.rows[name], torch.arange(16))
+    assert torch.equal(units.columns["b.weight"], torch.arange(16))
+
+
+def test_a_layer_that_reads_inputs_and_then_units_is_refused():
+    with pytest.raises(ValueError, match="module 'a' reads units in one call and inputs of the network in another"):
+        find_units(TwoInputs(), X, masked=names(TwoInputs()))
+
+
+def test_a_norm_without_parameters_has_the_units_of_what_it_normalises():
+    net = Joined("plain norm")
+    units = find_units(net, X, masked=names(net))
+    assert torch.equal(units.channels["norm"], units.rows["a.weight"])
+    assert units.producers["a"] == ("norm",)
+
+
+def test_a_channel_of_a_layer_that_is_not_masked_is_no_unit():
+    net = Joined("dense")
+    units = find_units(net, X, masked=frozenset({"c.weight", "c.bias", "b.weight", "b.bias"}))
+    assert (units.channels["a"] == ALWAYS).all()
+    assert dict(units.layers) == {"b": range(12), "c": range(12, 20)}
+    assert units.columns["b.weight"].tolist() == [ALWAYS] * 8 + [*range(12, 20)]

@@ -1,0 +1,43 @@
+"""Avalanche's own methods as plugins beside a subnetwork method: which cannot work there, and why.
+
+Most can (``docs/compatibility.md`` has the table): they have nothing to protect, as finished tasks never change. Those
+named here fail within their own code, mostly because other parameters learn in another phase of a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["REFUSED", "check_companions"]
+
+REFUSED = {
+    "SynapticIntelligencePlugin": "it expects that the same parameters learn in every task",
+    "RWalkPlugin": "it expects that the same parameters learn in every task",
+    "FeatureDistillationPlugin": "it reads features of a layer of the model itself, which a wrapped network has inside",
+    "LFLPlugin": "it needs a model with get_features(), and freezes its output layer",
+    "GSS_greedyPlugin": "it compares gradients of all parameters, of which only some learn in a phase",
+    "CWRStarPlugin": "it rewrites the output layer between experiences, which finished tasks use",
+    "BiCPlugin": "it corrects a single output layer for all classes, in streams without task labels",
+    "RARPlugin": "it traces the model's graph, which changes with the task",
+}
+"""Why a plugin is refused, by the name of its class in ``avalanche.training.plugins``."""
+
+
+def check_companions(plugins: Iterable[Any], method: str) -> None:
+    """Refuse a plugin that would fail within its own code, before anything is learned.
+
+    Args:
+        plugins: of the strategy.
+        method: name of the subnetwork method.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for plugin in plugins:
+        for cls in type(plugin).__mro__:
+            if cls.__name__ in REFUSED and cls.__module__.startswith("avalanche."):
+                raise ValueError(
+                    f"{cls.__name__} cannot run beside {method}: {REFUSED[cls.__name__]}; leave it out, finished tasks "
+                    "stay as they are without it"
+                )

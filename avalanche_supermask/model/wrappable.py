@@ -1,0 +1,72 @@
+"""Networks that cannot be wrapped, each refused in one line that says what to pass instead."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.jit import ScriptModule
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+__all__ = ["check_wrappable"]
+
+# By name: torch.distributed is not part of every PyTorch.
+_PARALLEL = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
+
+
+def check_wrappable(net: nn.Module) -> None:
+    """Refuse a network that a `MaskedModel` could not call, or not copy.
+
+    Raises:
+        TypeError: it is no module, or one that is compiled, or spread over devices.
+        ValueError: its weights are not parameters yet, or no longer.
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module to wrap; got a {type(net).__name__}")
+    for name, module in net.named_modules():
+        place = f"module {name!r}" if name else "the network"
+        kind = type(module).__name__
+        if isinstance(module, ScriptModule):
+            raise TypeError(f"{place} is TorchScript ({kind}), whose weights cannot be exchanged; pass it unscripted")
+        parallel = next((c.__name__ for c in type(module).__mro__ if _is_parallel(c)), None)
+        if parallel in ("FullyShardedDataParallel", "FSDPModule"):
+            raise TypeError(f"{place} is sharded ({parallel}), and masks need whole weights; pass it as it was before")
+        if parallel is not None:
+            raise TypeError(
+                f"{place} is wrapped in {parallel}, which copies weights without their masks; pass the module inside, "
+                f"as in SupSup(net{'.' + name if name else ''}.module)"
+            )
+        for hook in module._forward_pre_hooks.values():
+            _check_hook(place, name, module, hook)
+        for leaf, p in module.named_parameters(recurse=False):
+            if isinstance(p, UninitializedParameter):
+                raise ValueError(
+                    f"{place} ({kind}) has a weight without a shape, {leaf!r}; call the network once on a batch before "
+                    "you pass it"
+                )
+        for attribute, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                raise ValueError(
+                    f"{place} ({kind}) holds a tensor with a history, {attribute!r}, which cannot be copied; make it a "
+                    "parameter or a buffer, or detach() it"
+                )
+
+
+def _is_parallel(cls: type) -> bool:
+    return cls.__name__ in _PARALLEL and cls.__module__.startswith("torch.")
+
+
+def _check_hook(place: str, name: str, module: nn.Module, hook: object) -> None:
+    if isinstance(hook, WeightNorm | SpectralNorm):
+        old = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
+        raise ValueError(
+            f"{place} has the old torch.nn.utils.{old}, which computes {hook.name!r} outside of the forward pass; use "
+            f"torch.nn.utils.parametrizations.{old}"
+        )
+    if isinstance(hook, BasePruningMethod):
+        leaf = getattr(hook, "_tensor_name", "weight")
+        raise ValueError(
+            f"{place} is pruned by torch.nn.utils.prune, which computes {leaf!r} outside of the forward pass; make it "
+            f"permanent first: torch.nn.utils.prune.remove(module, {leaf!r}); the zeros stay with init='keep'"
+        )
