@@ -49,11 +49,18 @@ class Net(nn.Module):
         return self.classifier(self.features(x))
 
 
+class Normalised(Net):
+    """As CoPE needs it: outputs of length 1. Its loss takes the exponential of longer ones."""
+
+    def forward(self, x):
+        return nn.functional.normalize(super().forward(x), dim=1)
+
+
 def strategy_beside(name, method):
     cls, options = METHODS[method]
     made = getattr(avalanche_plugins, name.partition(",")[0])
     settings = {"ewc_lambda": 1.0, "mode": "online", "decay_factor": 0.9} if name == ONLINE else ARGUMENTS.get(name, {})
-    net = Net()
+    net = Normalised() if name == "CoPEPlugin" else Net()
     return cls(
         net, optimizer=SGD(net.parameters(), lr=0.05), plugins=[made(**settings)], train_epochs=2, train_mb_size=16,
         evaluator=None, seed=0, **options,

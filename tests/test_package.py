@@ -45,8 +45,8 @@ MAY_IMPORT = {
     "__main__": {"saving"},
     "pretrained": {"model", "text"},
     "strategies": {
-        "bits", "data", "distributed", "functional", "inference", "learning_rates", "logits", "metrics", "model", "named_tensors",
-        "nested", "plugin", "pretrained", "registry", "selection", "strategy", "strategy_batch",
+        "bits", "data", "distributed", "functional", "inference", "learning_rates", "logits", "metrics", "model",
+        "named_tensors", "nested", "plugin", "pretrained", "registry", "selection", "strategy", "strategy_batch",
     },
     "text": {"data", "saving"},
     "testing": {"data", "saving"},

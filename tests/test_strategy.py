@@ -33,7 +33,7 @@ def test_a_strategy_takes_what_its_plugin_takes(name):
         (ExSSNeT, {"train_epoch": 4, "weight_epochs": 2}, "ExSSNeT got .*'train_epoch'; did you mean 'train_epochs'"),
         (CLNP, {"per_tasks": "norm"}, r"CLNP got an unexpected argument 'per_tasks'"),
         (ImpressLearn, {"batch_size": 8}, r"ImpressLearn got an unexpected argument 'batch_size'"),
-        (SupSup, {"zzz": 1}, r"SupSup got an unexpected argument 'zzz'; it takes \['criterion'"),
+        (SupSup, {"zzz": 1}, r"SupSup got an unexpected argument 'zzz'; it takes \['block', 'criterion'"),
     ],
 )
 def test_a_typo_is_named_with_what_was_meant(cls, arguments, said):

@@ -47,6 +47,7 @@ class Executing:
         stored with the task. Outputs are bit-identical for ever within one execution; those of two agree to rounding.
 
         Example:
+            >>> from avalanche_supermask import MaskedModel
             >>> model = MaskedModel(nn.Linear(4, 2), seed=0)
             >>> model.execution = "auto"
         """

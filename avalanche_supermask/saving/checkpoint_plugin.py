@@ -49,6 +49,7 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         0
     """
 
+    _tried = False  # whether the strategy was found to be one that can be saved
     _processes = 1  # that learned the experience which a checkpoint interrupts
 
     def __init__(self, path: str | os.PathLike[str], *, every: int = 1) -> None:
@@ -66,7 +67,10 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     # ------------------------------------------------------------------ Avalanche's callbacks
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """After a load: hold what was loaded, as the set-up will overwrite it."""
+        """Try once to save. After a load: hold what was loaded, as the set-up will overwrite it."""
+        if not self._tried:
+            _try_to_save(strategy)
+            self._tried = True
         if self._epochs_done:
             if self._processes != size():
                 raise RuntimeError(
@@ -126,6 +130,26 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held": b""}
+
+
+def _try_to_save(strategy: Any) -> None:
+    """Find out before training whether a checkpoint can be written, and name the part that cannot.
+
+    Raises:
+        ValueError: a part of the strategy cannot be pickled.
+    """
+    for name, value in strategy.__dict__.items():
+        if name in OF_THE_DATA:
+            continue
+        try:
+            with by_reference():
+                torch.save(value, io.BytesIO(), pickle_module=dill)
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"no checkpoint can be written: strategy.{name} cannot be pickled ({reason}); define its classes and "
+                "functions at the top level of a module, not inside a function"
+            ) from error
 
 
 def _random_state() -> dict[str, Any]:

@@ -273,7 +273,8 @@ class ImpressLearn(SubnetworkStrategy):
         )
         if head == "linear" and not isinstance(model, MaskedModel):
             arguments["own"] = [*arguments.get("own", ()), re.escape(f"{output_layer(model)}.".lstrip(".")) + ".*"]
-        arguments.setdefault("init", "signed_constant")  # coefficients learn the size of the weights by themselves
+        if not isinstance(model, MaskedModel):
+            arguments.setdefault("init", "signed_constant")  # coefficients learn the size of the weights by themselves
         super().__init__(model=model, method=method, optimizer=optimizer, default_lr=mask_lr or 1e-3, **arguments)
 
     def adapt(self, experience: Any, *, test: Any, every: int = 10) -> list[tuple[int, float]]:

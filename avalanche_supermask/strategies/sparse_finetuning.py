@@ -206,8 +206,8 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
             key = model.active
             model.abandon()
             raise FloatingPointError(
-                f"the gradient of task {key} at the base is NaN or infinite, so no entry can be chosen by it; look at "
-                "the inputs, or use choose='magnitude'"
+                f"the gradient of task {key} at the base is NaN or infinite, so no entry can be chosen by it; the "
+                f"{len(model.task_keys)} earlier tasks are intact; look at the inputs, or use choose='magnitude'"
             )
         return gradients
 

@@ -324,7 +324,8 @@ class SupSupNNs(SubnetworkStrategy):
             mask_lr=mask_lr,
         )
         # Masks of scaled constants are so sure of any inputs that their entropy tells no task from another.
-        arguments.setdefault("init", "signed_constant")
+        if not isinstance(model, MaskedModel):
+            arguments.setdefault("init", "signed_constant")
         arguments.setdefault("task_inference", OneShot(per="batch"))
         super().__init__(model=model, method=method, optimizer=optimizer, default_lr=mask_lr or 1e-3, **arguments)
 

@@ -5,6 +5,7 @@ import torch
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics, loss_metrics
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.supervised import EWC, LwF, Naive, Replay
+from torch import nn
 from torch.nn import CrossEntropyLoss
 from torch.optim import SGD
 
@@ -135,3 +136,18 @@ def test_every_counts_epochs():
 def test_a_folder_that_is_not_there_shows_at_once(tmp_path):
     with pytest.raises(ValueError, match=r"no folder .*missing to write checkpoints into; make it first"):
         CheckpointPlugin(tmp_path / "missing" / "run.pkl")
+
+
+def test_what_cannot_be_saved_is_named_before_training(tmp_path):
+    class Local(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(36, 2)
+
+        def forward(self, x):
+            return self.layer(x.flatten(1))
+
+    strategy = build("supsup", Local(), plugins=[CheckpointPlugin(tmp_path / "run.pkl")])
+    with pytest.raises(ValueError, match=r"no checkpoint can be written: strategy.model cannot be pickled .*top level"):
+        strategy.train(class_stream(1).train_stream[0])
+    assert strategy.clock.train_iterations == 0

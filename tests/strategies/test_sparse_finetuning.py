@@ -313,7 +313,9 @@ def finetuned(net):
 def test_supsup_selects_from_a_given_change():
     net = mlp()
     tuned = finetuned(net)
-    strategy = SupSup(net, outside="base", init="keep", values=tuned, density=0.3, **SETTINGS)
+    strategy = SupSup(
+        net, outside="base", init="keep", values=tuned, density=0.3, layer_densities="uniform", **SETTINGS
+    )
     train_all(strategy, class_stream(2))
     for key in range(2):
         for name, weight in strategy.model.effective_weights(key).items():
