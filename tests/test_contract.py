@@ -78,8 +78,15 @@ def same_state(a, b):
     )
 
 
-@pytest.mark.parametrize("companion", COMPANIONS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+# Every optimizer alone, and every companion beside one optimizer; the other pairs are for `make test-slow`.
+SETTINGS = [
+    pytest.param(optimizer, companion, marks=[] if companion == "alone" or optimizer == "sgd" else pytest.mark.slow)
+    for companion in COMPANIONS
+    for optimizer in OPTIMIZERS
+]
+
+
+@pytest.mark.parametrize(("optimizer", "companion"), SETTINGS)
 @pytest.mark.parametrize(("method", "network"), PAIRS)
 def test_finished_tasks_stay_bit_identical(method, network, optimizer, companion):
     strategy = build(method, NETWORKS[network](), optimizer=optimizer, plugins=COMPANIONS[companion]())
