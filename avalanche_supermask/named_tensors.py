@@ -73,7 +73,7 @@ class NamedTensors(nn.Module, MutableMapping[str, Tensor]):
 
     def items(self) -> ItemsView[str, Tensor]:
         """Names and tensors, as they are now."""
-        return {key.replace("/", "."): tensor for key, tensor in self._store.items()}.items()
+        return {decoded(key): tensor for key, tensor in self._store.items()}.items()
 
     # Mapping compares by content and so has no hash; a module is itself and is hashed by identity.
     __eq__ = object.__eq__

@@ -1,1 +1,1 @@
-"""Short scripts, each run from the checkout with ``python -m examples.NAME``; offline, under two minutes."""
+"""Short scripts, each run from anywhere as ``python examples/NAME.py``; offline, under two minutes."""
