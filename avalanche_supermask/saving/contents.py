@@ -6,6 +6,7 @@ import os
 
 from avalanche_supermask.bits.packed_masks import PackedMasks
 from avalanche_supermask.functional import overlap
+from avalanche_supermask.named_tensors import decoded
 from avalanche_supermask.saving.compact_file import read_compact
 
 __all__ = ["contents"]
@@ -24,7 +25,7 @@ def contents(path: str | os.PathLike[str]) -> str:
         FileNotFoundError: there is no such file.
     """
     manifest, tensors, codes = read_compact(path)
-    shapes = {n[len(PREFIX) :].replace("/", "."): tuple(t.shape) for n, t in tensors.items() if n.startswith(PREFIX)}
+    shapes = {decoded(n[len(PREFIX) :]): tuple(t.shape) for n, t in tensors.items() if n.startswith(PREFIX)}
     masks = PackedMasks(shapes)
     for slot, code in codes.items():
         masks.commit_code(slot, code)
