@@ -35,8 +35,8 @@ class Gaussian:
 
     Attributes:
         layers: whose inputs are the features: ``"input"`` for the network's own, or names of modules. None: the one
-            that all tasks share: the input where it is at most 4,096 numbers, else what enters the first masked layer,
-            else (behind embeddings) the last masked one.
+            that all tasks share: the input where it is at most 4,096 numbers (larger images are averaged to 36x36
+            pixels), else what enters the first masked layer, else (behind embeddings) the last masked one.
         rank: directions kept of a covariance, one number or one a layer. At evaluation a smaller one can be set.
         covariance: ``"class"``: one for each class; ``"task"``: one for all classes of a task, at fewer bytes.
         shared: True, or names of layers: one covariance for all tasks, the mean of theirs.
@@ -140,9 +140,13 @@ class Gaussian:
     def _by_class(self, model: Candidates, n_tasks: int, x: Any) -> list[dict[str, Tensor]]:
         """Of each task, by layer: costs ``(batch, C)``."""
         gaussians = model.kept(self, lambda: self._prepared(model, n_tasks))
+        layers = list(gaussians[0])
+        common = model.common(x, layers)
+        once = model.features(0, x, [name for name in layers if name in common])
+        own = [name for name in layers if name not in common]
         found = []
         for task, of_layers in enumerate(gaussians):
-            features = model.features(task, x, list(of_layers))
+            features = {**once, **model.features(task, x, own)} if own else once
             found.append({name: g.costs(features[name], ridge=self.ridge) for name, g in of_layers.items()})
         return found
 
