@@ -6,8 +6,8 @@ Streams: ``split-mnist`` (five tasks of two digits, in an order of the seed's), 
 and ``clinc150`` (ten domains of fifteen intents), the latter two on features of frozen encoders, which
 `benchmarks.lib.frozen_features` computes. Rows of ours are trained once per seed and evaluated in several ways: every
 sample by itself, and, in a column of its own, in batches of 128 that are all of one task. Controls: the input
-alone (which is the default), the features of the subnetworks alone, and the same Gaussians as a generative classifier. With
-``--validation`` a share of the training data stands for the test data: settings were chosen so.
+alone (which is the default), the features of the subnetworks alone, and the same Gaussians as a generative classifier.
+With ``--validation`` a share of the training data stands for the test data: settings were chosen so.
 """
 
 from __future__ import annotations
