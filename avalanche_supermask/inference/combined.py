@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -111,6 +111,18 @@ class Combined:
             "right": torch.stack(right),
             "samples": samples,
         }
+
+    def joined(self, earlier: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Statistics of a task that was learned in several experiences; see `Gaussian.joined`."""
+        found = dict(new)
+        for i, witness in enumerate(self.witnesses):
+            of_old, of_new = ({n[2:]: t for n, t in s.items() if n.startswith(f"{i}:")} for s in (earlier, new))
+            if of_new:
+                found.update({f"{i}:{name}": t for name, t in witness.joined(of_old, of_new).items()})
+        total = earlier["samples"] + new["samples"]
+        for name in ("right", "scales"):
+            found[name] = (earlier[name] * earlier["samples"] + new[name] * new["samples"]) / total
+        return {**found, "samples": total}
 
     def _gathered(self, model: Candidates, task: int, batches: Iterable[tuple[Any, Tensor]]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
