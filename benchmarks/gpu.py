@@ -2,9 +2,10 @@
 
     python -m benchmarks.gpu --minutes 9 --out runs/gpu
 
-First the ratios of `benchmarks.speed`, in float32 and under bfloat16 autocast, then those of a torchvision ResNet-18 at
-224 pixels and a ViT-B/16, both at batch 64, then the leaderboard's cells. A part that would begin after the time is up
-is left out, and the file ``parts.json`` says so. ``--small`` runs tiny networks, also on a CPU, to try the script.
+First the ratios of `benchmarks.costs.speed`, in float32 and under bfloat16 autocast, then those of a torchvision
+ResNet-18 at 224 pixels and a ViT-B/16, both at batch 64, then the leaderboard's cells. A part that would begin after
+the time is up is left out, and the file ``parts.json`` says so. ``--small`` runs tiny networks, also on a CPU, to try
+the script.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from torch import nn
 from torchvision.models import resnet18, vit_b_16
 from torchvision.models.vision_transformer import VisionTransformer
 
-from benchmarks import speed
-from benchmarks.networks import mlp
-from benchmarks.provenance import write_json, write_result
+from benchmarks.costs import speed
+from benchmarks.lib.networks import mlp
+from benchmarks.lib.provenance import write_json, write_result
 
 Networks = dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]]
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from avalanche_supermask.strategy import check_device
-from benchmarks.streams import STREAMS, SUITES, stream_of
+from benchmarks.lib.streams import STREAMS, SUITES, stream_of
 from leaderboard.aggregate import comparisons, load_results
 from leaderboard.cell import SETTINGS, Cell, settings_of
 from leaderboard.external import join
@@ -116,7 +116,7 @@ def _streams(options: argparse.Namespace) -> list[str]:
         if not stream_of(name).offline and options.dataset_root is None:
             raise ValueError(
                 f"stream {name!r} needs its data: pass --dataset-root DIR (images are downloaded if not there, texts "
-                "are read as benchmarks/text.py says)"
+                "are read as benchmarks/lib/text.py says)"
             )
     return names
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.streams import STREAMS
+from benchmarks.lib.streams import STREAMS
 from leaderboard.methods import parse_row, rows
 from leaderboard.scores import forward_transfer
 

@@ -16,8 +16,8 @@ from avalanche.logging import TensorboardLogger
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_supermask import CachedTensors, MaskedModel, methods, supermask_metrics
-from benchmarks.provenance import provenance
-from benchmarks.streams import build_stream, stream_of, with_validation
+from benchmarks.lib.provenance import provenance
+from benchmarks.lib.streams import build_stream, stream_of, with_validation
 from leaderboard.methods import Setup, build_strategy, parse_row, protocol, rows
 from leaderboard.resources import free_share, mask_overlap, peak_memory_bytes
 from leaderboard.scores import summarise

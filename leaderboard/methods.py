@@ -20,8 +20,8 @@ from torch.optim import SGD, Optimizer
 
 from avalanche_supermask import methods
 from avalanche_supermask.strategy import fused_adam
-from benchmarks.networks import MultiHead, Separate
-from benchmarks.streams import Stream, stream_of
+from benchmarks.lib.networks import MultiHead, Separate
+from benchmarks.lib.streams import Stream, stream_of
 from leaderboard.baselines import CorrectedMAS, CorrectedPackNet, CorrectedSI
 
 __all__ = ["Row", "Setup", "build_strategy", "parse_row", "protocol", "rows", "add_row"]

@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import RayError
 from tqdm import tqdm
 
-from benchmarks.provenance import provenance, write_json
+from benchmarks.lib.provenance import provenance, write_json
 from leaderboard.cell import Cell
 from leaderboard.pool import attempt, emptied, is_done
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.provenance import write_json
+from benchmarks.lib.provenance import write_json
 from leaderboard.cell import Cell, run_cell
 from leaderboard.external import join
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.streams import stream_of
+from benchmarks.lib.streams import stream_of
 from leaderboard.cell import Cell
 from leaderboard.methods import parse_row, protocol, rows
 from leaderboard.pool import run_cells

@@ -10,7 +10,7 @@ from avalanche.training.plugins import AGEMPlugin, EWCPlugin, GEMPlugin, LwFPlug
 from avalanche.training.supervised import DER, Cumulative, JointTraining
 
 from avalanche_supermask import MaskedModel
-from benchmarks.streams import Stream
+from benchmarks.lib.streams import Stream
 from leaderboard.baselines import CorrectedSI
 
 __all__ = ["kept_bytes"]

@@ -42,7 +42,7 @@ def pytest_addoption(parser):
 
 
 class Matrix:
-    """Outcome of every test, for `python -m benchmarks.compatibility`."""
+    """Outcome of every test, for `python -m benchmarks.faults.compatibility`."""
 
     def __init__(self, path):
         self.path, self.outcomes = Path(path), {}

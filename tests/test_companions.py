@@ -11,7 +11,7 @@ from torch.optim import SGD
 
 from avalanche_supermask import CLNP, ExSSNeT, ImpressLearn, MaskedModel, SupSup, SupSupPlugin
 from avalanche_supermask.companions import REFUSED
-from benchmarks.compatibility import COMPANIONS, companions
+from benchmarks.faults.compatibility import COMPANIONS, companions
 from tests.streams import class_stream, inputs, outputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:task .. no free unit is left", "ignore::DeprecationWarning")

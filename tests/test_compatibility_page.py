@@ -1,6 +1,6 @@
 """The page of what runs on what, from outcomes made up here."""
 
-from benchmarks.compatibility import page
+from benchmarks.faults.compatibility import page
 
 BIT = "tests/test_contract.py::test_finished_tasks_stay_bit_identical"
 

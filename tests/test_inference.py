@@ -329,8 +329,8 @@ def test_it_runs_inside_avalanches_evaluation_of_every_method(method, inference)
 
 
 def test_heads_of_their_own_cannot_be_superposed():
-    from benchmarks.networks import MultiHead
-    from benchmarks.networks import mlp as plain_mlp
+    from benchmarks.lib.networks import MultiHead
+    from benchmarks.lib.networks import mlp as plain_mlp
 
     strategy = SupSup(MultiHead(plain_mlp(36, (16,), 2)), train_epochs=1, evaluator=None, task_inference="oneshot")
     stream = class_stream(2)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.reliability import METHODS, kill_and_resume, survive_damage
+from benchmarks.faults.reliability import METHODS, kill_and_resume, survive_damage
 
 
 def survives(method, kills):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.speed_page import _cell, page
+from benchmarks.costs.speed_page import _cell, page
 
 ROOT = Path(__file__).parent.parent
 

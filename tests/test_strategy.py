@@ -93,7 +93,7 @@ def test_a_device_that_is_not_there():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
-    "command", ["leaderboard run --methods supsup --out x", "benchmarks.speed --device cuda --out x"]
+    "command", ["leaderboard run --methods supsup --out x", "benchmarks.costs.speed --device cuda --out x"]
 )
 def test_scripts_say_in_one_line_that_there_is_no_gpu(command, tmp_path):
     words = [*command.split(), *(["--device", "cuda"] if "--device" not in command else [])]

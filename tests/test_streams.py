@@ -15,9 +15,9 @@ from PIL import Image
 from torchvision.datasets import MNIST
 
 from avalanche_supermask.data.cached import load_tensors
-from benchmarks.image_data import load_cifar100, standardised, uint8_pixels
-from benchmarks.networks import SlimResNet18
-from benchmarks.streams import STREAMS, SUITES, build_stream, with_validation
+from benchmarks.lib.image_data import load_cifar100, standardised, uint8_pixels
+from benchmarks.lib.networks import SlimResNet18
+from benchmarks.lib.streams import STREAMS, SUITES, build_stream, with_validation
 from leaderboard.cell import Cell, run_cell, settings_of
 
 
@@ -148,7 +148,7 @@ class Objects(Files):
 def colour_data(monkeypatch):
     fakes = {"CIFAR100": Coloured, "CIFAR10": Ten, "TinyImagenet": Tiny, "CORe50Dataset": Objects}
     for name, fake in fakes.items():
-        monkeypatch.setattr(f"benchmarks.image_data.{name}", fake)
+        monkeypatch.setattr(f"benchmarks.lib.image_data.{name}", fake)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_hundred_tasks_offline():
 
 
 def test_fashion_has_mnists_stream(mnist_root, monkeypatch):
-    monkeypatch.setattr("benchmarks.image_data.FashionMNIST", MNIST)
+    monkeypatch.setattr("benchmarks.lib.image_data.FashionMNIST", MNIST)
     for name, labels in (("split-fmnist", 2), ("split-fmnist-class", 10)):
         stream, spec = build_stream(name, seed=0, dataset_root=mnist_root), STREAMS[name]
         seen = {y for e in stream.train_stream for y in e.classes_in_this_experience}
@@ -225,13 +225,14 @@ def test_fashion_has_mnists_stream(mnist_root, monkeypatch):
 )
 def test_the_scripts_run_and_say_where_a_result_comes_from(script, arguments, mnist_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    folder = "costs" if script == "data_path_accuracy" else "papers"
     words = [*arguments.split(), "--dataset-root", str(mnist_root), "--out", "result.json"]
     monkeypatch.setattr(sys, "argv", [script, *words])
     threads = torch.get_num_threads()
-    runpy.run_module(f"benchmarks.{script}", run_name="__main__")
+    runpy.run_module(f"benchmarks.{folder}.{script}", run_name="__main__")
     torch.set_num_threads(threads)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["found" if script == "no_ids" else "rows"]
-    assert result["command"].startswith(f"python -m benchmarks.{script} ")
+    assert result["command"].startswith(f"python -m benchmarks.{folder}.{script} ")
     assert str(mnist_root) not in json.dumps(result)
     assert {"versions", "commit", "machine"} <= set(result)

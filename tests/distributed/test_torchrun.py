@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.distributed import OPTIONS, kill_and_resume
+from benchmarks.costs.distributed import OPTIONS, kill_and_resume
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "several_processes.py"
 

@@ -205,7 +205,7 @@ def test_a_method_of_somebody_else_joins_by_its_module(tmp_path, capsys):
 GUEST = """
 from avalanche.training.templates import SupervisedTemplate
 from avalanche_supermask import SupSup
-from benchmarks.streams import STREAMS
+from benchmarks.lib.streams import STREAMS
 from dataclasses import replace
 
 class Patient(SupervisedTemplate):
@@ -241,7 +241,7 @@ def test_a_strategy_class_and_a_stream_join_by_their_import_paths(tmp_path, monk
         (["add", "json:Class"], "json:Class: module 'json' has no attribute 'Class'"),
         (["add", "json:dumps"], "json:dumps: expected a strategy class, got <function dumps"),
         (["add", "json"], "add takes module:Class; 'json' names no class"),
-        (["run", "--streams", "json:dumps"], "expected a benchmarks.streams.Stream, got function"),
+        (["run", "--streams", "json:dumps"], "expected a benchmarks.lib.streams.Stream, got function"),
         (["run", "--streams", "json:nothing"], "stream 'json:nothing': module 'json' has no attribute 'nothing'"),
     ],
 )

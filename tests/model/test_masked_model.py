@@ -9,8 +9,8 @@ from torch.optim import SGD
 from avalanche_supermask import MaskedModel, SupSup, SupSupNNs
 from avalanche_supermask.selection import selection
 from avalanche_supermask.strategy import Scenario
-from benchmarks.networks import MultiHead
-from benchmarks.networks import mlp as plain_mlp
+from benchmarks.lib.networks import MultiHead
+from benchmarks.lib.networks import mlp as plain_mlp
 from tests.streams import NETWORKS, ResNet, TiedEmbedding, class_stream, inputs, mlp, outputs, train_all
 
 

@@ -14,9 +14,9 @@ from torch import nn
 from avalanche_supermask import ExSSNeT, MaskedModel, SupSup, load, save
 from avalanche_supermask.saving import compact_file, sealed_file
 from avalanche_supermask.saving.compact_file import _read
-from benchmarks.networks import MultiHead
-from benchmarks.networks import mlp as plain_mlp
-from benchmarks.reliability import damaged
+from benchmarks.faults.reliability import damaged
+from benchmarks.lib.networks import MultiHead
+from benchmarks.lib.networks import mlp as plain_mlp
 from tests.streams import NETWORKS, class_stream, inputs, mlp, outputs, train_all
 from tests.test_contract import METHODS, build, same_state
 

@@ -20,7 +20,7 @@ from avalanche_supermask import (
     save_task,
 )
 from avalanche_supermask.saving.sealed_file import read_sealed
-from benchmarks.networks import MultiHead
+from benchmarks.lib.networks import MultiHead
 from tests.streams import NETWORKS, ResNet, class_stream, inputs, mlp, outputs, train_all
 
 SETTINGS = {"train_epochs": 2, "train_mb_size": 16, "eval_mb_size": 16, "evaluator": None, "seed": 0}

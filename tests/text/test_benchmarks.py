@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from benchmarks import inside, novelty
-from benchmarks.streams import STREAMS
-from benchmarks.text import GLUE, WEBNLP, out_of_scope
+from benchmarks.lib.streams import STREAMS
+from benchmarks.lib.text import GLUE, WEBNLP, out_of_scope
+from benchmarks.practice import inside, novelty
 from leaderboard.cell import Cell, run_cell, settings_of
 from tests.text.conftest import WORDS, make_encoder
 from tests.text.test_streams import write

@@ -1,0 +1,1 @@
+"""What masks cost: time, memory, and several processes."""

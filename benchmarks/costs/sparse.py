@@ -1,0 +1,201 @@
+"""How fast finished tasks run with sparse weights: time over the dense network's, by density, threads and batch.
+
+    python -m benchmarks.costs.sparse evaluation --out benchmarks/results/sparse.json
+    python -m benchmarks.costs.sparse figure benchmarks/results/sparse.json --out docs/sparse.png
+    python -m benchmarks.costs.sparse auto --out benchmarks/results/sparse_auto.json
+
+Calls alternate in one process; a ratio is the median of the pairwise ratios, after a warm-up. Masks are those of fresh
+scores: which weights are kept makes no difference to the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_supermask import MaskedModel
+from avalanche_supermask.model.sparse_kernels import kernels
+from avalanche_supermask.selection import selection
+from benchmarks.lib.networks import SlimResNet18, mlp
+from benchmarks.lib.provenance import write_result
+
+DENSITIES = (0.1, 0.05, 0.02)
+WARM_UP = 3  # pairs before those that count
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "MLP 784-2000-2000-10, batch 128": (lambda: mlp(784, (2000, 2000), 10), (128, 784)),
+    "LeNet-300-100, batch 128": (lambda: mlp(784, (300, 100), 10), (128, 784)),
+    "feed-forward block 384-1536-384, 32 x 64": (
+        lambda: nn.Sequential(nn.Linear(384, 1536), nn.GELU(), nn.Linear(1536, 384)), (32, 64, 384)
+    ),
+    "slim ResNet-18, batch 64": (lambda: SlimResNet18(10), (64, 3, 32, 32)),
+}  # fmt: skip
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Time of one call."""
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def ratios(calls: Sequence[Callable[[], object]], dense: Callable[[], object], repeats: int) -> list[float]:
+    """Median of the pairwise ratios of each call to the dense one, all of them in turn."""
+    found: list[list[float]] = [[] for _ in calls]
+    for pair in range(WARM_UP + repeats):
+        base = seconds(dense)
+        for place, call in enumerate(calls):
+            took = seconds(call)
+            if pair >= WARM_UP:
+                found[place].append(took / base)
+    return [statistics.median(values) for values in found]
+
+
+def finished(net: nn.Module, density: float, tasks: int = 1) -> MaskedModel:
+    """A model with tasks whose masks are those of fresh scores."""
+    model = MaskedModel(net, seed=0)
+    for key in range(tasks):
+        model.begin(key, key)
+        model.subnetworks.set_scores(model.fresh_scores(key))
+        model.learn_scores(selection(model.masked_shapes, density=density))
+        model.commit()
+    return model.eval()
+
+
+def evaluations(model: MaskedModel, x: Tensor, wanted: str) -> Callable[[], object]:
+    """A call of the first task under an execution."""
+    other = model
+    other.execution = wanted  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def call() -> object:
+        return other(x, 0)
+
+    call()
+    return call
+
+
+@torch.no_grad()
+def by_density(name: str, *, repeats: int) -> dict[str, dict[str, float]]:
+    """Ratios of one network to the dense one, under both executions, at every density."""
+    make, shape = NETWORKS[name]
+    torch.manual_seed(0)
+    x, dense = torch.randn(shape), make().eval()
+    found: dict[str, dict[str, float]] = {"sparse": {}, "auto": {}}
+    for density in DENSITIES:
+        model = finished(make(), density)
+        calls = [
+            evaluations(each, x, wanted) for each, wanted in zip((model, copy.deepcopy(model)), found, strict=True)
+        ]
+        for wanted, ratio in zip(found, ratios(calls, lambda: dense(x), repeats), strict=True):
+            found[wanted][f"{density:g}"] = ratio
+    return found
+
+
+@torch.no_grad()
+def never_slower(make: Callable[[], nn.Module], shape: tuple[int, ...], batch: int, *, repeats: int) -> float:
+    """Ratio of ``"auto"`` to ``"dense"``, of one model each, at density 0.1."""
+    torch.manual_seed(0)
+    net = make()
+    x = torch.rand(batch, *shape)
+    auto = evaluations(finished(net, 0.1), x, "auto")
+    dense = evaluations(finished(net, 0.1), x, "dense")
+    return ratios([auto], dense, repeats)[0]
+
+
+@torch.no_grad()
+def of_all_tasks(*, repeats: int, tasks: int = 10) -> float:
+    """Trying ten tasks for the surest, at density 0.1, over as many dense passes."""
+    make, shape = NETWORKS["MLP 784-2000-2000-10, batch 128"]
+    torch.manual_seed(0)
+    x, dense = torch.randn(shape), make().eval()
+    model = finished(make(), 0.1, tasks)
+    model.execution, model.task_inference = "sparse", "entropy"
+    model._recent.max_bytes = 2**30  # every task's weights are at hand, as the dense network's are
+    return ratios([lambda: model(x)], lambda: [dense(x) for _ in range(tasks)], repeats)[0]
+
+
+def figure(rows: dict[str, dict[str, dict[str, dict[str, float]]]], path: Path) -> None:
+    """Time over density, the dense network at 1."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    drawing, axes = plt.subplots(1, len(rows), figsize=(9, 3.4), sharey=True, squeeze=False)
+    for axis, (threads, networks) in zip(axes[0], rows.items(), strict=True):
+        for name, executions in networks.items():
+            points = executions["sparse"]
+            axis.plot([float(d) for d in points], list(points.values()), marker="o", label=name)
+        axis.axhline(1.0, color="black", linewidth=1, linestyle="--")
+        axis.set_title(threads)
+        axis.set_xlabel("density: share of weights kept")
+        axis.set_ylim(0, 1.1)
+    axes[0][0].set_ylabel("time of a forward pass (dense = 1)")
+    axes[0][0].legend(fontsize=7)
+    drawing.tight_layout()
+    drawing.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Measure and write a result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["evaluation", "auto", "figure"], help='"auto": of the networks of the tests')
+    parser.add_argument("results", type=Path, nargs="*", help="of the figure: files of evaluations, later ones count")
+    parser.add_argument("--networks", default="", help="only those whose name has this word")
+    parser.add_argument("--repeats", type=int, default=30, help="pairs a ratio (default 30)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads (default 1 2)")
+    parser.add_argument("--out", type=Path, required=True, help="result file, or the figure's PNG")
+    options = parser.parse_args()
+    if options.part == "figure":
+        merged: dict[str, Any] = {}
+        for path in options.results:
+            for threads, networks in json.loads(path.read_text()).get("evaluation, ratios to dense", {}).items():
+                merged.setdefault(threads, {}).update(networks)
+        figure(merged, options.out)
+        return
+    content: dict[str, Any] = {"kernels": kernels()}
+    if options.part == "auto":
+        torch.set_num_threads(options.threads[0])
+        content["auto over dense, density 0.1"] = matrix(options.repeats)
+    else:
+        rows: dict[str, Any] = {}
+        for threads in options.threads:
+            torch.set_num_threads(threads)
+            row = rows[f"{threads} thread{'s' * (threads > 1)}"] = {}
+            for name in (name for name in NETWORKS if options.networks in name):
+                row[name] = by_density(name, repeats=options.repeats)
+                print(threads, name, row[name], flush=True)
+                content["evaluation, ratios to dense"] = rows
+                write_result(options.out, "benchmarks.costs.sparse", sys.argv[1:], **content)
+        torch.set_num_threads(options.threads[0])
+        content["ten tasks tried, ratio to ten dense passes"] = of_all_tasks(repeats=options.repeats)
+    write_result(options.out, "benchmarks.costs.sparse", sys.argv[1:], **content)
+
+
+def matrix(repeats: int) -> dict[str, float]:
+    """`never_slower` for every network of the tests, at batches of 1, 16 and 128."""
+    from tests.streams import NETWORKS as SMALL
+    from tests.test_compatibility import NETWORKS as LARGE
+
+    found = {}
+    for networks, shape in ((SMALL, (1, 6, 6)), (LARGE, (3, 32, 32))):
+        for name, make in networks.items():
+            for batch in (1, 16, 128):
+                found[f"{name}, batch {batch}"] = never_slower(make, shape, batch, repeats=repeats)
+                print(name, batch, round(found[f"{name}, batch {batch}"], 3), flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    main()

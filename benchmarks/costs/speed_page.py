@@ -1,0 +1,189 @@
+"""The page that says what masks cost, written from the result files.
+
+    python -m benchmarks.costs.speed_page --results benchmarks/results --page docs/speed.md
+
+Every number on it is read from a file; what is asked of a ratio is the target that the project set itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+STEPS = {
+    "mask step": (1.6, 1.35, 1.1),
+    "weight step": (1.5, 1.5, 1.15),
+    "free-unit step": (1.5, 1.5, 1.15),
+    "coefficient step, n = 15": (1.5, 1.5, 1.15),
+    "evaluation": (1.02, 1.02, 1.02),
+    "mask bytes over weights / 8": (1.05, 1.05, 1.05),
+    "slim export, a fifth of the units": (None, None, None),
+}
+MANY = {
+    "mixed batch": 1.3,
+    "one more after 2500 tasks": 1.05,
+    "import": 1.2,
+    **{f"one-shot, {tasks} tasks": 2.0 for tasks in (10, 100, 1000, 2500)},
+    **{f"the first batch, {tasks} tasks": None for tasks in (10, 100, 1000, 2500)},
+}
+DISK = {"density 0.02": 1.05, "density 0.05": 1.05, "density 0.1": 1.12, "density 0.5": 1.01}
+
+LENET = 784 * 300 + 300 * 100 + 100 * 10  # weights
+
+PAGE = """# What masks cost
+
+Ratios, measured in one process by calls that alternate. In brackets, where there is one, what we asked of ourselves
+at most; **bold** where that is missed. Written by `python -m benchmarks.costs.speed_page` from the result files that it
+links.
+
+**The files of steps and evaluations are older than the code**: they were measured when `functional_call` called the
+network and each layer had operators of its own. What has changed since is counted by tests: on a GPU, a mask step
+dispatches 13 operators more than the dense one, a weight or free-unit step 2, whatever the number of layers, and an
+evaluation none. Until a quiet machine has measured them again, the tables are upper bounds, not what to expect.
+
+## A step, an evaluation, a mask
+
+Against the same dense network with the same optimizer, on {cpu} ([file](../benchmarks/results/speed.json)):
+
+{cpu_table}
+
+The same with `MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=1073741824` in the environment
+([file](../benchmarks/results/speed_malloc.json)): glibc else gives the memory of the larger temporaries back to the
+system at the end of a step, and takes it anew, page by page, in the next. Worth setting for wide networks on a CPU.
+
+{malloc_table}
+
+On {gpu} ([file](../benchmarks/results/speed_cuda.json), commit {gpu_commit}, older than the files above):
+
+{gpu_table}
+
+## Many tasks
+
+LeNet-300-100 on the same CPU, with numba ([file](../benchmarks/results/scaling.json)). "Mixed batch" is 8 tasks in 128
+samples against 8 dense passes of 16; "one more" is `SupSup.train()` on 50 batches after so many tasks against a fresh
+model; "one-shot" is the inference of a batch's task against a forward and a backward pass and one read of all packed
+bits. The first batch pays for the superposition of the tasks, which the next ones find done.
+
+{many_table}
+
+Avalanche's `train()` with accuracy and loss metrics, against a bare PyTorch loop
+([file](../benchmarks/results/data_path.json)):
+
+{path_table}
+
+## Masks on disk
+
+Bytes over the entropy bound, [the same file](../benchmarks/results/speed.json) as the first:
+
+{disk_table}
+
+## Why not less
+
+**A mask step of an MLP** is bound by memory, not arithmetic. Per weight, a dense step with Adam moves some 40 bytes,
+and does {dense_flops} operations at batch 128. Choosing exactly k by magnitude, masking, and the gradient of the
+scores move about 80 more, pass by pass; with numba (extra `fast`) they are three compiled passes that move 32: scores
+in, to count; scores and weights in, weights out; gradient, weights and scores in, gradient out. A convolution uses
+every weight many times a sample, so that the same passes vanish in it.
+
+**A coefficient step** tabulates the sums that fifteen masks can have, at most 32,768 a layer, looks each weight up, and
+adds the gradient up by the same numbers backwards: two random accesses a weight, which no vector instruction makes at
+once. They cost the same whatever the batch, and LeNet's dense step does little else with a weight.
+
+**Evaluation** of a finished task is the dense network's, called with the task's tensors written into the modules and
+taken out again. It dispatches no operator that the dense network does not, except a copy of each buffer that a module
+which is not PyTorch's own may move. The host time of writing shows where a forward pass takes a fraction of a
+millisecond.
+
+**A mixed batch** pays for that once a task, sorts the samples by task and puts the outputs back, and reads eight sets
+of weights (8.5 MB) where the dense passes read one (1.06 MB), which stays in the cache. Weights of the tasks asked
+for last are kept, up to 64 MiB.
+
+**One-shot inference** passes over all masks twice at first, to superpose them and to project the gradient on each, and
+once afterwards. Superposing counts, by adders on whole words. Projecting adds the entries of the gradient that a mask
+selects: {weights:,} additions a task, where reading its bits takes {words:,} words. Vector instructions make 8 or 16
+additions at once, so that a task costs several times its read, and that is what remains where tasks are many. Four bits
+can look up a sum of four entries within a register, which would be several times faster again; neither numpy nor numba
+says that. Without numba the bits are unpacked to floats first.
+
+**On a GPU** these networks are so small that launching kernels is all the time there is. When the file was measured, a
+mask step launched about twice as many as the dense one. Now one sort chooses the masks of all layers;
+`python -m benchmarks.gpu` measures what that costs. A coefficient step still has operators of its own for each layer.
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="(default %(default)s)")
+    parser.add_argument("--page", type=Path, default=Path("docs/speed.md"), help="(default %(default)s)")
+    options = parser.parse_args()
+    options.page.write_text(page(options.results))
+    print(options.page)
+
+
+def page(results: Path) -> str:
+    """The page, from the files of a folder."""
+    speed, malloc, cuda, scaling, path = (
+        json.loads((results / f"{name}.json").read_text())
+        for name in ("speed", "speed_malloc", "speed_cuda", "scaling", "data_path")
+    )
+    loops = path["ratios to a bare loop"]
+    return PAGE.format(
+        cpu=_machine(speed),
+        cpu_table=_networks(speed["ratios to dense"]),
+        malloc_table=_networks(malloc["ratios to dense"]),
+        gpu=_machine(cuda),
+        gpu_commit=cuda["commit"][:12],
+        gpu_table=_networks(cuda["ratios to dense"]),
+        many_table=_table(["", "ratio"], [[name, _cell(scaling["ratios"][name], most)] for name, most in MANY.items()]),
+        path_table=_table(
+            ["", *next(iter(loops.values()))],
+            [
+                [name, *(_cell(value, 1.25 if way == "in memory" else None) for way, value in row.items())]
+                for name, row in loops.items()
+            ],
+        ),
+        disk_table=_table(
+            ["", "ratio"],
+            [[name, _cell(speed["mask on disk over its entropy"][name], most)] for name, most in DISK.items()],
+        ),
+        dense_flops=6 * 128,
+        weights=LENET,
+        words=-(-LENET // 64),
+    )
+
+
+def _networks(rows: Mapping[str, Mapping[str, float]]) -> str:
+    found = list(rows.values())
+    lines = [
+        [step, *(_cell(row[step], most) for row, most in zip(found, asked, strict=True))]
+        for step, asked in STEPS.items()
+    ]
+    return _table(["", *rows], lines)
+
+
+def _cell(value: float, most: float | None) -> str:
+    """A ratio to two decimals, and what was asked of it."""
+    if most is None:
+        return f"{value:.2f}"
+    shown = f"{value:.2f}" if round(value, 2) <= most else f"**{value:.2f}**"
+    return f"{shown} ({most:g})"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _machine(result: Mapping[str, Any]) -> str:
+    machine = result["machine"]
+    name = machine.get("accelerator") or machine["processor"]
+    threads = "" if machine.get("accelerator") else f", {machine['threads']} thread"
+    return f"{name}{threads}, PyTorch {result['versions']['torch']}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What users decide: defaults, pretrained networks, tasks that nobody names."""

@@ -1,0 +1,306 @@
+"""Class-incremental accuracy when nobody names the task, with and without stored samples; each row at its bytes.
+
+    python -m benchmarks.practice.class_incremental --dataset-root DIR --out benchmarks/results/class_split_mnist.json
+
+Streams: ``split-mnist`` (five tasks of two digits, in an order of the seed's), ``cifar100`` (ten tasks of ten classes)
+and ``clinc150`` (ten domains of fifteen intents), the latter two on features of frozen encoders, which
+`benchmarks.lib.frozen_features` computes. Rows of ours are trained once per seed and evaluated in several ways: every
+sample by itself, and, in a column of its own, in batches of 128 that are all of one task. Controls: the input
+alone (which is the default), the features of the subnetworks alone, and the same Gaussians as a generative classifier.
+With ``--validation`` a share of the training data stands for the test data: settings were chosen so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.benchmarks import tensors_benchmark
+from avalanche.training.plugins import ReplayPlugin
+from avalanche.training.supervised import DER, ER_ACE, ICaRL, StreamingLDA
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from avalanche_supermask import CachedTensors, methods
+from avalanche_supermask.data.cached import load_tensors
+from avalanche_supermask.inference import Entropy, Gaussian, Inference
+from avalanche_supermask.inference.gathering import gather_statistics
+from benchmarks.lib.command import run_or_draw
+from benchmarks.lib.frozen_features import frozen_features
+from benchmarks.lib.networks import mlp
+from benchmarks.lib.streams import build_stream, with_validation
+from leaderboard.cell import settings_of
+
+BATCH = 128  # samples that decide together, in the column of their own
+
+Tasks = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A stream and what is run on it.
+
+    Attributes:
+        tasks: number of tasks.
+        classes: of all tasks together.
+        widths: of the network's layers, without the outputs.
+        epochs: a task.
+        batch_size: of training.
+        memory: samples that replay methods store.
+        ours: methods, with their settings.
+        ways: of inference, by name.
+        load: ``(seed, root) -> (training tasks, test tasks)``, classes numbered through.
+    """
+
+    tasks: int
+    classes: int
+    widths: tuple[int, ...]
+    epochs: int
+    batch_size: int
+    memory: int
+    ours: dict[str, dict[str, Any]]
+    ways: dict[str, Inference]
+    load: Callable[[int, Path | None], tuple[Tasks, Tasks]]
+
+    def network(self) -> nn.Sequential:
+        """A new one."""
+        return mlp(self.widths[0], self.widths[1:], self.classes)
+
+
+# ---------------------------------------------------------------------- streams
+
+
+def _split_mnist(seed: int, root: Path | None) -> tuple[Tasks, Tasks]:
+    stream = build_stream("split-mnist-class", seed=seed, dataset_root=root)
+    return _tensors(stream.train_stream), _tensors(stream.test_stream)
+
+
+def _features(name: str, tasks: int, seed: int, root: Path | None) -> tuple[Tasks, Tasks]:
+    del seed  # the classes come in their natural order; seeds differ in networks and batches
+    train, test = frozen_features(name, root)
+    a_task = (1 + int(train[1].max())) // tasks
+    # To a mean square of about one, by a constant that needs no data: MiniLM's features have length one.
+    scale = train[0].shape[1] ** 0.5 if name == "clinc150" else 1.0
+    sides = [[(x[y // a_task == t] * scale, y[y // a_task == t]) for t in range(tasks)] for x, y in (train, test)]
+    return sides[0], sides[1]
+
+
+def _tensors(stream: Any) -> Tasks:
+    columns = [load_tensors(experience.dataset.eval(), torch.device("cpu")) for experience in stream]
+    return [(x.flatten(1), y) for x, y, _ in columns]
+
+
+def _benchmark(train: Tasks, test: Tasks) -> Any:
+    made = tensors_benchmark(train_tensors=train, test_tensors=test, task_labels=[0] * len(train))
+    seen = [y.unique().tolist() for _, y in train]
+    made.n_classes_per_exp = [len(labels) for labels in seen]  # this and the next for iCaRL
+    made.classes_order = [label for labels in seen for label in labels]
+    return made
+
+
+# ---------------------------------------------------------------------- rows
+
+
+@torch.no_grad()
+def _score(answer: Callable[[Tensor], Tensor], test: Tasks, *, size: int = 1024) -> float:
+    """Mean accuracy of the tasks."""
+    return statistics.fmean(
+        float(torch.cat([answer(part).argmax(dim=1) == labels for part, labels in _batches(x, y, size)]).float().mean())
+        for x, y in test
+    )
+
+
+def _batches(x: Tensor, y: Tensor, size: int = 1024) -> Iterator[tuple[Tensor, Tensor]]:
+    yield from zip(x.split(size), y.split(size), strict=True)
+
+
+@torch.no_grad()
+def _ids(model: Any, test: Tasks) -> float:
+    """Share of the samples whose task is found, mean over the tasks."""
+    found = []
+    for task, (x, y) in enumerate(test):
+        hits = []
+        for part, _ in _batches(x, y):
+            model(part)
+            hits.append(model.inferred_task == task)
+        found.append(float(torch.cat(hits).float().mean()))
+    return statistics.fmean(found)
+
+
+def ours(method: str, setting: Setting, train: Tasks, test: Tasks, seed: int) -> Iterator[dict[str, Any]]:
+    """A row for each way to ask, of one trained model."""
+    strategy = methods()[method](
+        setting.network(), seed=seed, task_key="experience", train_epochs=setting.epochs, evaluator=None,
+        train_mb_size=setting.batch_size, plugins=[CachedTensors()], **setting.ours[method],
+    )  # fmt: skip
+    for experience in _benchmark(train, test).train_stream:
+        strategy.train(experience)
+    model = strategy.model.eval()
+    n = len(model.task_keys)
+    given = statistics.fmean(_score(partial(model.forward_task, task), [data]) for task, data in enumerate(test))
+    mask = sum(model.bytes_per_task().values()) / n
+    yield {"method": method, "way": "given", "accuracy": given, "bytes_per_task": mask, "beside_the_mask": 0.0}
+    for name, way in setting.ways.items():
+        model.task_inference = way
+        for task in model.task_keys:
+            gather_statistics(model, task, _batches(*train[task]))
+        row = {"accuracy": _score(model, test), "task_id_accuracy": _ids(model, test)}
+        kept = sum(model.bytes_per_task().values()) / n
+        if isinstance(way, (Gaussian, Entropy)):
+            model.task_inference = replace(way, per="batch")
+            row["accuracy_in_batches"] = _score(model, test, size=BATCH)
+        yield {"method": method, "way": name, **row, "bytes_per_task": kept, "beside_the_mask": kept - mask}
+
+
+def baseline(name: str, setting: Setting, train: Tasks, test: Tasks, seed: int) -> dict[str, Any]:
+    """The row of one baseline."""
+    net, width = setting.network(), setting.widths[0]
+    network_bytes = 4 * sum(p.numel() for p in net.parameters())
+    sample = 4 * width + 8
+    common: dict[str, Any] = {"train_mb_size": setting.batch_size, "train_epochs": setting.epochs, "evaluator": None,
+                              "eval_mb_size": 1024, "plugins": [CachedTensors()]}  # fmt: skip
+    memory, kept = setting.memory, 0.0
+    criterion = nn.CrossEntropyLoss()
+    optimizer = Adam(net.parameters(), lr=1e-3)
+    if name.startswith("joint"):
+        strategy: Any = SupervisedTemplate(model=net, optimizer=optimizer, criterion=criterion, **common)
+        if name == "joint-linear":
+            net = nn.Linear(width, setting.classes)
+            common["train_epochs"] = 30
+            strategy = SupervisedTemplate(
+                model=net, optimizer=Adam(net.parameters(), lr=1e-3), criterion=criterion, **common
+            )
+        kept = sum(len(y) for _, y in train) * sample
+        train = [(torch.cat([x for x, _ in train]), torch.cat([y for _, y in train]))]
+    elif name == "replay":
+        common["plugins"].append(ReplayPlugin(mem_size=memory))
+        strategy = SupervisedTemplate(model=net, optimizer=optimizer, criterion=criterion, **common)
+        kept = memory * sample
+    elif name == "er-ace":
+        strategy = ER_ACE(model=net, optimizer=optimizer, mem_size=memory, batch_size_mem=min(memory, 128), **common)
+        kept = memory * sample
+    elif name == "der":
+        strategy = DER(
+            model=net, optimizer=optimizer, mem_size=memory, batch_size_mem=min(memory, 128), alpha=0.1, **common
+        )
+        kept = memory * (sample + 4 * setting.classes)
+    elif name == "icarl":
+        body = net[:-1] if len(net) > 2 else nn.Flatten()
+        strategy = ICaRL(
+            feature_extractor=body, classifier=net[-1], optimizer=optimizer, memory_size=memory, buffer_transform=None,
+            fixed_memory=True, **common,
+        )  # fmt: skip
+        kept = memory * sample + 4 * setting.classes * setting.widths[-1]
+    elif name == "slda":
+        strategy = StreamingLDA(
+            slda_model=nn.Flatten(), criterion=criterion, input_size=width, num_classes=setting.classes,
+            **{**common, "train_epochs": 1},
+        )  # fmt: skip
+        network_bytes, kept = 0, 4 * width * (width + setting.classes)
+    else:
+        raise ValueError(f"unknown baseline {name!r}; expected one of {', '.join(BASELINES)}")
+    stream = _benchmark(train, test[: len(train)])
+    for experience in stream.train_stream:
+        strategy.train(experience)
+    strategy.model.eval()
+    answer = strategy.predict if name == "slda" else strategy.model
+    return {
+        "method": name,
+        "accuracy": _score(answer, test),
+        "bytes_per_task": kept / setting.tasks,
+        "bytes_in_all": kept + network_bytes,
+        "memory": memory if name in ("replay", "er-ace", "der", "icarl") else None,
+    }
+
+
+BASELINES = ("joint", "joint-linear", "der", "replay", "er-ace", "icarl", "slda")
+
+
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All rows, seed by seed."""
+    torch.set_num_threads(1)
+    setting = SETTINGS[options.stream]
+    for seed in map(int, options.seeds.split(",")):
+        train, test = setting.load(seed, options.dataset_root)
+        if options.validation:
+            stream = with_validation(_benchmark(train, test), share=options.validation, seed=seed)
+            train, test = _tensors(stream.train_stream), _tensors(stream.test_stream)
+        for name in options.rows.split(","):
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            if name in setting.ours:
+                found = ours(name, setting, train, test, seed)
+            else:
+                found = iter([baseline(name, setting, train, test, seed)])
+            for row in found:
+                yield {"seed": seed, **row}
+
+
+_SPLIT_WAYS: dict[str, Inference] = {
+    "entropy": Entropy(),
+    "gaussian": Gaussian(),
+    "gaussian rank 10": Gaussian(rank=10),
+    "gaussian rank 5": Gaussian(rank=5),
+    "generative classifier": Gaussian(names="class"),
+    "features alone": Gaussian(layers=("3", "5")),
+    "input and features": Gaussian(layers=("input", "3", "5")),
+    "input and features, covariance a task, rank 50": Gaussian(
+        layers=("input", "3", "5"), rank=50, covariance="task", ridge=0.01
+    ),
+}
+_SHARED_WAYS: dict[str, Inference] = {
+    "entropy": Entropy(),
+    "gaussian": Gaussian(),
+    "gaussian, covariance a task": Gaussian(covariance="task", rank=40),
+    "shared covariance": Gaussian(shared=True, rank=40, ridge=0.01),
+    "generative classifier": Gaussian(names="class"),
+    "shared covariance names the class": Gaussian(shared=True, rank=40, ridge=0.01, names="class"),
+}
+_FEATURE_METHODS: dict[str, dict[str, Any]] = {
+    "supsup": {"density": 0.1, "mask_lr": 0.02},
+    "exssnet": {"density": 0.1, "mask_lr": 0.02, "weight_lr": 0.01},
+}
+
+
+def _searched(method: str) -> dict[str, Any]:
+    """Settings of the leaderboard on this stream, which were chosen on held-out training data."""
+    found = settings_of("split-mnist-class", method)
+    return {name: value for name, value in found.items() if name not in ("task_key", "task_inference")}
+
+
+SETTINGS = {
+    "split-mnist": Setting(
+        5, 10, (784, 300, 100), 6, 128, 200, {name: _searched(name) for name in ("supsup", "exssnet")}, _SPLIT_WAYS,
+        _split_mnist,
+    ),
+    "clinc150": Setting(
+        10, 150, (384, 300), 10, 32, 1000, _FEATURE_METHODS, _SHARED_WAYS, partial(_features, "clinc150", 10)
+    ),
+    "cifar100": Setting(
+        10, 100, (1280, 300), 10, 32, 1000, _FEATURE_METHODS, _SHARED_WAYS, partial(_features, "cifar100", 10)
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stream", choices=(*SETTINGS,), default="split-mnist", help="(default %(default)s)")
+    parser.add_argument("--rows", default=",".join(("supsup", "exssnet", *BASELINES)), help="(default %(default)s)")
+    parser.add_argument("--seeds", default="10,11,12", help="comma-separated (default %(default)s)")
+    parser.add_argument("--validation", type=float, default=0.0, help="test on this share of the training data instead")
+    run_or_draw(parser, "benchmarks.practice.class_incremental", run, None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The page that lists the benchmark scripts: complete, and without a dead link."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "benchmarks" / "README.md").read_text()
+
+
+def test_every_script_has_its_question_on_the_page():
+    scripts = {
+        (folder, path.stem)
+        for folder in ("papers", "practice", "costs", "faults")
+        for path in (ROOT / "benchmarks" / folder).glob("[a-z]*.py")
+    }
+    listed = set()
+    for section in PAGE.split("\n## ")[1:]:
+        folder = re.search(r"`benchmarks/(\w+)`", section)[1]
+        listed |= {(folder, name) for name in re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)}
+    assert {pair for pair in listed if pair[0] != "lib"} == scripts
+
+
+def test_every_result_file_belongs_to_a_script():
+    patterns = re.findall(r"`results/([^`]+)`", PAGE)
+    results = ROOT / "benchmarks" / "results"
+    named = {path for pattern in patterns for path in results.glob(pattern)}
+    made_by_others = {"clnp_min_new.json", "clnp_reads_all.json"}  # of the leaderboard, beside its own settings
+    assert {path for path in results.rglob("*.json") if path.name not in made_by_others} == named
+
+
+def test_no_link_is_dead():
+    links = re.findall(r"\]\(([^)]+)\)", PAGE)
+    assert links
+    assert all((ROOT / "benchmarks" / link).exists() for link in links)
