@@ -1,4 +1,4 @@
-"""Every method on networks with named inputs, whose outputs are a dictionary or a tuple, or more of them in training."""
+"""Every method on networks with named inputs, whose outputs are a dictionary or a tuple, or more in training."""
 
 import copy
 from collections import namedtuple
