@@ -296,7 +296,8 @@ SETTINGS = {
         10, 150, (384, 300), 10, 32, 1000, {}, _FEATURE_METHODS, _SHARED_WAYS, partial(_features, "clinc150", 10)
     ),
     "cifar100": Setting(
-        10, 100, (1280, 300), 10, 64, 1000, {"replay": 1e-4, "er-ace": 3e-4, "der": 1e-4}, _FEATURE_METHODS, _SHARED_WAYS, partial(_features, "cifar100", 10)
+        10, 100, (1280, 300), 10, 64, 1000, {"replay": 1e-4, "er-ace": 3e-4, "der": 1e-4}, _FEATURE_METHODS,
+        _SHARED_WAYS, partial(_features, "cifar100", 10),
     ),
 }  # fmt: skip
 
