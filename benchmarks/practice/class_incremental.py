@@ -185,7 +185,7 @@ class Calibrated:
             return value
 
         optimizer.step(loss)
-        return cls(witness, float(log_factor.exp()) / unit, offsets.detach())
+        return cls(witness, float(log_factor.detach().exp()) / unit, offsets.detach())
 
     def __call__(self, model: Any, n_tasks: int, x: Any) -> Tensor:
         """Number of the likeliest task of each sample."""
