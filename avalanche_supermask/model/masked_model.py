@@ -252,7 +252,9 @@ class MaskedModel(Executing, Learning):
     @property
     def infers(self) -> bool:
         """Whether a call in evaluation mode would infer the task."""
-        return self._task_inference != "given" and self.active is None and bool(self.task_keys)
+        return (
+            self._task_inference != "given" and not self.router.given and self.active is None and bool(self.task_keys)
+        )
 
     @property
     def candidates(self) -> Superposition:
