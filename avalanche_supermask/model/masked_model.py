@@ -86,6 +86,7 @@ class _Finished(NamedTuple):
     task: Task
     mask: dict[str, Tensor]
     private: dict[str, Tensor]
+    statistics: dict[str, Tensor] | None = None  # gathered for inference
 
 
 class MaskedModel(MultiTaskModule):
@@ -709,6 +710,8 @@ class MaskedModel(MultiTaskModule):
             )
         expected = float(torch.cat([entropy(out.float()) for out in outputs]).mean()) if outputs else None
         self.subnetworks.commit(self._live(self.masked_names), private, entropy=expected)
+        if self._resumed is not None:  # what was gathered of its earlier data counts on
+            self.subnetworks.store_statistics(self._resumed.key, self._resumed.statistics or {})
         self._resumed = None
         self._end()
 
@@ -721,10 +724,10 @@ class MaskedModel(MultiTaskModule):
         """
         key = self.task_keys[-1]
         task, private = self.subnetworks.tasks[key], self.subnetworks.task_private(key)
-        mask = self.subnetworks.task_mask(key)
+        mask, statistics = self.subnetworks.task_mask(key), self.subnetworks.task_statistics(key)
         self.subnetworks.forget(key)
         self.begin(key, task.label)
-        self._resumed = _Finished(key, task, mask, private)
+        self._resumed = _Finished(key, task, mask, private, statistics)
         tensors = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
         for name, kept in private.items():
             if name in tensors and tensors[name].shape == kept.shape:  # a head may have grown since
