@@ -147,9 +147,9 @@ def _gradient(loops: TableLoops | None, grad: Tensor, codes: Tensor, weight: Ten
     widths = [min(size, n - start) for start in range(0, n, size)]
     if loops is not None and _plain(grad):
         sums = [torch.zeros(1 << bits) for bits in widths]
-        flat = [t.detach().reshape(-1).numpy() for t in (grad, weight)]
+        upstream, values = (t.detach().reshape(-1).numpy() for t in (grad, weight))
         for code, of in zip(codes, sums, strict=True):
-            loops.add_up(*flat, code.numpy(), of.numpy())
+            loops.add_up(upstream, values, code.numpy(), of.numpy())
     else:
         per_entry = (grad * weight).reshape(-1)
         sums = [
