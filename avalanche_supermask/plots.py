@@ -149,7 +149,7 @@ def capacity(source: Any) -> Figure:
     axes.barh(places, free, left=[a + b for a, b in zip(several, one, strict=True)], label="free", color="#e8e8e8")
     axes.set_yticks(places, names)
     axes.invert_yaxis()
-    axes.legend(fontsize="small", loc="lower right")
+    figure.legend(fontsize="small", loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -35,17 +35,14 @@ def outputs_for(strategy: Any, batch: Any, *, task: int | None = None) -> Any:
     Args:
         strategy: whose ``forward`` is called.
         batch: as a loader gives it.
-        task: key of the task that answers, of a `MaskedModel`; None: as the labels say.
+        task: key of the task that answers, of a `MaskedModel`, also where its inference would find another; None: the
+            labels or the inference decide.
     """
     model, router = strategy.model, getattr(strategy.model, "router", None)
-    was_training, assigned = model.training, getattr(router, "assigned", None)
+    was_training = model.training
     model.eval()
-    if router is not None and task is not None:
-        router.assigned = task
     try:
-        with minibatch(strategy, batch):
+        with nullcontext() if router is None else router.answering(task), minibatch(strategy, batch):
             return strategy.forward()
     finally:
         model.train(was_training)
-        if router is not None:
-            router.assigned = assigned

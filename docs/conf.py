@@ -2,46 +2,64 @@
 
 from __future__ import annotations
 
-import re
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 import avalanche_supermask
 
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_ext"))
+shutil.copy(HERE.parent / "examples/tour.ipynb", HERE / "tour.ipynb")  # Sphinx reads pages from this folder only
+
 project = "avalanche-supermask"
 author = "the avalanche-supermask authors"
 copyright = author
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build", "draw_architecture.py"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "checkout_links",
+    "code_text",
+    "mathml",
+    "parameter_text",
+]
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
+exclude_patterns = ["_build", "_ext", "jupyter_execute"]
+
 html_theme = "furo"
 html_title = f"avalanche-supermask {avalanche_supermask.__version__}"
-default_role = "code"  # `Name` in a docstring
-autodoc_typehints = "none"  # the signatures show them, and the docstrings say what they mean
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_copy_source = html_show_sourcelink = False
+pygments_style, pygments_dark_style = "friendly", "native"
+
+default_role = "name"  # `Name` in a docstring
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True  # a default as it stands in the source
 autodoc_member_order = "bysource"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_custom_sections = [("Shapes", "notes_style")]
-myst_enable_extensions = ["colon_fence"]
+
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.xref_missing"]  # links to files of the checkout, which a test of its own follows
+nb_execution_mode = "off"  # the notebook carries its pictures; the tests run it
 
 
-def _equations(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Indented lines of a docstring stand as they are; |S| is no substitution; the formatter's marks are left out."""
-    found: list[str] = []
-    for line in (line.replace("  # fmt: skip", "") for line in lines):
-        starts = what == "module" and line.startswith("    ") and found and not found[-1].strip()
-        if starts and not _in_block(found):
-            found += ["::", ""]
-        escape = not line.startswith("    ")
-        found.append(re.sub(r"(``.*?``)|\|", lambda m: m[1] or r"\|", line) if escape else line)
-    lines[:] = found
-
-
-def _in_block(lines: list[str]) -> bool:
-    """Whether the last line that is not empty is indented."""
-    return next((line.startswith("    ") for line in reversed(lines) if line.strip()), False)
+def _copy_leaderboard(app: Any, error: Exception | None) -> None:
+    """The leaderboard's page, to sort and filter, is a file of its own."""
+    if error is None:
+        shutil.copy(HERE.parent / "leaderboard/index.html", Path(app.outdir) / "leaderboard_table.html")
 
 
 def setup(app: Any) -> None:
-    """Hooks."""
-    app.connect("autodoc-process-docstring", _equations)
+    """Connect the hook."""
+    app.connect("build-finished", _copy_leaderboard)

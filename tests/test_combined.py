@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from avalanche_supermask import SupSup
+from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.inference import Combined, Entropy, ExpectedEntropy, Gaussian, MaxLogit, OneShot
 from avalanche_supermask.inference.gathering import gather_statistics
 from tests.streams import class_stream, inputs, mlp, train_all
@@ -30,8 +31,9 @@ def test_it_is_no_worse_than_a_witness_that_is_always_right(learned):
 def test_candidates_are_each_witness_alone_and_then_mixtures():
     found = Combined().candidates
     assert torch.equal(found[:3], torch.eye(3))
-    assert torch.equal(found.sum(dim=1), torch.ones(15))
-    assert len(found.unique(dim=0)) == 15
+    assert torch.equal(found.amax(dim=1), torch.ones(61))
+    assert len(found.unique(dim=0)) == 61
+    assert bool((found.sum(dim=1).diff() >= 0).all())
 
 
 @pytest.mark.parametrize("best", [0, 1])
@@ -55,6 +57,48 @@ def test_the_weights_that_were_right_most_often_are_used(learned, best):
         assert torch.equal(found, costs.argmin(dim=0))
 
 
+def with_right(model, right, samples):
+    """A copy in which the candidates were right so often, of so many samples a task."""
+    model = copy.deepcopy(model)
+    for key in model.task_keys:
+        stored = dict(model.subnetworks.task_statistics(key))
+        model.store_statistics(key, {**stored, "right": torch.tensor(right), "samples": torch.tensor([samples])})
+    return model
+
+
+def test_of_weights_that_are_about_as_often_right_the_simplest_are_used(learned):
+    right = [0.9, 0.8, *([0.7] * (len(SMALL.candidates) - 2))]
+    right[2], right[4] = 0.905, 0.91
+    for samples, chosen in ((100, 0), (1000, 2), (10**6, 4)):  # a standard error of 0.017, 0.005 and 0.0002
+        model = with_right(learned[0], right, samples)
+        weights, _ = SMALL._weights(model.candidates, 3)
+        assert torch.equal(weights, SMALL.candidates[chosen])
+
+
+def test_the_samples_that_choose_are_not_among_those_whose_statistics_are_tried(learned):
+    """An oracle by hand: statistics of four fifths, costs of the fifth, over the first two tasks."""
+    model, stream = copy.deepcopy(learned[0]), learned[1]
+    x, y, _ = load_tensors(stream.train_stream[1].dataset.eval(), torch.device("cpu"))
+    gather_statistics(model, 1, [*zip(x.split(7), y.split(7), strict=True)])
+    found = dict(model.subnetworks.task_statistics(1))
+    held = torch.arange(len(x)) % 5 == 4
+    assert int(found["samples"]) == int(held.sum())
+    model.task_inference = SMALL.witnesses[0]
+    for key in (0, 1):  # the first as it is stored by `Combined`, of all its samples
+        data, labels, _ = load_tensors(stream.train_stream[key].dataset.eval(), torch.device("cpu"))
+        rows = ~held if key == 1 else torch.ones(len(data), dtype=torch.bool)
+        gather_statistics(model, key, [(data[rows], labels[rows])])
+    costs = SMALL.witnesses[0].costs(model.candidates, 2, x[held])
+    assert float(found["right"][0]) == pytest.approx(float((costs.argmin(dim=0) == 1).float().mean()))
+
+
+@pytest.mark.parametrize("n", [1, 3, 6])
+def test_a_few_samples_are_enough(learned, n):
+    model = copy.deepcopy(learned[0])
+    gather_statistics(model, 2, [(inputs(n), torch.zeros(n, dtype=torch.long))])
+    assert bool(model(inputs(4)).isfinite().all())
+
+
 def test_its_numbers_are_counted_and_travel(learned):
     model = learned[0]
     fresh = copy.deepcopy(model)
@@ -68,7 +112,7 @@ def test_its_numbers_are_counted_and_travel(learned):
 
 def test_a_second_pass_is_needed(learned):
     model = copy.deepcopy(learned[0])
-    with pytest.raises(ValueError, match="weights need a second pass: give a list"):
+    with pytest.raises(ValueError, match="weights need further passes: give a list"):
         gather_statistics(model, 0, iter([(inputs(8), torch.zeros(8, dtype=torch.long))]))
 
 

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
+from sphinx.util.inventory import InventoryFile
 
 import avalanche_supermask
 import leaderboard
@@ -78,14 +80,80 @@ def test_the_public_names_resolve():
         _ = avalanche_supermask.Supsup
 
 
-def test_the_pages_build_without_a_warning(tmp_path):
-    build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "docs", str(tmp_path)]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site."""
+    out = tmp_path_factory.mktemp("site") / "html"
+    build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "docs", str(out)]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    reference = (tmp_path / "reference.html").read_text()
-    assert "bytes_per_task" in reference
-    methods = {path.stem: path.read_text() for path in (tmp_path / "methods").glob("*.html")}
-    assert all("Parameters" in page for name, page in methods.items() if name != "unknown_tasks"), methods.keys()
+    return {str(path.relative_to(out)): path.read_text() for path in out.rglob("*.html")}, out
+
+
+def test_the_reference_has_every_public_name(site):
+    pages, out = site
+    inventory = InventoryFile.loads((out / "objects.inv").read_bytes(), uri="")
+    described = {name for kind in inventory.data.values() for name in kind}
+    names = {f"avalanche_supermask.{name}" for name in avalanche_supermask.__all__ if name != "__version__"}
+    modules = ["metrics", "plots", "selection", "inference", "text"]
+    names |= {
+        f"avalanche_supermask.{module}.{name}"
+        for module in modules
+        for name in importlib.import_module(f"avalanche_supermask.{module}").__all__
+        if name not in ("LayerDensities", "Objective", "Per", "by_name", "entropy")  # of the package itself
+    }
+    at_the_top = {f"avalanche_supermask.{name.rpartition('.')[2]}" for name in described}
+    missing = {name for name in names - described if f"avalanche_supermask.{name.rpartition('.')[2]}" not in at_the_top}
+    assert not missing, "add them to docs/reference"
+    assert "bytes_per_task" in pages["reference/models.html"]
+
+
+def test_no_page_shows_what_is_not_for_readers(site):
+    pages, _ = site
+    methods = [page for name, page in pages.items() if name.startswith("methods/") and "unknown" not in name]
+    assert all("Parameters" in page for page in methods)
+    assert len(methods) == 4
+    for name, page in pages.items():
+        text = re.sub(r"<[^>]+>", "", page)
+        assert "fmt: skip" not in text, name
+        assert "_Unset" not in text, name
+        assert " object at 0x" not in text, name
+        assert not re.search(r"see \w+Plugin\b", text), f"{name}: a parameter is not described"
+
+
+def test_every_link_within_the_site_leads_somewhere(site):
+    pages, out = site
+    assert "leaderboard_table.html" in pages["leaderboard.html"]
+    for name, page in pages.items():
+        if name != "leaderboard_table.html":
+            for target in re.findall(r'(?:href|src)="([^"#?]+)', page):
+                if not target.startswith(("http:", "https:", "data:", "mailto:")):
+                    assert (out / name).parent.joinpath(unquote(target)).exists(), f"{name} links to {target}"
+
+
+def test_the_gallery_shows_every_example():
+    page, shown = (ROOT / "docs/gallery.md").read_text(), ROOT / "docs/gallery"
+    scripts = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"digits", "__init__"}
+    assert set(re.findall(r"literalinclude} \.\./examples/(\w+)\.py", page)) == scripts
+    assert set(re.findall(r"literalinclude} gallery/(\w+)\.txt", page)) == scripts
+    assert {path.stem for path in shown.glob("*.txt")} == scripts, "run python docs/draw_gallery.py"
+    assert set(re.findall(r"\(gallery/(\w+\.png)\)", page)) == {path.name for path in shown.glob("*.png")}
+
+
+def test_which_method_agrees_with_the_leaderboard():
+    tables = (ROOT / "leaderboard/results/LEADERBOARD.md").read_text().split("\n## ")
+    given = {table.split("\n")[0]: table.split("### scenario: task id unknown")[0] for table in tables}
+    page = (ROOT / "docs/which_method.md").read_text()
+    rows = re.findall(r"^\| ([\w-]+)(?:, one seed)? \| (0\.\d+) \| (0\.\d+) \| (\w+) \|$", page, re.MULTILINE)
+    assert len(rows) == 8
+    for stream, *numbers, ahead in rows:
+        found = [
+            max(float(a) for a in re.findall(rf"^\| {method}(?:@[\d.]+)? \| (0\.\d+)", given[stream], re.MULTILINE))
+            for method in ("supsup", "exssnet")
+        ]
+        assert [float(n) for n in numbers] == pytest.approx(found, abs=0.0006), stream
+        difference = found[1] - found[0]
+        assert ahead == ("level" if abs(difference) < 0.0025 else "ExSSNeT" if difference > 0 else "SupSup"), stream
 
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

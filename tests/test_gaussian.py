@@ -2,11 +2,22 @@ import copy
 
 import pytest
 import torch
+from avalanche.benchmarks.scenarios import split_online_stream
 from torch import nn
 
-from avalanche_supermask import CLNP, ExSSNeT, ImpressLearn, MaskedModel, SupSup, load, save
+from avalanche_supermask import (
+    CLNP,
+    ExSSNeT,
+    ImpressLearn,
+    MaskedModel,
+    SupSup,
+    load,
+    load_task,
+    save,
+    save_task,
+)
 from avalanche_supermask.data.cached import load_tensors
-from avalanche_supermask.inference import Gaussian, by_name
+from avalanche_supermask.inference import Combined, Entropy, Gaussian, by_name
 from avalanche_supermask.inference.gathering import gather_statistics
 from tests.model.test_masked_model import learn_nothing
 from tests.streams import NETWORKS, class_stream, inputs, mlp, train_all
@@ -172,6 +183,93 @@ def test_every_kind_of_network_has_features(name):
     layer = [n for n, m in net.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.LSTM))][-1]
     trained = train_all(strategy(net=net, way=Gaussian(layers=("input", layer), rank=2)), stream)
     assert right(trained.model, stream) > 0.6
+
+
+class OnFrozenFront(nn.Module):
+    """Counts how often its frozen front part is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.front = nn.Sequential(nn.Flatten(), nn.Linear(36, 20), nn.ReLU()).requires_grad_(False)
+        self.first, self.last, self.calls = nn.Linear(20, 16), nn.Linear(16, 2), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.last(self.first(self.front(x)).relu())
+
+
+@pytest.mark.filterwarnings("ignore:.*requires_grad=False")
+def test_features_that_all_tasks_share_are_computed_once():
+    model = MaskedModel(OnFrozenFront(), seed=0, task_inference=Gaussian(layers=("first",), rank=2))
+    for key in range(4):
+        learn_nothing(model, key)
+        x = inputs(16) + 3 * key
+        gather_statistics(model, key, [(x, torch.arange(16) % 2)])
+    model.eval()(x)
+    before = model.net.calls
+    model(x)
+    assert model.net.calls - before == 2, "once for the features, once under the task that they name"
+    assert model.inferred_task.tolist() == [3] * 16
+    assert model.candidates.common(x, ("input", "first", "last")) == {"input", "first"}
+    by_hand = [model.candidates.features(task, x, ("first",))["first"] for task in range(4)]
+    assert all(torch.equal(each, by_hand[0]) for each in by_hand)
+
+
+def test_a_norm_of_each_tasks_own_makes_features_its_own():
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 2))
+    model = train_all(strategy(net=net, way=Gaussian(layers=("2",), rank=2)), class_stream(2)).model.eval()
+    assert model.candidates.common(inputs(4), ("input", "1", "2")) == {"input", "1"}
+
+
+def test_large_images_are_averaged_to_an_input_that_is_not_too_wide():
+    net = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8 * 8, 2))
+    model = MaskedModel(net, seed=0, task_inference=Gaussian(rank=2))
+    draw = torch.Generator().manual_seed(0)
+    for key in range(2):
+        learn_nothing(model, key)
+        x = torch.randn(12, 3, 64, 64, generator=draw)
+        x[:, :, :32] += key  # the mean of a task's upper half
+        gather_statistics(model, key, [(x, torch.zeros(12, dtype=torch.long))])
+    assert model.subnetworks.task_statistics(0)["input.means"].shape == (1, 3 * 36 * 36)
+    model.eval()(x)
+    assert model.inferred_task.tolist() == [1] * 12
+
+
+@pytest.mark.parametrize(
+    "way", [Gaussian(rank=3), Gaussian(rank=3, shared=True), Combined((Gaussian(rank=3), Entropy()))]
+)
+def test_a_task_that_goes_on_in_later_experiences_counts_all_its_samples(way):
+    stream = split_online_stream(class_stream(2).train_stream, experience_size=16)
+    trained = strategy(way=way, on_revisit="continue")
+    for experience in stream:
+        trained.train(experience)
+    name = "0:input.counts" if isinstance(way, Combined) else "input.counts"
+    for key in (0, 1):
+        assert trained.model.subnetworks.task_statistics(key)[name].tolist() == [24, 24]
+    assert right(trained.model, class_stream(2)) > 0.9
+
+
+def test_a_task_that_is_not_gone_on_with_after_all_is_what_it_was():
+    model = train_all(strategy(), class_stream(2)).model.eval()
+    x = inputs(8)
+    expected, statistics = model(x), model.subnetworks.task_statistics(1)
+    model.resume()
+    model.abandon()
+    assert torch.equal(model.eval()(x), expected)
+    assert all(torch.equal(t, statistics[name]) for name, t in model.subnetworks.task_statistics(1).items())
+
+
+@pytest.mark.parametrize("way", ["gaussian", Combined((Gaussian(rank=3), Entropy()))])
+def test_statistics_are_in_the_file_of_a_task(tmp_path, way):
+    net = mlp()
+    fresh = MaskedModel(copy.deepcopy(net), seed=0, task_inference=way)
+    model = train_all(strategy(net=net, way=way), class_stream(2)).model.eval()
+    for key in (0, 1):
+        save_task(model, key, tmp_path / f"{key}")
+        load_task(fresh, tmp_path / f"{key}")
+    x = inputs(12)
+    assert torch.equal(fresh.eval()(x), model(x))
+    assert torch.equal(fresh.inferred_task, model.inferred_task)
 
 
 def test_batches_without_a_second_sample_and_features_that_do_not_vary():

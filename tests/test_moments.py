@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from avalanche_supermask.inference.class_gaussians import ClassGaussians, pooled
+from avalanche_supermask.inference.class_gaussians import ClassGaussians, joined, pooled
 from avalanche_supermask.inference.moments import Moments
 
 
@@ -99,6 +99,33 @@ def test_the_shared_covariance_is_the_mean_over_all_samples(rank):
     assert first.basis is second.basis
     assert torch.equal(first.means, tasks[0].means)
     assert torch.allclose(covariance(first), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("covariance_of", ["class", "task"])
+def test_samples_of_two_parts_are_joined_as_if_gathered_together(covariance_of):
+    x, y = data()
+    first = (torch.arange(200) < 80) & (y < 2)  # the second part has a class more
+    settings = {"rank": 11, "covariance": covariance_of}
+    parts = [gathered(x[rows], y[rows], **settings) for rows in (first, ~first)]
+    found = joined(*parts, of_classes=covariance_of == "class")
+    whole = gathered(x, y, **settings)
+    assert found.classes.tolist() == [0, 1, 2]
+    assert torch.equal(found.counts, whole.counts)
+    assert torch.allclose(found.means, whole.means, atol=1e-4)
+    for group in range(len(whole.basis)):
+        assert torch.allclose(covariance(found, group), covariance(whole, group), atol=2e-3)
+    assert found.rank == 11
+
+
+def test_where_second_moments_of_many_classes_would_be_large_they_are_sketched(monkeypatch):
+    x, y = data(d=60)
+    exact = gathered(x, y, rank=4)
+    monkeypatch.setattr("avalanche_supermask.inference.moments.EXACT_BYTES", 2 * 60 * 60 * 8)  # of two classes
+    late = gathered(x, y, rank=4, batch=70)
+    monkeypatch.setattr("avalanche_supermask.inference.moments.EXACT_BYTES", 0)
+    early = gathered(x, y, rank=4)
+    assert torch.allclose(late.variances, early.variances, rtol=1e-3)
+    assert torch.allclose(late.variances, exact.variances, rtol=0.05)
 
 
 def test_what_is_stored_is_read_again():

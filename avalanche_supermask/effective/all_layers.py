@@ -15,15 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avalanche_supermask.effective.fused_passes import Passes, compiled
+from avalanche_supermask.effective.fused_passes import BLOCK, Passes, compiled
 from avalanche_supermask.effective.one_sort import TopKAtOnce
 from avalanche_supermask.functional import top_k_mask, top_k_numbers
 
 __all__ = ["Chooser", "partly_trained_weights", "top_k_weights"]
 
 WORTH_COMPILING = 2**17  # weights of a network: below, the compiler takes longer than it saves
-_WIDEST = 0.02  # band around the expected threshold, as a share of it, to each side
-_USUAL = 0.002
+# Band around the expected threshold, as a share of it, to each side.
+_NARROWEST, _USUAL, _WIDEST = 1e-4, 2e-3, 2e-2
+_SHORT = 2**12  # scores of a layer: below, the threshold is found as fast without a band
 
 
 class Hint(NamedTuple):
@@ -31,7 +32,7 @@ class Hint(NamedTuple):
 
     before: float
     last: float
-    width: float  # band that would have held the last one
+    width: float  # of a band that would have held the last ones, and some more
 
     @property
     def expected(self) -> float:
@@ -48,6 +49,15 @@ class Chooser:
     def __init__(self) -> None:
         self.hints: dict[str, Hint] = {}
         self.at_once: TopKAtOnce | None = None
+        self.spares: list[Any] = []  # arrays that no call uses at the moment: fresh memory costs as much as a pass
+
+    def spare(self, size: int) -> Any:
+        """An array of floats, at least so many, that no other thread uses; append it to `spares` afterwards."""
+        try:
+            found = self.spares.pop()
+        except IndexError:
+            found = np.empty(0, dtype=np.float32)
+        return found if len(found) >= size else np.empty(size, dtype=np.float32)
 
     def __reduce__(self) -> tuple[type[Chooser], tuple[()]]:
         return Chooser, ()
@@ -195,31 +205,41 @@ def _selected(passes: Passes, chooser: Chooser, name: str, scores: Tensor, weigh
     if not 1 <= keep < n:
         return weight * top_k_mask(scores, keep)  # all of them, or an error
     flat = scores.detach().reshape(-1).numpy()
-    threshold = _threshold(passes, chooser.hints, name, flat, keep)
+    threshold = _threshold(passes, chooser, name, flat, keep)
     found = torch.empty_like(weight)
     kept = passes.select(flat, weight.detach().reshape(-1).numpy(), threshold, found.reshape(-1).numpy())
     return found if kept == keep else weight * top_k_mask(scores, keep)  # ties, or an error
 
 
-def _threshold(passes: Passes, hints: dict[str, Hint], name: str, scores: Any, keep: int) -> Any:
+def _threshold(passes: Passes, chooser: Chooser, name: str, scores: Any, keep: int) -> Any:
     """The k-th largest magnitude, exactly; searched in a band around the expected one, if that holds it."""
+    hints = chooser.hints
     hint = hints.get(name)
-    found, width = None, _USUAL
-    if hint is not None:
-        expected = hint.expected
-        band = np.empty(len(scores) // 8 + 64, dtype=np.float32)
-        for width in (hint.width, _USUAL, _WIDEST):
-            low, high = np.float32(expected * (1 - width)), np.float32(expected * (1 + width))
-            above, within = passes.count_around(scores, low, high, band)
-            if above < keep <= above + within:
-                place = within - (keep - above)
-                found = np.partition(band[:within], place)[place]
-                width = min(max(4 * abs(float(found) / expected - 1), 1e-4), _USUAL)
-                break
+    if hint is None or len(scores) < _SHORT:
+        found = _kth(np.abs(scores), keep)
+        hints[name] = Hint(float(found), float(found), _USUAL)
+        return found
+    width, found = hint.width, None
+    # Most scores are far from the threshold: those of the widest band that is searched fit here.
+    band = chooser.spare(len(scores) // 8 + BLOCK)
+    while found is None and width <= _WIDEST:
+        low, high = np.float32(hint.expected * (1 - width)), np.float32(hint.expected * (1 + width))
+        above, within = passes.count_around(scores, low, high, band)
+        if above < keep <= above + within:
+            found = _kth(band[:within], keep - above)
+        width *= 8
+    chooser.spares.append(band)
     if found is None:
-        found, width = np.partition(np.abs(scores), len(scores) - keep)[len(scores) - keep], _USUAL
-    hints[name] = Hint(float(found) if hint is None else hint.last, float(found), width)
-    return np.float32(found)
+        found = _kth(np.abs(scores), keep)
+    missed = abs(float(found) / hint.expected - 1) if hint.expected else _WIDEST
+    width = min(max(2 * missed, 0.8 * hint.width, _NARROWEST), _USUAL)
+    hints[name] = Hint(hint.last, float(found), width)
+    return found
+
+
+def _kth(values: Any, k: int) -> Any:
+    place = len(values) - k
+    return np.float32(np.partition(values, place)[place])
 
 
 def _scores_gradients(

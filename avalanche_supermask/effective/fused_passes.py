@@ -19,13 +19,15 @@ __all__ = ["Passes", "compiled"]
 
 Floats = NDArray[np.float32]
 
+BLOCK = 32  # scores that are counted at a time: most blocks have none in the band
+
 
 class Passes(NamedTuple):
     """The loops, over flat arrays of one length.
 
     Attributes:
         count_around: ``(scores, low, high, band)``: how many ``|S| > high``, and how many are within ``low .. high``,
-            which are written to ``band``; the second is -1 where ``band`` is too short for them.
+            which are written to ``band``; the second is -1 where ``band`` may be too short for them.
         select: ``(scores, weight, threshold, out)``: writes ``W * [|S| >= threshold]``; how many are kept.
         scores_gradient: ``(grad, weight, scores, out)``: writes ``dL/dW_eff * W * sign(S)``.
     """
@@ -49,29 +51,36 @@ def compiled() -> Passes | None:
         except RuntimeError:  # there is no folder that a cache could be written to
             return njit(nogil=True, **options)(function)
 
-    # Counts are sums of ones, exact in any order, which vectors need. Products keep theirs.
-    return Passes(jit(_count, fastmath={"reassoc"}), jit(_select, fastmath={"reassoc"}), jit(_scores_gradient))
+    # Counts are sums of ones as floats, exact in any order, which vectors need. Products keep theirs.
+    return Passes(jit(_count), jit(_select, fastmath={"reassoc"}), jit(_scores_gradient))
 
 
 def _count(scores: Any, low: Any, high: Any, band: Any) -> Any:
-    one, zero = np.float32(1), np.float32(0)
-    above, found = 0, 0
-    for start in range(0, scores.size, 128):
-        block = scores[start : start + 128]
+    one, zero = np.int32(1), np.int32(0)
+    above, found, whole = 0, 0, scores.size // BLOCK * BLOCK
+    for start in range(0, whole, BLOCK):
         larger, reaching = zero, zero
-        for i in range(len(block)):
-            magnitude = abs(block[i])
+        for i in range(start, start + BLOCK):
+            magnitude = abs(scores[i])
             larger += one if magnitude > high else zero
             reaching += one if magnitude >= low else zero
-        above += int(larger)
+        above += larger
         if reaching != larger:
-            if found + int(reaching - larger) > band.size:
+            if found + BLOCK > band.size:
                 return above, -1
-            for i in range(len(block)):
-                magnitude = abs(block[i])
-                if magnitude >= low and not magnitude > high:
-                    band[found] = magnitude
-                    found += 1
+            for i in range(start, start + BLOCK):  # without a branch: every number is written, few are kept
+                magnitude = abs(scores[i])
+                band[found] = magnitude
+                found += one if (magnitude >= low) & (not magnitude > high) else zero
+    for i in range(whole, scores.size):
+        magnitude = abs(scores[i])
+        if magnitude > high:
+            above += 1
+        elif magnitude >= low:
+            if found == band.size:
+                return above, -1
+            band[found] = magnitude
+            found += 1
     return above, found
 
 

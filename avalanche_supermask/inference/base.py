@@ -69,6 +69,9 @@ class Candidates(Protocol):
     def features(self, task: int, x: Any, layers: Sequence[str]) -> dict[str, Tensor]:
         """What enters these layers under a task, by name: ``(batch, d)``. See `layer_inputs`."""
 
+    def common(self, x: Any, layers: Sequence[str]) -> frozenset[str]:
+        """Those of the layers whose inputs are the same under every task. See `common_layers`."""
+
     def shared_layer(self, task: int, x: Any) -> str:
         """The layer whose input is the same for every task. See `layer_inputs`."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-__all__ = ["ClassGaussians", "pooled"]
+__all__ = ["ClassGaussians", "joined", "pooled"]
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,65 @@ def pooled(tasks: Sequence[ClassGaussians]) -> list[ClassGaussians]:
     counts = [t.counts if len(t.basis) == len(t.counts) else t.counts.sum().reshape(1) for t in tasks]
     weights = torch.cat(counts).double()
     weights = weights / weights.sum()
-    variances = [row for t in tasks for row in t.variances.double()]
-    bases = [basis for t in tasks for basis in t.basis]
+    parts = [part for t in tasks for part in zip(t.basis, t.variances, strict=True)]
+    basis, spread = _mean(weights, parts)
+    basis, spread = basis.unsqueeze(0), spread.unsqueeze(0)
+    return [replace(t, basis=basis, variances=spread) for t in tasks]
+
+
+@torch.no_grad()
+def joined(first: ClassGaussians, second: ClassGaussians, *, of_classes: bool) -> ClassGaussians:
+    """Gaussians of the samples of both, as if they had been gathered together; exact but for what low ranks leave out.
+
+    Args:
+        first: over the same features as the second.
+        second: of the same task, of other samples, and perhaps of other classes.
+        of_classes: whether each class has a covariance of its own; else all have one.
+    """
+    both, rank = (first, second), max(first.rank, second.rank)
+    labels = sorted({*first.classes.tolist(), *second.classes.tolist()})
+    places = [{label: i for i, label in enumerate(g.classes.tolist())} for g in both]
+    held = {label: [(g, at[label]) for g, at in zip(both, places, strict=True) if label in at] for label in labels}
+    counts = {label: torch.stack([g.counts[i] for g, i in held[label]]).double() for label in labels}
+    means, shifts = [], {}
+    for label, n in counts.items():
+        of_label = torch.stack([g.means[i] for g, i in held[label]]).double()
+        means.append(((n / n.sum()) @ of_label).float())
+        if len(n) == 2:  # by the outer product of this the scatter of both exceeds the sum of their scatters
+            shifts[label] = (n.prod() / n.sum()).sqrt() * (of_label[0] - of_label[1])
+    if of_classes:
+        groups = [
+            (n, [(g.basis[i], g.variances[i]) for g, i in held[label]], [shifts[label]] if label in shifts else [])
+            for label, n in counts.items()
+        ]
+    else:
+        totals = torch.stack([g.counts.sum() for g in both]).double()
+        groups = [(totals, [(g.basis[0], g.variances[0]) for g in both], [*shifts.values()])]
+    found = [
+        _mean(n / n.sum(), parts, [shift / n.sum().sqrt() for shift in columns], rank=rank)
+        for n, parts, columns in groups
+    ]
+    return ClassGaussians(
+        classes=torch.tensor(labels, device=first.means.device),
+        counts=torch.stack([n.sum().long() for n in counts.values()]),
+        means=torch.stack(means),
+        basis=torch.stack([basis for basis, _ in found]),
+        variances=torch.stack([variances for _, variances in found]),
+    )
+
+
+def _mean(
+    weights: Tensor, parts: Sequence[tuple[Tensor, Tensor]], more: Sequence[Tensor] = (), *, rank: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Weighted mean of covariances ``(basis, variances)``, and the outer products of some vectors, in the same form."""
+    variances = [variance.double() for _, variance in parts]
     constant = sum(w * v[-1] for w, v in zip(weights, variances, strict=True))
     # Every covariance is a constant and a few directions that exceed it; so is their mean.
     excess = [(w * (v[:-1] - v[-1]).clamp_min(0.0)).sqrt() for w, v in zip(weights, variances, strict=True)]
-    columns = torch.cat([basis.double() * e for basis, e in zip(bases, excess, strict=True)], dim=1)  # (d, G * r)
-    width, rank = columns.shape[0], min(columns.shape[1], columns.shape[0] - 1)
+    scaled = [basis.double() * e for (basis, _), e in zip(parts, excess, strict=True)]
+    columns = torch.cat([*scaled, *(vector.unsqueeze(1) for vector in more)], dim=1)  # (d, directions)
+    most = columns.shape[1] if rank is None else rank
+    width, rank = columns.shape[0], min(most, columns.shape[1], columns.shape[0] - 1)
     if columns.shape[1] < width:
         values, inner = torch.linalg.eigh(columns.T @ columns)
         values, inner = values.flip(0).clamp_min(0.0), inner.flip(1)
@@ -143,6 +195,4 @@ def pooled(tasks: Sequence[ClassGaussians]) -> list[ClassGaussians]:
     trace = values.sum() + width * constant
     kept = values[:rank] + constant
     rest = ((trace - kept.sum()) / (width - rank)).reshape(1).clamp_min(0.0)
-    basis = directions[:, :rank].float().unsqueeze(0)
-    spread = torch.cat([kept, rest]).float().unsqueeze(0)
-    return [replace(t, basis=basis, variances=spread) for t in tasks]
+    return directions[:, :rank].float(), torch.cat([kept, rest]).float()

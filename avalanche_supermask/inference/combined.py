@@ -1,31 +1,35 @@
 """Several witnesses heard together: their costs are added, with weights that the training data choose.
 
-When a task ends, its training samples are tried on all tasks learned so far, for each of a fixed set of weights: every
-witness alone, and mixtures in steps of a quarter. How many tasks were named rightly is stored with the task. At
-evaluation the weights that were right most often over all tasks are used; of equal ones the simpler. Each witness alone
-is among them, so on the data that choose the weights no single witness is better.
-
-The samples that choose are those that the task was trained on, of which its outputs are surer than of new ones. So
-outputs count for rather more than they should; features are not affected.
+When a task ends, every fifth of its training samples is held back, the witnesses gather their statistics of the others,
+and the samples held back are tried on all tasks learned so far, for each of a fixed set of weights. How many of them
+each set named rightly is stored with the task; then the statistics are gathered once more, of all samples. At
+evaluation the weights are those that were right most often over all tasks, or rather, by the one-standard-error rule
+(Breiman et al., "Classification and Regression Trees", 1984), the simplest of those that were not clearly less often
+right: one witness alone before mixtures, and mixtures in which the others weigh little before those in which they weigh
+much. The rule matters, for the network was trained on the samples held back as well, and is surer of them than of new
+ones: without it outputs count for too much.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from avalanche_supermask import nested
 from avalanche_supermask.inference.base import Candidates, Per, check_per, first_smallest
 from avalanche_supermask.inference.by_trial import ExpectedEntropy, MaxLogit
 from avalanche_supermask.inference.gaussian import Gaussian
 
 __all__ = ["Combined", "Witness"]
 
-STEPS = 4  # weights are multiples of a quarter
+LEVELS = (0.0, 1 / 64, 1 / 16, 1 / 4, 1.0)  # weights beside that of the main witness, which is 1
+FOLDS = 5  # every fifth sample is held back
 T = TypeVar("T")
 
 
@@ -40,7 +44,8 @@ class Witness(Protocol):
 class Combined:
     """The task with the smallest weighted sum of the witnesses' costs.
 
-    A witness's costs count in units of their standard deviation over a task's own training data.
+    A witness's costs count in units of their standard deviation over a task's own samples. Of one task's likelihoods
+    and another's outputs the outputs rightly weigh a few hundredths: hence the small `LEVELS`.
 
     Attributes:
         witnesses: two to four (default: `Gaussian`, `ExpectedEntropy` and `MaxLogit`).
@@ -66,41 +71,66 @@ class Combined:
 
     @property
     def candidates(self) -> Tensor:
-        """Weights that are compared, ``(candidates, witnesses)``: each witness alone first, then mixtures."""
-        n = len(self.witnesses)
-        mixed = [c for c in itertools.product(range(STEPS + 1), repeat=n) if sum(c) == STEPS and max(c) < STEPS]
-        return torch.cat([torch.eye(n), torch.tensor(mixed) / STEPS])
+        """Weights that are compared, ``(candidates, witnesses)``, simple ones first: each witness alone, then mixtures.
+
+        The largest weight of each is 1.
+        """
+        grid = [c for c in itertools.product(LEVELS, repeat=len(self.witnesses)) if max(c) == 1.0]
+        return torch.tensor(sorted(grid, key=lambda c: (sum(c), [-weight for weight in c])))
 
     # ------------------------------------------------------------------ when a task ends
 
     def observe(self, model: Candidates, task: int, batches: Iterable[tuple[Any, Tensor]]) -> dict[str, Tensor]:
-        """Statistics of the witnesses, and how often each candidate names the task rightly; two passes over the data.
+        """Statistics of the witnesses, and how often each candidate names the task rightly; three passes over the data.
 
         Args:
             model: in evaluation mode.
             task: number of the task.
-            batches: inputs and labels of its training data; passed over twice.
+            batches: inputs and labels of its training data; passed over three times.
 
         Raises:
             ValueError: the batches can be passed over only once.
         """
+        provisional = self._gathered(model, task, _Fold(batches, held=False))
+        trial = _With(model, task, provisional)
+        costs = [self._raw(trial, task + 1, x) for x, _ in _Fold(batches, held=True)]
+        costs = costs or [self._raw(trial, task + 1, x) for x, _ in batches]  # fewer than five samples
+        if not costs:
+            raise ValueError("the batches can be passed over only once, and weights need further passes: give a list")
+        raw = torch.cat(costs, dim=2)  # (witnesses, tasks, samples)
+        scales = raw[:, task].std(dim=1, correction=0).float().clamp_min(1e-6)
+        known = [model.statistics(t)["scales"].to(scales) for t in range(task)]
+        unit = raw / torch.stack([*known, scales]).mean(dim=0)[:, None, None]
+        right = [
+            (torch.einsum("w,wts->ts", c, unit).argmin(dim=0) == task).float().mean() for c in self.candidates.to(raw)
+        ]
+        samples = torch.tensor([raw.shape[2]], dtype=torch.int32, device=raw.device)
+        return {
+            **self._gathered(model, task, batches),
+            "scales": scales,
+            "right": torch.stack(right),
+            "samples": samples,
+        }
+
+    def joined(self, earlier: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Statistics of a task that was learned in several experiences; see `Gaussian.joined`."""
+        found = dict(new)
+        for i, witness in enumerate(self.witnesses):
+            of_old, of_new = ({n[2:]: t for n, t in s.items() if n.startswith(f"{i}:")} for s in (earlier, new))
+            if of_new:
+                found.update({f"{i}:{name}": t for name, t in witness.joined(of_old, of_new).items()})
+        total = earlier["samples"] + new["samples"]
+        for name in ("right", "scales"):
+            found[name] = (earlier[name] * earlier["samples"] + new[name] * new["samples"]) / total
+        return {**found, "samples": total}
+
+    def _gathered(self, model: Candidates, task: int, batches: Iterable[tuple[Any, Tensor]]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for i, witness in enumerate(self.witnesses):
             if hasattr(witness, "observe"):
                 stored = witness.observe(_Part(model, i), task, batches)
                 found.update({f"{i}:{name}": t for name, t in stored.items()})
-        costs = [self._raw(_With(model, task, found), task + 1, x) for x, _ in batches]
-        if not costs:
-            raise ValueError("the batches can be passed over only once, and weights need a second pass: give a list")
-        raw = torch.cat(costs, dim=2)  # (witnesses, tasks, samples)
-        found["scales"] = raw[:, task].std(dim=1, correction=0).float().clamp_min(1e-6)
-        totals = torch.einsum("cw,wts->cts", self.candidates.to(raw), raw / self._scales(model, task, found, raw))
-        found["right"] = (totals.argmin(dim=1) == task).float().mean(dim=1)
         return found
-
-    def _scales(self, model: Candidates, task: int, new: dict[str, Tensor], like: Tensor) -> Tensor:
-        known = [model.statistics(t)["scales"] for t in range(task)]
-        return torch.stack([*known, new["scales"]]).to(like).mean(dim=0)[:, None, None]
 
     # ------------------------------------------------------------------ at evaluation
 
@@ -118,21 +148,43 @@ class Combined:
         return torch.einsum("w,wts->ts", weights.to(raw), raw / scales.to(raw)[:, None, None])
 
     def _weights(self, model: Candidates, n_tasks: int) -> tuple[Tensor, Tensor]:
-        """Weights that were right most often, and the witnesses' units."""
-        stored = [model.statistics(task) for task in range(n_tasks)]
+        """The simplest weights that were right about as often as the best, and the witnesses' units."""
+        stored, candidates = [model.statistics(task) for task in range(n_tasks)], self.candidates
         for task, statistics in enumerate(stored):
-            if "right" not in statistics or len(statistics["scales"]) != len(self.witnesses):
+            if "right" not in statistics or len(statistics["right"]) != len(candidates):
                 raise RuntimeError(
                     f"the learned task number {task} has no statistics of these witnesses: set task_inference to this "
                     "Combined before tasks are trained, or call gather_statistics(model, task, batches)"
                 )
-        right = torch.stack([statistics["right"] for statistics in stored]).sum(dim=0)
-        best = int((right >= right.max() - 1e-9).to(torch.uint8).argmax())
-        return self.candidates[best], torch.stack([statistics["scales"] for statistics in stored]).mean(dim=0)
+        right = torch.stack([statistics["right"].double() for statistics in stored]).mean(dim=0)
+        samples = sum(int(statistics["samples"]) for statistics in stored)
+        best = float(right.max())
+        enough = right >= best - math.sqrt(best * (1 - best) / samples) - 1e-9
+        total = candidates.sum(dim=1).to(right)
+        simplest = enough & (total <= total[enough].min() + 1e-9)
+        chosen = int(torch.where(simplest, right, -1.0).argmax())
+        return candidates[chosen], torch.stack([statistics["scales"] for statistics in stored]).mean(dim=0)
 
     def _raw(self, model: Any, n_tasks: int, x: Any) -> Tensor:
         each = [witness.costs(_Part(model, i), n_tasks, x) for i, witness in enumerate(self.witnesses)]
         return torch.stack([costs.float() for costs in each])
+
+
+class _Fold:
+    """The samples of batches that are held back, or the others."""
+
+    def __init__(self, batches: Iterable[tuple[Any, Tensor]], *, held: bool) -> None:
+        self._batches, self._held = batches, held
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        seen = 0
+        for x, y in self._batches:
+            n = nested.batch_size(x)
+            held = torch.arange(seen, seen + n) % FOLDS == FOLDS - 1
+            rows = (held == self._held).nonzero().flatten()
+            seen += n
+            if len(rows):
+                yield nested.rows(x, rows, n=n), nested.rows(y, rows, n=n)
 
 
 class _Part:

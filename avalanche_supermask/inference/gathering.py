@@ -25,31 +25,48 @@ def gather_statistics(model: Any, task: int, batches: Iterable[tuple[Any, Tensor
     Args:
         model: a `MaskedModel` that is learning no task.
         task: key of a finished task.
-        batches: inputs and labels of its training data; passed over once, or twice for `Combined`.
+        batches: inputs and labels of its training data; passed over once, or three times for `Combined`.
 
     Raises:
         KeyError: the task is not learned.
         ValueError: there is no batch.
     """
-    way = by_name(model.task_inference)
-    if way is None or not hasattr(way, "observe"):
-        return
+    found = _observed(model, task, batches)
+    if found is not None:
+        model.store_statistics(task, found)
+
+
+def _observed(model: Any, task: int, batches: Iterable[tuple[Any, Tensor]]) -> dict[str, Tensor] | None:
+    """Statistics of a task for the model's way of inference; None: it needs none."""
+    way: Any = by_name(model.task_inference)
+    if not hasattr(way, "observe"):
+        return None
     was_training = model.training
     model.eval()
     device = next(iter(model.subnetworks.frozen.values())).device
     try:
         number = model.task_keys.index(_known(model, task))
-        statistics = way.observe(model.candidates, number, _Moved(batches, device))
+        found: dict[str, Tensor] = way.observe(model.candidates, number, _Moved(batches, device))
     finally:
         model.train(was_training)
-    model.store_statistics(task, statistics)
+    return found
 
 
+@torch.no_grad()
 def gather_at_task_end(strategy: Any, task: int) -> None:
-    """The same from the training data of the experience that a strategy has just learned, if they are needed."""
+    """The same from the training data of the experience that a strategy has just learned, if they are needed.
+
+    Where the experience went on with the task (``on_revisit="continue"``), they count beside those of its earlier ones.
+    """
     model = strategy.model
-    if hasattr(by_name(model.task_inference), "observe"):
-        gather_statistics(model, task, _training_batches(strategy))
+    way: Any = by_name(model.task_inference)
+    if not hasattr(way, "observe"):
+        return
+    earlier = model.subnetworks.task_statistics(task)
+    found = _observed(model, task, _training_batches(strategy))
+    if found is not None and hasattr(way, "joined") and earlier.keys() == found.keys():
+        found = way.joined(earlier, found)
+    model.store_statistics(task, found or {})
 
 
 def _training_batches(strategy: Any) -> Iterable[Any]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from avalanche_supermask import nested
 from avalanche_supermask.inference.base import Answer, Candidates, Per, check_per, first_smallest
-from avalanche_supermask.inference.class_gaussians import ClassGaussians, pooled
+from avalanche_supermask.inference.class_gaussians import ClassGaussians, joined, pooled
 from avalanche_supermask.inference.moments import Covariance, Moments
 
 __all__ = ["Gaussian"]
@@ -35,8 +35,8 @@ class Gaussian:
 
     Attributes:
         layers: whose inputs are the features: ``"input"`` for the network's own, or names of modules. None: the one
-            that all tasks share: the input where it is at most 4,096 numbers, else what enters the first masked layer,
-            else (behind embeddings) the last masked one.
+            that all tasks share: the input where it is at most 4,096 numbers (larger images are averaged to 36x36
+            pixels), else what enters the first masked layer, else (behind embeddings) the last masked one.
         rank: directions kept of a covariance, one number or one a layer. At evaluation a smaller one can be set.
         covariance: ``"class"``: one for each class; ``"task"``: one for all classes of a task, at fewer bytes.
         shared: True, or names of layers: one covariance for all tasks, the mean of theirs.
@@ -102,7 +102,7 @@ class Gaussian:
                     moments[name] = Moments(
                         features.shape[1],
                         rank=rank,
-                        covariance="task" if self._shares(name) else self.covariance,
+                        covariance="class" if self._of_classes(name) else "task",
                         shrinkage=self.shrinkage,
                         device=features.device,
                     )
@@ -110,8 +110,29 @@ class Gaussian:
         found = {name: each.finish() for name, each in moments.items()}
         return {f"{name}.{part}": t for name, g in found.items() for part, t in g.tensors().items()}
 
+    def joined(self, earlier: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Statistics of a task that was learned in several experiences, from those of the earlier ones and the new one.
+
+        Of layers within a subnetwork that went on learning, the earlier ones are of features as they were then.
+        """
+        found = {}
+        for layer in dict.fromkeys(name.rpartition(".")[0] for name in new):
+            both = [
+                ClassGaussians.of({n.removeprefix(f"{layer}."): t for n, t in s.items() if n.startswith(f"{layer}.")})
+                for s in (earlier, new)
+            ]
+            of_classes = all(len(g.basis) == len(g.classes) for g in both) and self._of_classes(layer)
+            if not of_classes:
+                both = [pooled([g])[0] if len(g.basis) > 1 else g for g in both]
+            whole = joined(*both, of_classes=of_classes)
+            found.update({f"{layer}.{part}": t for part, t in whole.tensors().items()})
+        return found
+
     def _ranks(self, layers: Sequence[str]) -> list[int]:
         return [self.rank] * len(layers) if isinstance(self.rank, int) else [*self.rank]
+
+    def _of_classes(self, layer: str) -> bool:
+        return self.covariance == "class" and not self._shares(layer)
 
     def _shares(self, layer: str) -> bool:
         return self.shared if isinstance(self.shared, bool) else layer in self.shared
@@ -140,9 +161,13 @@ class Gaussian:
     def _by_class(self, model: Candidates, n_tasks: int, x: Any) -> list[dict[str, Tensor]]:
         """Of each task, by layer: costs ``(batch, C)``."""
         gaussians = model.kept(self, lambda: self._prepared(model, n_tasks))
+        layers = list(gaussians[0])
+        common = model.common(x, layers)
+        once = model.features(0, x, [name for name in layers if name in common])
+        own = [name for name in layers if name not in common]
         found = []
         for task, of_layers in enumerate(gaussians):
-            features = model.features(task, x, list(of_layers))
+            features = {**once, **model.features(task, x, own)} if own else once
             found.append({name: g.costs(features[name], ridge=self.ridge) for name, g in of_layers.items()})
         return found
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from avalanche_supermask import nested
 
-__all__ = ["INPUT", "layer_inputs", "owners", "shared_layer", "whole_input"]
+__all__ = ["INPUT", "common_layers", "layer_inputs", "owners", "shared_layer", "whole_input"]
 
 INPUT = "input"
-WIDEST = 4096  # numbers of an input that is taken whole; beyond, what enters the first layer stands for it
+WIDEST = 4096  # numbers of an input that is taken whole; larger images are averaged over blocks of pixels
 
 _CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
 
@@ -40,7 +42,7 @@ def layer_inputs(net: nn.Module, call: Callable[[], Any], x: Any, layers: Sequen
     with _watched(modules) as entered:
         if modules:
             call()
-    found: dict[str, Tensor | None] = {name: _vectors(modules[name], value, n) for name, value in entered.items()}
+    found = {name: _vectors(modules[name], value, n) for name, value in entered.items()}
     if INPUT in layers:
         found[INPUT] = whole_input(x)
     for name in layers:
@@ -50,6 +52,36 @@ def layer_inputs(net: nn.Module, call: Callable[[], Any], x: Any, layers: Sequen
                 f"{INPUT!r} or a linear layer of {type(net).__name__}"
             )
     return {name: value for name in layers if (value := found[name]) is not None}
+
+
+def common_layers(
+    net: nn.Module, call: Callable[[], Any], layers: Sequence[str], own: Collection[str]
+) -> frozenset[str]:
+    """Those of the layers whose inputs are the same under every task: nothing of a task's own has come before them.
+
+    Args:
+        net: see `layer_inputs`.
+        call: calls the network; not called where only its input is wanted.
+        layers: see `layer_inputs`.
+        own: names of the tensors that differ between tasks: masked weights, and what each task has for itself.
+    """
+    found = {name for name in layers if name == INPUT}
+    modules = _named(net, [name for name in layers if name != INPUT])
+    if modules:
+        named = (*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False))
+        ids = {id(t) for name, t in named if name in own}
+        holders = {
+            name: module
+            for name, module in net.named_modules(remove_duplicate=False)
+            if any(id(t) in ids for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+        }
+        with _watched({**holders, **modules}) as entered:
+            call()
+        for name in entered:  # in the order of the calls, a module before those that it calls
+            found |= {name} & modules.keys()
+            if name in holders:
+                break
+    return frozenset(found)
 
 
 def shared_layer(net: nn.Module, call: Callable[[], Any], x: Any, layers: Sequence[str]) -> str:
@@ -62,9 +94,9 @@ def shared_layer(net: nn.Module, call: Callable[[], Any], x: Any, layers: Sequen
         layers: names of the modules that hold masked weights.
 
     Returns:
-        `INPUT` where that is numbers, and not too many; or the first of the layers, where a frozen part of the network
-        has made features of the input; or else, where ids or sequences enter that one, the last layer that vectors
-        enter.
+        `INPUT` where that is numbers, and not too many (see `whole_input`); or the first of the layers, where a frozen
+        part of the network has made features of the input; or else, where ids or sequences enter that one, the last
+        layer that vectors enter.
 
     Raises:
         ValueError: no vector enters any layer.
@@ -75,14 +107,15 @@ def shared_layer(net: nn.Module, call: Callable[[], Any], x: Any, layers: Sequen
         call()
     vectors = {name: value for name, t in entered.items() if (value := _vectors(modules[name], t, n)) is not None}
     input_ = whole_input(x)
-    first = next(iter(entered), None)
-    if first is not None and isinstance(entered[first], Tensor):
-        raw = any(t.numel() == entered[first].numel() for t in nested.tensors(x))  # at most reshaped, or normalised
+    tensors = {name: t for name, t in entered.items() if t is not None}
+    first = next(iter(tensors), None)
+    if first is not None:
+        raw = any(t.numel() == tensors[first].numel() for t in nested.tensors(x))  # at most reshaped, or normalised
         if raw and input_ is not None and input_.shape[1] <= WIDEST:
             return INPUT
-        if first in vectors and entered[first].dim() != 3:  # padding counts in the mean of a sequence
+        if first in vectors and tensors[first].dim() != 3:  # padding counts in the mean of a sequence
             return first
-    flat = [name for name in vectors if entered[name].dim() != 3]
+    flat = [name for name in vectors if tensors[name].dim() != 3]
     if flat:
         return flat[-1]
     if input_ is not None and input_.shape[1] <= WIDEST:
@@ -104,14 +137,26 @@ def owners(masked_names: Sequence[str]) -> list[str]:
 
 
 def whole_input(x: Any) -> Tensor | None:
-    """All numbers of each sample, ``(batch, d)`` float32: floating-point tensors and pixels. None: there are none."""
+    """All numbers of each sample, ``(batch, d)`` float32: floating-point tensors and pixels. None: there are none.
+
+    Images of more than `WIDEST` numbers, ``(batch, channels, height, width)``, are averaged to the largest square that
+    has no more, as 36x36 pixels of three channels.
+    """
     n = nested.batch_size(x)
     parts = [
-        t.float().flatten(1) if t.dim() > 1 else t.float().unsqueeze(1)
+        _smaller(t.float()).flatten(1) if t.dim() > 1 else t.float().unsqueeze(1)
         for t in nested.tensors(x)
         if t.dim() and len(t) == n and (t.is_floating_point() or t.dtype == torch.uint8)
     ]
     return torch.cat(parts, dim=1) if parts else None
+
+
+def _smaller(x: Tensor) -> Tensor:
+    """Images of at most `WIDEST` numbers; what is no image stays as it is."""
+    if x.dim() != 4 or x[0].numel() <= WIDEST:
+        return x
+    side = max(1, math.isqrt(WIDEST // x.shape[1]))
+    return adaptive_avg_pool2d(x, (min(side, x.shape[2]), min(side, x.shape[3])))
 
 
 def _named(net: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
@@ -127,15 +172,14 @@ def _named(net: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def _watched(modules: dict[str, nn.Module]) -> Iterator[dict[str, Any]]:
-    """Collects the first tensor that enters each module, in the order of the calls."""
-    entered: dict[str, Any] = {}
+def _watched(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor | None]]:
+    """Collects the first tensor that enters each module, in the order of the calls; None where none does."""
+    entered: dict[str, Tensor | None] = {}
 
     def note(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             first = next(nested.tensors((args, kwargs)), None)
-            if first is not None:
-                entered.setdefault(name, first.detach())
+            entered.setdefault(name, None if first is None else first.detach())
 
         return hook
 
@@ -147,9 +191,9 @@ def _watched(modules: dict[str, nn.Module]) -> Iterator[dict[str, Any]]:
             hook.remove()
 
 
-def _vectors(module: nn.Module, x: Tensor, n: int) -> Tensor | None:
+def _vectors(module: nn.Module, x: Tensor | None, n: int) -> Tensor | None:
     """One vector a sample, float32 ``(n, d)``; None: not numbers, or not of one sample each."""
-    if not x.is_floating_point() or x.dim() < 2 or n not in x.shape[:2]:
+    if x is None or not x.is_floating_point() or x.dim() < 2 or n not in x.shape[:2]:
         return None
     if len(x) != n:  # time first, as recurrent layers have it
         x = x.transpose(0, 1)

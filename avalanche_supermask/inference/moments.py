@@ -9,6 +9,7 @@ order of samples and batches only moves the last digits.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -21,6 +22,8 @@ __all__ = ["Covariance", "Moments"]
 Covariance = Literal["class", "task"]
 
 EXACT = 1024  # widest features whose whole second moment is accumulated
+EXACT_BYTES = 2**29  # of all classes' second moments; where they would take more, sketches take their place
+ALL = -1  # stands for all classes together
 
 
 class Moments:
@@ -58,17 +61,15 @@ class Moments:
     ) -> None:
         self.width, self.rank = width, max(0, min(rank, width - 1))
         self.covariance, self.shrinkage = covariance, shrinkage
-        self._directions: Tensor | None = None
-        if width > exact:
-            columns = min(width, 2 * self.rank + 40)
-            random = torch.randn(width, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-            self._directions = torch.linalg.qr(random).Q.to(device)
+        self._seed = seed
         self._shift: Tensor | None = None
-        # By class: samples, their sum, the sum of their squared norms, and their second moment or its sketch.
+        # By class: samples, their sum, the sum of their squared norms, and their second moment or its sketch; the
+        # latter, where all classes have one covariance, of all of them together, under `ALL`.
         self._counts: dict[int, int] = {}
         self._sums: dict[int, Tensor] = {}
         self._squares: dict[int, Tensor] = {}
         self._seconds: dict[int, Tensor] = {}
+        self._directions = self._sketch(device) if width > exact else None
 
     @torch.no_grad()
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -90,9 +91,14 @@ class Moments:
                 rows.square().sum(dtype=torch.float64),
                 (rows.T @ directed).double(),
             )
-            for store, value in zip((self._sums, self._squares, self._seconds), new, strict=True):
-                store[label] = store[label] + value if label in store else value
+            second = label if self.covariance == "class" else ALL
+            for store, key, value in zip(
+                (self._sums, self._squares, self._seconds), (label, label, second), new, strict=True
+            ):
+                store[key] = store[key] + value if key in store else value
             self._counts[label] = self._counts.get(label, 0) + len(rows)
+            if self._directions is None and len(self._seconds) * new[2].nbytes > EXACT_BYTES:
+                self._directions = self._sketch(x.device)
 
     @torch.no_grad()
     def finish(self) -> ClassGaussians:
@@ -104,17 +110,13 @@ class Moments:
         if self._shift is None:
             raise ValueError("no sample was counted in, so there is no mean and no covariance")
         labels = sorted(self._counts)
-        scatters = {label: self._scatter(label) for label in labels}
         n = sum(self._counts.values())
-        whole = tuple(sum(part) / n for part in zip(*scatters.values(), strict=True))
-        groups = [whole]
+        second, trace = self._scatter(labels)
+        whole = second / n, trace / n
         if self.covariance == "class" and len(labels) > 1:
-            groups = [
-                tuple((s + self.shrinkage * w) / (self._counts[label] + self.shrinkage)
-                      for s, w in zip(scatters[label], whole, strict=True))
-                for label in labels
-            ]  # fmt: skip
-        found = [self._truncated(second, trace) for second, trace in groups]
+            found = [self._truncated(*self._shrunk(label, *whole)) for label in labels]
+        else:
+            found = [self._truncated(*whole)]
         counts = torch.tensor([self._counts[label] for label in labels], device=self._shift.device)
         means = torch.stack([self._sums[label] for label in labels]) / counts.unsqueeze(1)
         return ClassGaussians(
@@ -125,11 +127,35 @@ class Moments:
             variances=torch.stack([variances for _, variances in found]).float(),
         )
 
-    def _scatter(self, label: int) -> tuple[Tensor, Tensor]:
-        """Second moment of a class around its mean, or its sketch, and the trace; summed over the samples."""
-        total, n = self._sums[label], self._counts[label]
-        directed = total if self._directions is None else total @ self._directions
-        return self._seconds[label] - torch.outer(total, directed) / n, self._squares[label] - total @ total / n
+    def _shrunk(self, label: int, second: Tensor, trace: Tensor) -> tuple[Tensor, Tensor]:
+        """Covariance of a class, or its sketch, and the trace, of which those of the task are a part."""
+        own, own_trace = self._scatter([label])
+        n = self._counts[label] + self.shrinkage
+        return (own + self.shrinkage * second) / n, (own_trace + self.shrinkage * trace) / n
+
+    def _scatter(self, labels: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Second moment of classes around their means, or its sketch, and the trace; summed over the samples."""
+        keys = labels if self.covariance == "class" else [ALL]
+        second = torch.zeros_like(self._seconds[keys[0]])
+        for key in keys:
+            second += self._seconds[key]
+        trace = torch.stack([self._squares[label] for label in labels]).sum()
+        for label in labels:
+            total, n = self._sums[label], self._counts[label]
+            directed = total if self._directions is None else total @ self._directions
+            second -= torch.outer(total, directed) / n
+            trace = trace - total @ total / n
+        return second, trace
+
+    def _sketch(self, device: torch.device | str) -> Tensor:
+        """The random directions, after which what was gathered so far is as if it had been gathered along them."""
+        columns = min(self.width, 2 * self.rank + 40)
+        random = torch.randn(
+            self.width, columns, generator=torch.Generator().manual_seed(self._seed), dtype=torch.float64
+        )
+        directions: Tensor = torch.linalg.qr(random).Q.to(device)
+        self._seconds = {key: second @ directions for key, second in self._seconds.items()}
+        return directions
 
     def _truncated(self, second: Tensor, trace: Tensor) -> tuple[Tensor, Tensor]:
         """Directions ``(d, r)`` and variances ``(r + 1,)`` of a covariance or its sketch."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
+
+from avalanche_supermask.model.network_call import Writes
 
 __all__ = ["Recent", "TaskTensors"]
 
@@ -20,11 +22,13 @@ class TaskTensors:
         tensors: by name; tied ones under all their names.
         trained: names of what a call in training mode may move: buffers.
         counted: the same, in evaluation mode.
+        writes: what a repeated call of the network writes.
     """
 
     tensors: dict[str, Tensor]
     trained: frozenset[str] = frozenset()
     counted: frozenset[str] = frozenset()
+    writes: Writes = field(default_factory=Writes, init=False, repr=False, compare=False)
 
     @property
     def nbytes(self) -> int:
@@ -63,13 +67,19 @@ class Recent:
 
     def get(self, key: Hashable, make: Callable[[], TaskTensors]) -> TaskTensors:
         """What is kept for this key, or else is made now."""
-        found = self._kept.pop(key, None)
+        found = self.again(key)
         if found is not None:
-            self._kept[key] = found
             return found
         self._kept[key] = found = make()
         while len(self._kept) > 1 and self.nbytes > self.max_bytes:
             del self._kept[next(iter(self._kept))]  # the one that was not asked for the longest
+        return found
+
+    def again(self, key: Hashable) -> TaskTensors | None:
+        """What is kept for this key, if anything."""
+        found = self._kept.pop(key, None)
+        if found is not None:
+            self._kept[key] = found
         return found
 
     @property

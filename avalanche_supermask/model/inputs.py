@@ -56,7 +56,13 @@ def task_labels_of(labels: Any) -> Tensor:
     Raises:
         TypeError: they cannot be labels; the second argument was meant for the network.
     """
-    found = torch.as_tensor(labels)
+    try:
+        found = torch.as_tensor(labels)
+    except (RuntimeError, TypeError, ValueError):
+        raise TypeError(
+            f"expected task labels as the second argument, one integer or one a sample; got a {type(labels).__name__}"
+            ": where a strategy overrides mb_task_id, it must be a property that returns a tensor"
+        ) from None
     if found.is_floating_point() or found.is_complex() or (found.dim() > 1 and found.numel() != len(found)):
         raise TypeError(
             "expected task labels as the second argument, one integer or one a sample; got "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -20,11 +21,25 @@ class Router:
 
     Attributes:
         assigned: a task that answers whatever the labels say; None: the labels decide.
+        given: whether the assigned task answers whatever inference would find, too.
     """
+
+    given = False  # of the class: pickles of 0.1.0 have none
 
     def __init__(self) -> None:
         self.assigned: int | None = None
         self._warned = False
+
+    @contextmanager
+    def answering(self, task: int | None) -> Iterator[None]:
+        """While it is open, this task answers, by its key; None: labels and inference decide as before."""
+        kept = self.assigned, self.given
+        if task is not None:
+            self.assigned, self.given = task, True
+        try:
+            yield
+        finally:
+            self.assigned, self.given = kept
 
     def latest(self, tasks: Subnetworks) -> int | None:
         """Who answers without a label: the assigned task, the one being learned, the one learned last, or None."""

@@ -376,12 +376,20 @@ class Subnetworks(nn.Module):
         self.next_slot += 1
 
     @torch.no_grad()
-    def restore(self, key: int, task: Task, mask: Mapping[str, Tensor], private: Mapping[str, Tensor]) -> None:
+    def restore(
+        self,
+        key: int,
+        task: Task,
+        mask: Mapping[str, Tensor],
+        private: Mapping[str, Tensor],
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Put a finished task back whose mask was taken out by `forget`; the weights must be as they were."""
         self.masks.commit(task.slot, mask)
         if private:
             self.private[str(task.slot)] = NamedTensors(private)
         self.tasks[key] = task
+        self.store_statistics(key, statistics or {})
 
     def add_to_basis(self, mask: Mapping[str, Tensor] | int) -> None:
         """Let mixtures use a mask: that of a finished task, by its key, or one that belongs to no task."""

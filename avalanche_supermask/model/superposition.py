@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from avalanche_supermask.bits.packed_masks import CHUNK_BYTES
-from avalanche_supermask.inference.layer_inputs import layer_inputs, owners, shared_layer
+from avalanche_supermask.inference.layer_inputs import common_layers, layer_inputs, owners, shared_layer
 
 __all__ = ["Superposition"]
 
@@ -60,6 +60,16 @@ class Superposition:
     def features(self, task: int, x: Any, layers: Sequence[str]) -> dict[str, Tensor]:
         """What enters these layers under a task, by name: ``(batch, d)``. See `layer_inputs`."""
         return layer_inputs(self.model.net, lambda: self.model.forward_task(self.keys[task], x), x, layers)
+
+    @torch.no_grad()
+    def common(self, x: Any, layers: Sequence[str]) -> frozenset[str]:
+        """Those of the layers whose inputs are the same under every task. See `common_layers`."""
+        store, first = self.model.subnetworks, self.keys[0]
+        own = {*self.model.masked_names, *(name for key in self.keys for name in store.task_private(key))}
+        return self.kept(
+            ("common", *layers),
+            lambda: common_layers(self.model.net, lambda: self.model.forward_task(first, x), layers, own),
+        )
 
     @torch.no_grad()
     def shared_layer(self, task: int, x: Any) -> str:

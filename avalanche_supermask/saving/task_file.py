@@ -1,5 +1,7 @@
 """A task as a file: the mask, values, norms and output layer of one finished task, in safetensors.
 
+What a way of inference has gathered of the task goes along.
+
 The file holds what belongs to the task alone, tens or hundreds of kilobytes, and a digest of everything else that the
 task reads: the base around its mask, frozen parameters, running statistics. So it loads into any model of the same
 base, whatever other tasks that has learned, and into no other. Where the entries are taken by other tasks, the values
@@ -47,6 +49,8 @@ def save_task(model: MaskedModel, key: int, path: str | os.PathLike[str]) -> Non
     codes = {name: encode(mask.cpu().numpy()) for name, mask in masks.items() if bool(mask.any())}
     kinds = dict.fromkeys(str(values[name].dtype) for name in codes)
     tensors = {f"own.{name}": t.detach().cpu().contiguous() for name, t in model.subnetworks.task_private(key).items()}
+    gathered = model.subnetworks.task_statistics(key)
+    tensors.update({f"gathered.{name}": t.detach().cpu().contiguous() for name, t in gathered.items()})
     tensors["masks"] = torch.frombuffer(bytearray(b"".join(codes.values()) or b"\0"), dtype=torch.uint8)
     for kind in kinds:
         tensors[f"values.{kind}"] = torch.cat([values[n].detach().cpu() for n in codes if str(values[n].dtype) == kind])
@@ -109,6 +113,11 @@ def load_task(model: MaskedModel, path: str | os.PathLike[str], *, key: int | No
     _expect_own(path, model, manifest, own)
     masks, values = _unpacked(model, manifest, tensors)
     model.adopt(key, label, masks, values, own, entropy=manifest["entropy"])
+    start = "gathered."
+    gathered = {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
+    if gathered:
+        device = next(iter(model.subnetworks.frozen.values())).device
+        model.store_statistics(key, {name: t.to(device) for name, t in gathered.items()})
     return key
 
 

@@ -67,8 +67,10 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         kkt_strength: 1.0 copies the old scores (the paper's form); less mixes them with fresh ones.
         keep_scores: keep the scores of finished tasks, 32 bits a weight and task, for KKT to copy; by default
             they are rebuilt from the bit masks.
-        mask_lr: learning rate of the mask phase; None: see `SupSupPlugin`.
-        weight_lr: learning rate of the weight phase; None: see `SupSupPlugin`.
+        mask_lr: learning rate of the mask phase; None: the optimizer's, or chosen for each layer where
+            the strategy made the optimizer.
+        weight_lr: learning rate of the weight phase; None: the optimizer's, or chosen for each layer where
+            the strategy made the optimizer.
         transfer: see `SupSupPlugin`.
         task_key: see `SubnetworkPlugin`.
         schedule: see `SubnetworkPlugin`.

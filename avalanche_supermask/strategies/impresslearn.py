@@ -62,8 +62,10 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
         own_last_mask: a mixture trains a mask of its own for the last masked layer (the published hybrid).
         penalty: λ (default 0; the published code's for convolutional networks is 0.005).
         basis_epochs: epochs of each homogeneous mask but the first; None: ``train_epochs``.
-        mask_lr: learning rate of the scores; None: see `SupSupPlugin`.
-        coefficient_lr: learning rate of the coefficients; None: see `SupSupPlugin`.
+        mask_lr: learning rate of the scores; None: the optimizer's, or chosen for each layer where
+            the strategy made the optimizer.
+        coefficient_lr: learning rate of the coefficients; None: the optimizer's, or chosen for each layer where
+            the strategy made the optimizer.
         task_key: see `SubnetworkPlugin`.
         schedule: see `SubnetworkPlugin`.
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +33,7 @@ from torch.optim import Adam
 
 from avalanche_supermask import CachedTensors, methods
 from avalanche_supermask.data.cached import load_tensors
-from avalanche_supermask.inference import Entropy, Gaussian, Inference
+from avalanche_supermask.inference import Combined, Entropy, ExpectedEntropy, Gaussian, Inference, MaxLogit
 from avalanche_supermask.inference.gathering import gather_statistics
 from benchmarks.lib.command import run_or_draw
 from benchmarks.lib.frozen_features import frozen_features
@@ -56,6 +57,7 @@ class Setting:
         epochs: a task.
         batch_size: of training.
         memory: samples that replay methods store.
+        lr: of Adam for the baselines, chosen on held-out training data; 1e-3 for those without.
         ours: methods, with their settings.
         ways: of inference, by name.
         load: ``(seed, root) -> (training tasks, test tasks)``, classes numbered through.
@@ -67,6 +69,7 @@ class Setting:
     epochs: int
     batch_size: int
     memory: int
+    lr: dict[str, float]
     ours: dict[str, dict[str, Any]]
     ways: dict[str, Inference]
     load: Callable[[int, Path | None], tuple[Tasks, Tasks]]
@@ -152,17 +155,16 @@ def ours(method: str, setting: Setting, train: Tasks, test: Tasks, seed: int) ->
     for name, way in setting.ways.items():
         model.task_inference = way
         for task in model.task_keys:
-            gather_statistics(model, task, _batches(*train[task]))
+            gather_statistics(model, task, [*_batches(*train[task])])
         row = {"accuracy": _score(model, test), "task_id_accuracy": _ids(model, test)}
         kept = sum(model.bytes_per_task().values()) / n
-        if isinstance(way, (Gaussian, Entropy)):
-            model.task_inference = replace(way, per="batch")
-            row["accuracy_in_batches"] = _score(model, test, size=BATCH)
+        model.task_inference = replace(way, per="batch")
+        row["accuracy_in_batches"] = _score(model, test, size=BATCH)
         yield {"method": method, "way": name, **row, "bytes_per_task": kept, "beside_the_mask": kept - mask}
 
 
-def baseline(name: str, setting: Setting, train: Tasks, test: Tasks, seed: int) -> dict[str, Any]:
-    """The row of one baseline."""
+def baseline(name: str, setting: Setting, train: Tasks, test: Tasks, *, lr: float) -> dict[str, Any]:
+    """The row of one baseline; its mini-batches from memory are as large as the new ones."""
     net, width = setting.network(), setting.widths[0]
     network_bytes = 4 * sum(p.numel() for p in net.parameters())
     sample = 4 * width + 8
@@ -170,14 +172,15 @@ def baseline(name: str, setting: Setting, train: Tasks, test: Tasks, seed: int) 
                               "eval_mb_size": 1024, "plugins": [CachedTensors()]}  # fmt: skip
     memory, kept = setting.memory, 0.0
     criterion = nn.CrossEntropyLoss()
-    optimizer = Adam(net.parameters(), lr=1e-3)
+    optimizer = Adam(net.parameters(), lr=lr)
+    replayed = {"mem_size": memory, "batch_size_mem": setting.batch_size}
     if name.startswith("joint"):
         strategy: Any = SupervisedTemplate(model=net, optimizer=optimizer, criterion=criterion, **common)
         if name == "joint-linear":
             net = nn.Linear(width, setting.classes)
             common["train_epochs"] = 30
             strategy = SupervisedTemplate(
-                model=net, optimizer=Adam(net.parameters(), lr=1e-3), criterion=criterion, **common
+                model=net, optimizer=Adam(net.parameters(), lr=lr), criterion=criterion, **common
             )
         kept = sum(len(y) for _, y in train) * sample
         train = [(torch.cat([x for x, _ in train]), torch.cat([y for _, y in train]))]
@@ -186,12 +189,10 @@ def baseline(name: str, setting: Setting, train: Tasks, test: Tasks, seed: int) 
         strategy = SupervisedTemplate(model=net, optimizer=optimizer, criterion=criterion, **common)
         kept = memory * sample
     elif name == "er-ace":
-        strategy = ER_ACE(model=net, optimizer=optimizer, mem_size=memory, batch_size_mem=min(memory, 128), **common)
+        strategy = ER_ACE(model=net, optimizer=optimizer, **replayed, **common)
         kept = memory * sample
     elif name == "der":
-        strategy = DER(
-            model=net, optimizer=optimizer, mem_size=memory, batch_size_mem=min(memory, 128), alpha=0.1, **common
-        )
+        strategy = DER(model=net, optimizer=optimizer, alpha=0.1, **replayed, **common)  # and beta=0.5: DER++
         kept = memory * (sample + 4 * setting.classes)
     elif name == "icarl":
         body = net[:-1] if len(net) > 2 else nn.Flatten()
@@ -202,8 +203,8 @@ def baseline(name: str, setting: Setting, train: Tasks, test: Tasks, seed: int) 
         kept = memory * sample + 4 * setting.classes * setting.widths[-1]
     elif name == "slda":
         strategy = StreamingLDA(
-            slda_model=nn.Flatten(), criterion=criterion, input_size=width, num_classes=setting.classes,
-            **{**common, "train_epochs": 1},
+            slda_model=nn.Flatten(), criterion=criterion, input_size=width, num_classes=setting.classes, train_epochs=1,
+            train_mb_size=max(len(y) for _, y in train), evaluator=None,  # it inverts a matrix at every mini-batch
         )  # fmt: skip
         network_bytes, kept = 0, 4 * width * (width + setting.classes)
     else:
@@ -219,6 +220,7 @@ def baseline(name: str, setting: Setting, train: Tasks, test: Tasks, seed: int) 
         "bytes_per_task": kept / setting.tasks,
         "bytes_in_all": kept + network_bytes,
         "memory": memory if name in ("replay", "er-ace", "der", "icarl") else None,
+        "lr": None if name == "slda" else lr,
     }
 
 
@@ -241,14 +243,17 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             if name in setting.ours:
                 found = ours(name, setting, train, test, seed)
             else:
-                found = iter([baseline(name, setting, train, test, seed)])
+                lr = options.lr or setting.lr.get(name, 1e-3)
+                found = iter([baseline(name, setting, train, test, lr=lr)])
             for row in found:
                 yield {"seed": seed, **row}
+                print(f"{seed} {row['method']} {row.get('way', '')}: {row['accuracy']:.4f}", file=sys.stderr)
 
 
 _SPLIT_WAYS: dict[str, Inference] = {
     "entropy": Entropy(),
     "gaussian": Gaussian(),
+    "combined": Combined(),
     "gaussian rank 10": Gaussian(rank=10),
     "gaussian rank 5": Gaussian(rank=5),
     "generative classifier": Gaussian(names="class"),
@@ -265,6 +270,10 @@ _SHARED_WAYS: dict[str, Inference] = {
     "shared covariance": Gaussian(shared=True, rank=40, ridge=0.01),
     "generative classifier": Gaussian(names="class"),
     "shared covariance names the class": Gaussian(shared=True, rank=40, ridge=0.01, names="class"),
+    "combined": Combined(),
+    "shared covariance, entropy and logits": Combined(
+        witnesses=(Gaussian(shared=True, rank=40, ridge=0.01), ExpectedEntropy(), MaxLogit())
+    ),
 }
 _FEATURE_METHODS: dict[str, dict[str, Any]] = {
     "supsup": {"density": 0.1, "mask_lr": 0.02},
@@ -280,14 +289,15 @@ def _searched(method: str) -> dict[str, Any]:
 
 SETTINGS = {
     "split-mnist": Setting(
-        5, 10, (784, 300, 100), 6, 128, 200, {name: _searched(name) for name in ("supsup", "exssnet")}, _SPLIT_WAYS,
+        5, 10, (784, 300, 100), 6, 128, 200, {}, {name: _searched(name) for name in ("supsup", "exssnet")}, _SPLIT_WAYS,
         _split_mnist,
     ),
     "clinc150": Setting(
-        10, 150, (384, 300), 10, 32, 1000, _FEATURE_METHODS, _SHARED_WAYS, partial(_features, "clinc150", 10)
+        10, 150, (384, 300), 10, 32, 1000, {}, _FEATURE_METHODS, _SHARED_WAYS, partial(_features, "clinc150", 10)
     ),
     "cifar100": Setting(
-        10, 100, (1280, 300), 10, 32, 1000, _FEATURE_METHODS, _SHARED_WAYS, partial(_features, "cifar100", 10)
+        10, 100, (1280, 300), 10, 64, 1000, {"replay": 1e-4, "er-ace": 3e-4, "der": 1e-4}, _FEATURE_METHODS,
+        _SHARED_WAYS, partial(_features, "cifar100", 10),
     ),
 }  # fmt: skip
 
@@ -298,6 +308,7 @@ def main() -> None:
     parser.add_argument("--stream", choices=(*SETTINGS,), default="split-mnist", help="(default %(default)s)")
     parser.add_argument("--rows", default=",".join(("supsup", "exssnet", *BASELINES)), help="(default %(default)s)")
     parser.add_argument("--seeds", default="10,11,12", help="comma-separated (default %(default)s)")
+    parser.add_argument("--lr", type=float, help="of Adam for the baselines (default: those of the stream's setting)")
     parser.add_argument("--validation", type=float, default=0.0, help="test on this share of the training data instead")
     run_or_draw(parser, "benchmarks.practice.class_incremental", run, None)
 

@@ -231,3 +231,10 @@ def test_outputs_without_classes_have_no_entropy(how):
     model.task_inference = how
     with pytest.raises(ValueError, match=r"two classes or more; got \(.*, 1\): use task_inference='given'"):
         model(X)
+
+
+@pytest.mark.parametrize("labels", [len, "task", object()])
+def test_what_cannot_be_task_labels_is_said_with_what_to_do(labels):
+    model = MaskedModel(nn.Linear(4, 2), seed=0)
+    with pytest.raises(TypeError, match=r"expected task labels as the second argument.*mb_task_id.*property"):
+        model(torch.randn(3, 4), labels)

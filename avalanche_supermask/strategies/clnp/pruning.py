@@ -39,7 +39,8 @@ class PruningReport:
 
     Attributes:
         threshold: θ.
-        accuracy_before: on held-out training data, with every unit.
+        accuracy_before: on held-out training data, with every unit; where the targets are no class numbers, the
+            share of the loss that the task's units take away (see `quality`).
         accuracy_after: the same, with the kept units only: the loss is the graceful forgetting.
         layers: units of each layer.
     """

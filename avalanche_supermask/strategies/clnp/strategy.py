@@ -51,13 +51,14 @@ from avalanche_supermask.registry import register
 from avalanche_supermask.strategies.clnp.activity import Activity, unit_activity
 from avalanche_supermask.strategies.clnp.l1 import L1, L1Form
 from avalanche_supermask.strategies.clnp.pruning import PruningReport, UnitCapacity, capacity_after, prune
+from avalanche_supermask.strategies.clnp.quality import BATCH, Found, found_on, quality
 from avalanche_supermask.strategies.clnp.unit_owners import Claims, Reads
 from avalanche_supermask.strategies.short_training import train_copy
 from avalanche_supermask.strategy import StrategyArguments, SubnetworkStrategy
 
 __all__ = ["CLNP", "CLNPPlugin"]
 
-BATCH = 1024
+_OF_THE_EXPERIENCE: dict[str, Any] = {"_held_out": [], "_trained_on": None, "_criterion": None}
 
 
 class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[call-arg]
@@ -71,7 +72,8 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         l1_form: ``"subgradient"`` adds α sign(w) to the gradient; ``"proximal"`` shrinks weights by the learning
             rate times α after each step, which gives exact zeros, but under Adam needs an α a hundred to ten
             thousand times larger, as Adam scales the gradient and not the step.
-        margin: accuracy that pruning may cost, absolute (default 0.005, half a point).
+        margin: accuracy that pruning may cost, absolute (default 0.005, half a point); where the targets are no class
+            numbers, the share of the loss that pruning may bring back (see `quality`).
         min_new: share of each layer's units that a task claims at least, as far as free ones were active (default
             0, the paper's). The margin looks at accuracy before fine-tuning; only new units fine-tune.
         max_new: share of each layer's free units that a task claims at most (default 1, the paper's). For networks
@@ -135,8 +137,9 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         self.head, self.on_exhausted, self.weight_lr = head, on_exhausted, weight_lr
         self.reports: dict[int, PruningReport] = {}
         self.claims = Claims(reads=reads)
-        self._held_out: list[Tensor] = []
+        self._held_out: list[Any] = []
         self._trained_on: Any = None
+        self._criterion: Any = None
         self._pruned = False
 
     # ------------------------------------------------------------------ the lifecycle of a task
@@ -171,6 +174,7 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
         cut = round(self.validation_share * len(dataset))
         self._held_out = load_tensors(dataset.eval().subset(order[:cut] or order), strategy.device)
+        self._criterion = strategy._criterion
         strategy.adapted_dataset = self._trained_on = dataset.subset(order[cut:])
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
@@ -227,7 +231,7 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """End the task, and let go of its data."""
         super().after_training_exp(strategy, **kwargs)
-        self._held_out, self._trained_on = [], None
+        self._held_out, self._trained_on, self._criterion = [], None, None
 
     # ------------------------------------------------------------------ pruning
 
@@ -253,22 +257,18 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         activity = unit_activity(model, claims.units, nested.split(data, BATCH), statistic=self.activity).cpu()
         trainable = claims.free(model)
 
-        def accuracy(mask: dict[str, Tensor]) -> float:
+        def found(mask: dict[str, Tensor]) -> Found:
             model.learn_weights(trainable, mask=mask, restart=False)
-            x, y, t = self._held_out[0], self._held_out[1], self._held_out[-1]
-            right = sum(
-                int((model.logits_of(model(a, c)).argmax(dim=1) == b).sum())
-                for a, b, c in zip(nested.split(x, BATCH), y.split(BATCH), t.split(BATCH), strict=True)
-            )
-            return right / len(y)
+            return found_on(model, self._held_out, self._criterion)
 
+        nothing = found(claims.kept(model, claims.claimed))
         result = prune(
             claims.units,
             claims.claimed,
             activity,
             place=len(model.task_keys),
-            before=accuracy(claims.seen(model)),
-            accuracy=lambda claimed: accuracy(claims.kept(model, claimed)),
+            before=quality(found(claims.seen(model)), nothing),
+            accuracy=lambda claimed: quality(found(claims.kept(model, claimed)), nothing),
             margin=self.margin,
             min_new=self.min_new,
             max_new=self.max_new,
@@ -308,11 +308,11 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         return self.claims.slim(model, task)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_held_out": [], "_trained_on": None}
+        return {**self.__dict__, **_OF_THE_EXPERIENCE}
 
     def put_back(self, state: dict[str, Any]) -> None:
         """Take a saved state, and keep the data, which belong to the experience (see `CheckpointPlugin`)."""
-        self.__dict__.update({k: v for k, v in state.items() if k not in ("_held_out", "_trained_on")})
+        self.__dict__.update({k: v for k, v in state.items() if k not in _OF_THE_EXPERIENCE})
 
 
 def _expect(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -1,0 +1,165 @@
+"""The short way of repeated calls: the same answers as the long one, whatever has changed in between."""
+
+from __future__ import annotations
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from avalanche_supermask import MaskedModel
+from avalanche_supermask.model.repeated_calls import MISSED
+from avalanche_supermask.selection import selection
+
+X = torch.rand(6, 5, generator=torch.Generator().manual_seed(0))
+
+
+def learn(model: MaskedModel, key: int, label: int) -> None:
+    """One more task, with a mask of fresh scores."""
+    model.train().begin(key, label)
+    model.set_scores(model.fresh_scores(key))
+    model.learn_scores(selection(model.masked_shapes, density=0.5))
+    model.commit()
+    model.eval()
+
+
+def made(*tasks: int) -> MaskedModel:
+    """A model with these tasks."""
+    net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    model = MaskedModel(net, seed=0)
+    for task in tasks:
+        learn(model, task, task)
+    return model
+
+
+def labels(label: int) -> Tensor:
+    """One label for all samples."""
+    return torch.full((len(X),), label)
+
+
+def is_short(model: MaskedModel, label: int) -> bool:
+    """Whether a call of this label has the short way."""
+    return model._again(X, labels(label)) is not MISSED
+
+
+@pytest.mark.parametrize("form", [int, labels])
+def test_the_second_call_is_short_and_equal(form: Any) -> None:
+    """Outputs of a task are those of its export, in every call."""
+    model = made(0, 1)
+    for task in (0, 1):
+        expected = model.export(task)(X)
+        assert not is_short(model, task)
+        assert torch.equal(model(X, form(task)), expected)
+        assert is_short(model, task)
+        assert torch.equal(model(X, form(task)), expected)
+
+
+def test_what_learns_answers_itself() -> None:
+    """A task that begins under a finished one's label answers in its place, and training is never short."""
+    model = made(0)
+    before = model(X, labels(0))
+    model.begin(1, 0)
+    model.set_scores(model.fresh_scores(5))
+    model.learn_scores(selection(model.masked_shapes, density=0.5))
+    assert not is_short(model, 0)
+    assert not torch.equal(model(X, labels(0)), before)
+    model.train()
+    assert not is_short(model, 0)
+    model.abandon()
+    model.eval()
+    assert torch.equal(model(X, labels(0)), before)
+
+
+def test_a_new_task_under_a_forgotten_key_is_seen() -> None:
+    """What is kept of a task goes with it."""
+    model = made(0, 1)
+    model(X, labels(1))
+    model.forget(1)
+    learn(model, 1, 1)
+    model.set_scores(model.fresh_scores(9))
+    assert torch.equal(model(X, labels(1)), model.export(1)(X))
+
+
+def test_two_tasks_of_one_label_take_the_long_way_with_its_warning() -> None:
+    """The label no longer tells which task it is."""
+    model = made(0)
+    model(X, labels(0))
+    learn(model, 1, 0)
+    with pytest.warns(UserWarning, match="stands for several"):
+        out = model(X, labels(0))
+    assert torch.equal(out, model.export(1)(X))
+
+
+def test_an_assigned_task_answers() -> None:
+    """Whatever was called before."""
+    model = made(0, 1)
+    model(X, labels(0))
+    model.router.assigned = 1
+    assert torch.equal(model(X, labels(0)), model.export(1)(X))
+
+
+def test_inference_and_other_executions_are_seen() -> None:
+    """A setting that changes after the first call holds from then on."""
+    model = made(0, 1)
+    model(X, labels(0))
+    model.task_inference = "entropy"
+    assert not is_short(model, 0)
+    model.task_inference = "given"
+    model.execution = "sparse"
+    assert not is_short(model, 0)
+
+
+def test_a_replaced_layer_is_called() -> None:
+    """The places of the tensors are looked up anew where a module was replaced."""
+    model = made(0)
+    model(X, labels(0))
+    expected = model(X, labels(0))
+    model.net[2] = nn.Identity()
+    assert not torch.equal(model(X, labels(0)), expected)
+    model.net[3] = copy.deepcopy(model.net[3])
+    model.net[2] = nn.ReLU()
+    assert torch.equal(model(X, labels(0)), expected)
+
+
+def test_the_network_has_its_own_tensors_back_after_an_error() -> None:
+    """A short call that fails leaves nothing behind."""
+    model = made(0)
+    model(X, labels(0))
+    own = {name: p for name, p in model.net.named_parameters()}
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    handle = model.net[3].register_forward_hook(fail)
+    with pytest.raises(ZeroDivisionError):
+        model(X, labels(0))
+    handle.remove()
+    assert all(p is own[name] for name, p in model.net.named_parameters())
+    assert is_short(model, 0)
+
+
+def test_threads_and_mixed_batches() -> None:
+    """Short calls of two tasks at once, and of both in one batch, answer as single ones do."""
+    model = made(0, 1)
+    expected = [model(X, labels(task)) for task in (0, 1)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: model(X, labels(i % 2)), range(200)))
+    assert all(torch.equal(out, expected[i % 2]) for i, out in enumerate(found))
+    mixed = torch.arange(len(X)) % 2
+    rows = torch.stack([expected[int(task)][i] for i, task in enumerate(mixed)])
+    torch.testing.assert_close(model(X, mixed), rows)
+
+
+def test_copies_and_pickles_answer_for_themselves() -> None:
+    """A copy does not call the network of the original."""
+    model = made(0)
+    model(X, labels(0))
+    copied = copy.deepcopy(model)
+    learn(copied, 1, 1)
+    copied.net[2] = nn.Identity()
+    assert torch.equal(model(X, labels(0)), model.export(0)(X))
+    assert torch.equal(copied(X, labels(0)), copied.export(0)(X))
+    assert not torch.equal(copied(X, labels(0)), model(X, labels(0)))

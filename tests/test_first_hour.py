@@ -1,0 +1,49 @@
+"""The page "Your first hour" prints what it shows."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from avalanche_supermask.__main__ import main
+
+PAGE = Path(__file__).parents[1] / "docs/first_hour.md"
+BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+NUMBER = re.compile(r"[+-]?\d[\w.,+]*")
+
+
+def form(text):
+    """A text with its numbers, and the widths of its columns, left out."""
+    return re.sub(r"[ ]+", " ", NUMBER.sub("N", text)).strip()
+
+
+def numbers(text):
+    return [float(found.rstrip(".,").replace(",", "")) for found in re.findall(r"[+-]?\d+\.\d+", text)]
+
+
+@pytest.mark.filterwarnings("ignore:No loggers")
+@pytest.mark.filterwarnings("ignore:task label .* was never trained")
+def test_the_first_hour_prints_what_it_shows(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names, shown = {"__name__": "__main__"}, 0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for kind, text in BLOCK.findall(PAGE.read_text()):
+            if kind == "python":
+                exec(compile(text, PAGE.name, "exec"), names)
+            elif text.startswith("python -m avalanche_supermask "):
+                main(text.split()[3:])
+            elif kind == "text":
+                printed = capsys.readouterr().out
+                assert form(printed) == form(text)
+                # Another processor adds in another order, so that digits after the point may differ.
+                if "torch" not in text:
+                    assert numbers(printed) == pytest.approx(numbers(text), abs=0.05)
+                shown += 1
+    finally:
+        torch.set_num_threads(threads)
+    assert shown == 10
+    assert {"tasks.safetensors", "forgetting.png", "logs"} <= set(os.listdir(tmp_path))
