@@ -27,6 +27,7 @@ from avalanche_supermask.experience_labels import labelled
 from avalanche_supermask.inference.gathering import gather_at_task_end
 from avalanche_supermask.learning_rates import chosen_rates, group_by_rate, one_group
 from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.shared_arguments import complete_arguments
 from avalanche_supermask.task_naming import OnRevisit, TaskKey, check_revisit, name_task
 
 __all__ = ["OnRevisit", "Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "adopt_parameters", "cosine"]
@@ -89,6 +90,10 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     continues = False
     _model: int | None = None  # id of the strategy's model since training began, or went on from a checkpoint
     _told_of_classes = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        complete_arguments(cls, cls.__mro__[1:])
 
     def __init__(self, *, task_key: TaskKey = "auto", schedule: Schedule = "constant") -> None:
         super().__init__()

@@ -40,6 +40,7 @@ from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Phase, Schedule, TaskKey
 from avalanche_supermask.registry import register
 from avalanche_supermask.selection import LayerDensities
+from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategies.kkt import Sources, choose_sources, features, knn_accuracy
 from avalanche_supermask.strategies.safeguard import Safeguard
 from avalanche_supermask.strategies.supsup import SupSupPlugin, Transfer, scores_of_mask
@@ -56,7 +57,6 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
 
     Args:
         density: fraction of weights kept (default 0.1, the paper's).
-        layer_densities: see `SupSupPlugin` (the paper: ``"uniform"``).
         block: keep whole blocks of so many outputs and inputs, as ``(16, 16)``; None (the paper's): single weights.
         weight_epochs: last epochs of an experience, in which weights train; None: half of ``train_epochs``, or none
             where less than a tenth of the weights is free.
@@ -71,9 +71,6 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
             the strategy made the optimizer.
         weight_lr: learning rate of the weight phase; None: the optimizer's, or chosen for each layer where
             the strategy made the optimizer.
-        transfer: see `SupSupPlugin`.
-        task_key: see `SubnetworkPlugin`.
-        schedule: see `SubnetworkPlugin`.
 
     Raises:
         ValueError: an unknown option; when training starts, ``weight_epochs`` outside ``train_epochs``.
@@ -292,18 +289,11 @@ class ExSSNeT(SubnetworkStrategy):
         optimizer: None for Adam with a cosine schedule in each phase.
         density: fraction of weights kept (default 0.1).
         layer_densities: ``"balanced"`` (chosen where it is None), ``"uniform"`` or ``"erdos_renyi"``.
-        block: see `ExSSNeTPlugin`.
         weight_epochs: last epochs of ``train_epochs`` in which weights train; None: half, or none where less than a
             tenth of the weights is free.
-        kkt: None, ``"knn_best"``, ``"knn_always"`` or ``"knn_all"``; see `ExSSNeTPlugin` for its settings.
-        kkt_neighbours: see `ExSSNeTPlugin`.
-        kkt_share: see `ExSSNeTPlugin`.
-        kkt_strength: see `ExSSNeTPlugin`.
-        keep_scores: see `ExSSNeTPlugin`.
         mask_lr: learning rate of the mask phase; None: chosen for each layer by a rule (`learning_rates`); with an
             optimizer of yours, None keeps its own.
         weight_lr: learning rate of the weight phase; None: like ``mask_lr``.
-        transfer: where a task's scores start, besides KKT: ``"none"``, ``"scores"`` or ``"masks"``; see `SupSupPlugin`.
         task_key: ``"auto"``, ``"task_label"`` or ``"experience"``.
         schedule: ``"constant"`` or ``"cosine"``; by default cosine for our optimizer, constant for yours.
         arguments: of `MaskedModel` and of any Avalanche strategy.
@@ -338,23 +328,12 @@ class ExSSNeT(SubnetworkStrategy):
         schedule: Schedule | None = None,
         **arguments: Unpack[AllArguments],
     ) -> None:
-        method = ExSSNeTPlugin(
-            density=density,
-            layer_densities=layer_densities,
-            block=block,
-            weight_epochs=weight_epochs,
-            exclusive=self._exclusive,
-            kkt=kkt,
-            kkt_neighbours=kkt_neighbours,
-            kkt_share=kkt_share,
-            kkt_strength=kkt_strength,
-            keep_scores=keep_scores,
-            mask_lr=mask_lr,
-            weight_lr=weight_lr,
-            transfer=transfer,
-            task_key=task_key,
-            schedule=schedule or ("cosine" if optimizer is None else "constant"),
-        )
+        given = {
+            **taken_by(ExSSNeTPlugin, locals()),
+            "exclusive": self._exclusive,
+            "schedule": schedule or ("cosine" if optimizer is None else "constant"),
+        }
+        method = ExSSNeTPlugin(**given)
         super().__init__(model=model, method=method, optimizer=optimizer, default_lr=1e-3, **arguments)
 
 

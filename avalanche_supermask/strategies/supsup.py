@@ -32,6 +32,7 @@ from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.registry import register
 from avalanche_supermask.selection import LayerDensities, Selection, selection
+from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
 
 __all__ = ["SupSup", "SupSupPlugin", "Transfer", "scores_of_mask"]
@@ -51,8 +52,6 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         transfer: where a task's scores start: ``"none"`` (fresh), ``"scores"`` or ``"masks"`` (see the module).
         mask_lr: learning rate of the scores; None: the optimizer's, or chosen for each layer where the strategy made
             the optimizer.
-        task_key: see `SubnetworkPlugin`.
-        schedule: see `SubnetworkPlugin`.
 
     Raises:
         ValueError: density outside (0, 1], or an unknown option.
@@ -188,13 +187,9 @@ class SupSup(SubnetworkStrategy):
         schedule: Schedule | None = None,
         **arguments: Unpack[AllArguments],
     ) -> None:
-        method = SupSupPlugin(
-            density=density,
-            layer_densities=layer_densities,
-            block=block,
-            transfer=transfer,
-            mask_lr=mask_lr,
-            task_key=task_key,
-            schedule=schedule or ("cosine" if optimizer is None else "constant"),
-        )
+        given = {
+            **taken_by(SupSupPlugin, locals()),
+            "schedule": schedule or ("cosine" if optimizer is None else "constant"),
+        }
+        method = SupSupPlugin(**given)
         super().__init__(model=model, method=method, optimizer=optimizer, default_lr=mask_lr or 1e-3, **arguments)
