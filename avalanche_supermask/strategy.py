@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from avalanche_supermask.logits import Logits
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.tensor_roles import Frozen, Init, Maskable, Outside, PerTask, Scores, Statistics
 from avalanche_supermask.plugin import OnRevisit, SubnetworkPlugin, adopt_parameters
+from avalanche_supermask.shared_arguments import complete_arguments
 from avalanche_supermask.task_naming import check_revisit
 
 __all__ = [
@@ -133,6 +135,10 @@ class SubnetworkStrategy(ModelFirst):
     any_module = True
     """Whether every module will do; False where some layers are refused with an error."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        complete_arguments(cls, [*_plugin_of(cls), *cls.__mro__[1:]])
+
     def __init__(
         self,
         *,
@@ -193,6 +199,13 @@ class SubnetworkStrategy(ModelFirst):
                 meant = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it takes {sorted(known)}"
                 raise TypeError(f"{type(self).__name__} got an unexpected argument {name!r}; {meant}")
         check_device(arguments.get("device", "cpu"))
+
+
+def _plugin_of(cls: type) -> list[type]:
+    """The plugin of a strategy, as the class annotates its ``method``."""
+    named = inspect.get_annotations(cls).get("method")
+    found = getattr(sys.modules[cls.__module__], named, None) if isinstance(named, str) else named
+    return [found] if inspect.isclass(found) else []
 
 
 def _tells(name: str, value: Any) -> bool:

@@ -42,6 +42,17 @@ def floors(pairs: set[tuple[str, str]]) -> dict[str, int]:
     return found
 
 
+def ordered(height: dict[str, int], pairs: set[tuple[str, str]]) -> list[list[str]]:
+    """Parts of each floor from left to right, each near the parts that it is joined to, so that few arrows cross."""
+    rows = [sorted(part for part, floor in height.items() if floor == level) for level in sorted(set(height.values()))]
+    for _ in range(20):
+        for row in rows:
+            place = {part: (i + 0.5) / len(line) for line in rows for i, part in enumerate(line)}
+            joined = {p: [place[b if a == p else a] for a, b in pairs if p in (a, b)] for p in row}
+            row.sort(key=lambda part: (sum(joined[part]) / len(joined[part]), part))
+    return rows
+
+
 def described(pairs: set[tuple[str, str]]) -> str:
     """The arrows in words."""
     return "; ".join(f"{of} imports {to}" for of, to in sorted(pairs))
@@ -51,11 +62,10 @@ def draw(out: Path) -> None:
     """Write the picture."""
     pairs = arrows()
     height = floors(pairs)
-    rows = [
-        sorted(part for part, floor in height.items() if floor == level) for level in range(max(height.values()) + 1)
-    ]
+    rows = ordered(height, pairs)
     place = {part: ((i + 0.5) / len(row), level) for level, row in enumerate(rows) for i, part in enumerate(row)}
-    figure = Figure(figsize=(9, 1.0 * len(rows)), layout="constrained")
+    letters = max(sum(len(part) + 5 for part in row) for row in rows)
+    figure = Figure(figsize=(max(9.0, 0.088 * letters), 1.0 * len(rows)), layout="constrained")
     axes = figure.add_subplot(xlim=(0, 1), ylim=(-0.5, len(rows) - 0.5))
     axes.set_axis_off()
     direct = {(of, to) for of, to in pairs if not any((of, by) in pairs and (by, to) in pairs for by in height)}

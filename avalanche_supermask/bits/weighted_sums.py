@@ -9,12 +9,18 @@ an entry for each sixteen masks, and 4 bytes an entry are held where n float mas
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from avalanche_supermask.bits.table_loops import TableLoops, compiled
+
 __all__ = ["combine", "encode"]
+
+WORTH_COMPILING = 2**17  # entries of all layers: below, the compiler takes longer than it saves
 
 
 def _group(entries: int) -> int:
@@ -48,23 +54,28 @@ def encode(masks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return codes
 
 
-def combine(coefficients: Tensor, codes: Tensor, weight: Tensor) -> Tensor:
-    """``W ⊙ Σ_i a_i M_i``, differentiable in the coefficients.
+def combine(
+    coefficients: Mapping[str, Tensor], codes: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """``W ⊙ Σ_i a_i M_i`` of all layers, differentiable in the coefficients.
 
     Exact for one-hot coefficients: the sum is formed before it meets the weight.
 
     Args:
-        coefficients: a, of shape ``(n,)``.
-        codes: one name's entry of `encode`.
-        weight: W.
+        coefficients: a, of shape ``(n,)``, by name; layers may share theirs.
+        codes: of `encode`.
+        weights: W, of the same names as the coefficients.
 
     Example:
-        >>> codes = encode([{"w": torch.tensor([True, False])}, {"w": torch.tensor([True, True])}])["w"]
-        >>> combine(torch.tensor([0.5, -1.0]), codes, torch.tensor([2.0, 3.0]))
-        tensor([-1., -3.])
+        >>> codes = encode([{"w": torch.tensor([True, False])}, {"w": torch.tensor([True, True])}])
+        >>> combine({"w": torch.tensor([0.5, -1.0])}, codes, {"w": torch.tensor([2.0, 3.0])})
+        {'w': tensor([-1., -3.])}
     """
-    combined: Tensor = _Combine.apply(coefficients, codes, weight)
-    return combined
+    names = list(weights)
+    if not names:
+        return {}
+    found = _Combine.apply([codes[n] for n in names], [weights[n] for n in names], *(coefficients[n] for n in names))
+    return dict(zip(names, found, strict=True))
 
 
 def _table(coefficients: Tensor) -> Tensor:
@@ -75,27 +86,74 @@ def _table(coefficients: Tensor) -> Tensor:
     return table
 
 
+def _folded(sums: Tensor, bits: int) -> Tensor:
+    """Of sums by the number of a subset: the sum over all subsets with a bit, for every bit."""
+    low, high = bits // 2, bits - bits // 2
+    square = sums.reshape(1 << high, 1 << low)  # two short sums in the place of a long one a bit
+    of_low, of_high = (_has(some, sums.dtype, sums.device) for some in (low, high))
+    return torch.cat([square.sum(0) @ of_low, square.sum(1) @ of_high])
+
+
+@cache
+def _has(bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """1 where the number of a subset has a bit, else 0; shape ``(2^bits, bits)``."""
+    numbers, places = torch.arange(1 << bits)[:, None], torch.arange(bits)
+    return numbers.bitwise_right_shift(places).bitwise_and(1).to(device, dtype)
+
+
 class _Combine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, coefficients: Tensor, codes: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(codes, weight)
-        ctx.n = len(coefficients)
+    def forward(ctx: Any, codes: list[Tensor], weights: list[Tensor], *coefficients: Tensor) -> tuple[Tensor, ...]:
+        ctx.codes, ctx.weights = codes, weights  # they are nobody's outputs, and need no gradient
+        ctx.sizes = [len(a) for a in coefficients]
         ctx.set_materialize_grads(False)
-        total = torch.zeros((), dtype=coefficients.dtype, device=coefficients.device)
-        for code, part in zip(codes, coefficients.split(_group(weight.numel())), strict=True):
-            total = total + _table(part).index_select(0, code)
-        return total.reshape(weight.shape).mul_(weight)
+        ctx.loops = _loops([*weights, *coefficients])
+        return tuple(_mixed(ctx.loops, *layer) for layer in zip(coefficients, codes, weights, strict=True))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
-        codes, weight = ctx.saved_tensors
-        if grad is None:
-            return None, None, None
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        loops = None if torch.is_grad_enabled() else ctx.loops
+        layers = zip(grads, ctx.codes, ctx.weights, ctx.sizes, strict=True)
+        return None, None, *(None if layer[0] is None else _gradient(loops, *layer) for layer in layers)
+
+
+def _loops(tensors: Sequence[Tensor]) -> TableLoops | None:
+    """The compiled loops, where they serve all these tensors and are worth their compilation."""
+    if sum(t.numel() for t in tensors) < WORTH_COMPILING or not all(_plain(t) for t in tensors):
+        return None
+    return compiled()
+
+
+def _plain(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
+
+
+def _mixed(loops: TableLoops | None, coefficients: Tensor, codes: Tensor, weight: Tensor) -> Tensor:
+    parts = coefficients.split(_group(weight.numel()))
+    if loops is not None:
+        tables, out = np.empty((len(parts), 1 << len(parts[0])), dtype=np.float32), torch.empty_like(weight)
+        for part, row in zip(parts, tables, strict=True):
+            loops.table(part.detach().numpy(), row)
+        loops.look_up(tables, codes.numpy(), weight.detach().reshape(-1).numpy(), out.reshape(-1).numpy())
+        return out
+    total = torch.zeros((), dtype=coefficients.dtype, device=coefficients.device)
+    for code, part in zip(codes, parts, strict=True):
+        total = total + _table(part).index_select(0, code)
+    return total.reshape(weight.shape).mul_(weight)
+
+
+def _gradient(loops: TableLoops | None, grad: Tensor, codes: Tensor, weight: Tensor, n: int) -> Tensor:
+    size = _group(weight.numel())
+    widths = [min(size, n - start) for start in range(0, n, size)]
+    if loops is not None and _plain(grad):
+        sums = [torch.zeros(1 << bits) for bits in widths]
+        upstream, values = (t.detach().reshape(-1).numpy() for t in (grad, weight))
+        for code, of in zip(codes, sums, strict=True):
+            loops.add_up(upstream, values, code.numpy(), of.numpy())
+    else:
         per_entry = (grad * weight).reshape(-1)
-        found = []
-        size = _group(weight.numel())
-        for code, start in zip(codes, range(0, ctx.n, size), strict=True):
-            bits = min(size, ctx.n - start)
-            histogram = per_entry.new_zeros(2**bits).index_add_(0, code, per_entry)
-            found += [histogram.reshape(-1, 2, 2**bit)[:, 1].sum() for bit in range(bits)]
-        return torch.stack(found), None, None
+        sums = [
+            per_entry.new_zeros(1 << bits).index_add_(0, code, per_entry)
+            for code, bits in zip(codes, widths, strict=True)
+        ]
+    return torch.cat([_folded(of, bits) for of, bits in zip(sums, widths, strict=True)])

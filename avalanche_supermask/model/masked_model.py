@@ -1,42 +1,49 @@
 """`MaskedModel`: any ``nn.Module``, untouched, called with the weights of one task or another.
 
-With `learning`, the only place that touches the user's network. It is called with other tensors in the places of its
-own (see `network_call`), so its classes, names and attributes stay as they are. Which ones depends on the task:
+The only place that touches the user's network, which is called with other tensors in the places of its own (see
+`network_call`), so that its classes, names and attributes stay as they are. Which ones depends on the task:
 
 * *masked* weights (two or more dimensions): the task's subnetwork of weights that all tasks share;
 * *head* tensors (inside Avalanche's dynamic modules) and, on request, norm and bias parameters: the task's own;
 * buffers that training changes (running statistics): the task's own, never shared;
 * everything else: frozen, the same for every task.
+
+A task begins, goes through phases, is committed, and may be forgotten. A phase says what requires a gradient: scores,
+coefficients, or marked entries of the weights; and, in any of them, the task's own tensors. Weights learn in the
+network's parameters, a copy of the committed ones, so that nothing of a finished task is ever within an optimizer's
+reach. The class is one face for its users and for authors of methods: what takes more than a few lines is done by the
+parts beside it, above all by `subnetworks`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from avalanche.models import DynamicModule
+from avalanche.models import DynamicModule, MultiTaskModule
 from avalanche.models.utils import avalanche_model_adaptation
 from torch import Tensor, nn
 
 from avalanche_supermask import nested
-from avalanche_supermask.inference import Answer, Inference, by_name
+from avalanche_supermask.functional import overlap
+from avalanche_supermask.inference import Answer, Inference, by_name, entropy
 from avalanche_supermask.lasting import lasting, ordinary
 from avalanche_supermask.logits import Logits, find_logits
 from avalanche_supermask.model.cache import Recent, TaskTensors
-from avalanche_supermask.model.executing import Executing
-from avalanche_supermask.model.execution import NONE, Arguments
+from avalanche_supermask.model.constants import fresh_scores, redraw_free, scale_constants
+from avalanche_supermask.model.execution import NONE, Arguments, Execution, Executor, checked
 from avalanche_supermask.model.frozen_batchnorm import FrozenChannels
 from avalanche_supermask.model.inputs import UNSET, arguments_of, packed, task_labels_of
 from avalanche_supermask.model.labels import LabelReader
-from avalanche_supermask.model.learning import Learning
+from avalanche_supermask.model.marks import check_marks, refuse_owned
 from avalanche_supermask.model.network_call import NetworkCall
 from avalanche_supermask.model.parameter_kinds import padding_rows
 from avalanche_supermask.model.repeated_calls import MISSED, RepeatedCalls
 from avalanche_supermask.model.routing import Router, forward_mixed
 from avalanche_supermask.model.sparse_places import make_sparse, with_sparse
-from avalanche_supermask.model.subnetworks import Subnetworks
+from avalanche_supermask.model.subnetworks import LayerCapacity, Subnetworks, Task
 from avalanche_supermask.model.superposition import Superposition
 from avalanche_supermask.model.tensor_roles import (
     Frozen,
@@ -48,6 +55,7 @@ from avalanche_supermask.model.tensor_roles import (
     Statistics,
     classify,
     grow_heads,
+    head_tensors,
     moving_buffers,
     own_values,
     redraw,
@@ -58,6 +66,7 @@ from avalanche_supermask.model.tensor_roles import (
 from avalanche_supermask.model.weight_norm import use_masked_weight_norm, use_plain_weight_norm
 from avalanche_supermask.model.wrappable import check_wrappable
 from avalanche_supermask.named_tensors import NamedTensors
+from avalanche_supermask.selection import Selection
 
 __all__ = ["MaskedModel"]
 
@@ -70,7 +79,17 @@ class _Host(DynamicModule):
         self.net = net
 
 
-class MaskedModel(Executing, Learning):
+class _Finished(NamedTuple):
+    """A finished task, so that it can be put back."""
+
+    key: int
+    task: Task
+    mask: dict[str, Tensor]
+    private: dict[str, Tensor]
+    statistics: dict[str, Tensor] | None = None  # gathered for inference
+
+
+class MaskedModel(MultiTaskModule):
     """A network that holds many tasks, each in a subnetwork of its own.
 
     Args:
@@ -127,6 +146,9 @@ class MaskedModel(Executing, Learning):
     _superposition: Superposition | None = None  # of the finished tasks, once inference asked for it
     logits: Logits = None
     class_dimension: int = 1
+    frozen_names: frozenset[str] = frozenset()  # parameters that were brought frozen, and stay as they are
+    _executor: Executor | None = None  # of the class, like those above and below: pickles of 0.1.0 have none
+    _resumed: _Finished | None = None  # the task being learned, as it was committed before
 
     def __init__(
         self,
@@ -200,6 +222,80 @@ class MaskedModel(Executing, Learning):
     def net(self) -> nn.Module:
         """The network: a copy of the caller's. Its parameters are the trainable copy of the weights."""
         return self.host.net
+
+    # ------------------------------------------------------------------ which tasks there are, and what they cost
+
+    @property
+    def active(self) -> int | None:
+        """Key of the task being learned."""
+        return self.subnetworks.active
+
+    @property
+    def task_keys(self) -> list[int]:
+        """Keys of the finished tasks, in the order in which they were learned."""
+        return list(self.subnetworks.tasks)
+
+    @property
+    def outside(self) -> str:
+        """What a weight is outside a task's mask: ``"zero"``, or what the ``"base"`` has."""
+        return "base" if len(self.subnetworks.base) else "zero"
+
+    @property
+    def masked_names(self) -> list[str]:
+        """Names, in the network, of the weights that masks select from."""
+        return list(self.subnetworks.frozen)
+
+    @property
+    def masked_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each masked weight."""
+        return self.subnetworks.masks.shapes
+
+    def task_mask(self, task: int) -> dict[str, Tensor]:
+        """Mask of a finished task: bool tensors by name. Of a mixture: where its weights are not zero.
+
+        Raises:
+            KeyError: the task is not learned.
+        """
+        return self.subnetworks.task_mask(task)
+
+    def owned(self, tasks: list[int] | None = None) -> dict[str, Tensor]:
+        """Weights that any of these finished tasks uses: bool tensors by name.
+
+        Args:
+            tasks: their keys; None: all finished tasks.
+        """
+        return self.subnetworks.owned(tasks)
+
+    def effective_weights(self, task: int) -> dict[str, Tensor]:
+        """Weights ``W * M`` of a finished task, or ``W_base + M * (W - W_base)``, by name in the network."""
+        return self.subnetworks.task_weights(task)
+
+    def bytes_per_task(self, *, private: bool = True) -> dict[int, int]:
+        """Bytes stored for each finished task: one bit a masked weight, or the coefficients of a mixture.
+
+        Args:
+            private: count what else only the task has: statistics, head, own parameters, what inference gathered of it,
+                and 4 bytes for how sure it was of its own data.
+        """
+        return {key: self.subnetworks.task_bytes(key, private=private) for key in self.task_keys}
+
+    @property
+    def basis_bytes(self) -> int:
+        """Bytes of masks that mixtures are made of and that belong to no finished task."""
+        return self.subnetworks.basis_bytes
+
+    def capacity(self) -> dict[str, LayerCapacity]:
+        """Total, owned, free and reused weights of each masked layer."""
+        return self.subnetworks.capacity()
+
+    def overlap(self) -> dict[int, float]:
+        """Share of each task's mask that the masks of earlier tasks already held; 0 for the first task."""
+        return {key: self.overlap_of(key) for key in self.task_keys}
+
+    def overlap_of(self, task: int) -> float:
+        """Share of one task's mask that the masks of earlier tasks already held."""
+        earlier = self.task_keys[: self.task_keys.index(task)]
+        return overlap(self.subnetworks.task_mask(task), self.subnetworks.owned(earlier))
 
     # ------------------------------------------------------------------ calling the network
 
@@ -282,6 +378,26 @@ class MaskedModel(Executing, Learning):
             self._superposition = Superposition(self)
         return self._superposition
 
+    @property
+    def execution(self) -> Execution:
+        """How finished tasks compute in evaluation mode: ``"dense"``, ``"sparse"``, or ``"auto"``.
+
+        ``"sparse"`` keeps the weights of linear layers and convolutions in CSR form, on a CPU. ``"auto"`` measures for
+        each task, class of batches and number of threads which layers gain by it, at the first such call; the choice is
+        stored with the task. Outputs are bit-identical for ever within one execution; those of two agree to rounding.
+
+        Example:
+            >>> from avalanche_supermask import MaskedModel
+            >>> model = MaskedModel(nn.Linear(4, 2), seed=0)
+            >>> model.execution = "auto"
+        """
+        return self._executor.execution if self._executor is not None else "dense"
+
+    @execution.setter
+    def execution(self, execution: Execution) -> None:
+        self._executor = Executor(checked(execution))
+        self._clear_kept()
+
     def store_statistics(self, task: int, statistics: Mapping[str, Tensor]) -> None:
         """Keep what a way of inference has gathered of a finished task; its outputs do not change."""
         self.subnetworks.store_statistics(task, statistics)
@@ -337,6 +453,25 @@ class MaskedModel(Executing, Learning):
                     tensor.requires_grad_(True)
         return output
 
+    def _sparse_names(self, key: int, arguments: Arguments) -> frozenset[str]:
+        if self.execution == "dense" or self.training:
+            return NONE
+        if torch.compiler.is_compiling():  # it makes one piece of code of all layers, and knows dense ones
+            return NONE
+        assert self._executor is not None
+        found = self._executor.known(key, arguments)
+        if found is not None:
+            return found
+        return self._executor.sparse_names(
+            key,
+            arguments,
+            net=self.net,
+            masked=self.subnetworks.frozen,
+            choices=self.subnetworks.task_choices(key),
+            dense=lambda: self._task_tensors(key),
+            call=lambda tensors: self._call_task(tensors, arguments),
+        )
+
     def _live_weights(self) -> dict[str, Tensor]:
         """The trainable copies of the masked weights, in a phase in which any of their entries learn."""
         names = self.masked_names if len(self.subnetworks.trainable) else []
@@ -369,6 +504,344 @@ class MaskedModel(Executing, Learning):
         tensors = with_sparse(self.tensors_of(key), sparse, strict=self.execution == "sparse")
         trained, counted = (names & tensors.keys() for names in moving_buffers(self.net))
         return TaskTensors(tensors, trained, counted)
+
+    # ------------------------------------------------------------------ learning a task
+
+    def fresh_scores(self, key: int) -> dict[str, Tensor]:
+        """Scores that a task starts from; their values depend on the model's seed and the key, not on other tasks.
+
+        Args:
+            key: of the task; negative for masks that belong to none, which are always random.
+        """
+        # Files of 0.1.0 do not name what scores start from.
+        by_magnitude = self.wrapping.get("scores") == "magnitude" and key >= 0
+        magnitudes = self.subnetworks.frozen if by_magnitude else None
+        return fresh_scores(self.masked_shapes, seed=self.seed, key=key, magnitudes=magnitudes)
+
+    @torch.no_grad()
+    def scale_constants(self, densities: Mapping[str, float]) -> None:
+        """Scale the constants of ``init="scaled_constant"`` for masks of these densities.
+
+        Once, before the first task: nothing happens with another ``init``, where constants are scaled or used, or where
+        a task keeps the base outside its mask.
+
+        Args:
+            densities: share of each masked weight's entries that a mask keeps, by name.
+        """
+        of = self.subnetworks
+        used = of.scaled_for or of.tasks or of.active is not None
+        if self.init != "scaled_constant" or used or len(of.base):
+            return
+        scale_constants(of.frozen, densities, of.padding)
+        of.scaled_for = {name: float(density) for name, density in densities.items()}
+        self._clear_kept()
+
+    @torch.no_grad()
+    def begin(self, key: int, label: int | None = None) -> None:
+        """Start a task: per-task parameters and running statistics go back to fresh ones.
+
+        Raises:
+            ValueError: the task is learned already.
+        """
+        if key in self.subnetworks.tasks:
+            raise ValueError(
+                f"task {key} is learned already, and finished tasks never change; learned: {self.task_keys}. "
+                "Give it a new key, or forget(task) first"
+            )
+        if self._resumed is not None:
+            self.abandon()
+        self.subnetworks.begin(key, label)
+        for name, live in self._live(list(self.fresh)).items():
+            live.copy_(self.fresh[name])
+
+    @property
+    def scores(self) -> Mapping[str, Tensor]:
+        """Scores of the task being learned, by name of the weight; empty before `set_scores`."""
+        return self.subnetworks.scores
+
+    def set_scores(self, values: Mapping[str, Tensor]) -> None:
+        """Write the scores in place; the first call makes them: one tensor per layer, whatever the number of tasks.
+
+        Args:
+            values: by name of the masked weight, each in its shape.
+        """
+        self.subnetworks.set_scores(values)
+
+    def current_mask(self) -> dict[str, Tensor]:
+        """Mask of the task being learned: bool tensors by name. Of a mixture: where its weights are not zero.
+
+        Raises:
+            RuntimeError: no phase has begun.
+        """
+        return self.subnetworks.current_mask()
+
+    def learn_scores(
+        self, select: Selection, *, trainable: Mapping[str, Tensor] | None = None, overwrite: bool = False
+    ) -> None:
+        """Phase in which the scores learn, and with them the weights marked in ``trainable``, if any.
+
+        Args:
+            select: turns the scores into the mask (see `selection`).
+            trainable: bool by name; without the entries that finished tasks own (``~model.owned()[name]``).
+            overwrite: let finished tasks change. Only for controls that shall forget.
+
+        Raises:
+            TypeError: an entry of ``trainable`` is not bool.
+            ValueError: unknown names, wrong shapes, or entries that a finished task owns; or, with
+                ``outside="base"``, no weight differs from the base, and none learns.
+        """
+        if trainable is not None:
+            check_marks("trainable", trainable, self.masked_shapes)
+        if trainable is not None and not overwrite and self.task_keys:
+            refuse_owned(trainable, self.owned())
+        if not trainable and all(not bool(change.any()) for change in self.subnetworks.change().values()):
+            raise ValueError(
+                "a mask would choose between equal weights, as the values are those of the base: pass values=, or "
+                "init='signed_constant', or learn tasks by SparseFineTuning first"
+            )
+        self.subnetworks.learn_scores(select, trainable=trainable)
+        self._learn_live_weights(self.masked_names if trainable else ())
+
+    def learn_coefficients(self, *, own: Collection[str] = (), select: Any = None) -> None:
+        """Phase in which the coefficients of a mixture learn, from 1/n (see `mixtures`).
+
+        Args:
+            own: masked weights whose scores learn instead, for a mask of the task's own.
+            select: turns those scores into the mask.
+        """
+        self.subnetworks.mixtures.restart()
+        self.subnetworks.learn_coefficients(own=frozenset(own), select=select)
+        self._set_learning(())
+
+    @torch.no_grad()
+    def learn_weights(
+        self,
+        trainable: Mapping[str, Tensor],
+        *,
+        mask: Mapping[str, Tensor] | None = None,
+        restart: bool = True,
+        overwrite: bool = False,
+    ) -> None:
+        """Phase in which the weights marked in ``trainable`` learn, under a mask that stands still.
+
+        Args:
+            trainable: bool by name; only entries inside the mask count.
+            mask: bool by name; the current mask if None.
+            restart: start from the committed values; False: go on from where the weights are.
+            overwrite: let finished tasks change. Only for controls that shall forget.
+
+        Raises:
+            TypeError: an entry of ``trainable`` or ``mask`` is not bool.
+            ValueError: missing or unknown names, wrong shapes, or entries that a finished task owns.
+        """
+        mask = self.subnetworks.current_mask() if mask is None else mask
+        check_marks("trainable", trainable, self.masked_shapes)
+        check_marks("mask", mask, self.masked_shapes)
+        if not overwrite and self.task_keys:
+            refuse_owned({name: marked & mask[name] for name, marked in trainable.items()}, self.owned())
+        self.subnetworks.learn_weights(trainable, mask=mask)
+        if restart:
+            self._learn_live_weights(self.masked_names)
+
+    @torch.no_grad()
+    def set_free_weights(self, values: Mapping[str, Tensor]) -> None:
+        """Give the weights that no finished task owns these values; what a finished task owns stays as it is.
+
+        Args:
+            values: by name of the masked weight, each in its shape; names that are left out stay as they are.
+        """
+        owned = self.subnetworks.with_padding(self.owned())
+        for name, value in values.items():
+            weight = self.subnetworks.frozen[name]
+            weight.copy_(torch.where(owned[name], weight, value.to(weight)))
+
+    def learn_entries(self, chosen: Mapping[str, Tensor], *, mask: Mapping[str, Tensor]) -> None:
+        """Phase in which a few entries learn, under a mask that stands still; an optimizer holds nothing else of them.
+
+        Args:
+            chosen: bool by name, inside the mask, of entries that no finished task owns.
+            mask: bool by name.
+
+        Raises:
+            TypeError: an entry of ``chosen`` or ``mask`` is not bool.
+            ValueError: missing or unknown names, wrong shapes, or entries that a finished task owns.
+        """
+        check_marks("chosen", chosen, self.masked_shapes)
+        check_marks("mask", mask, self.masked_shapes)
+        if self.task_keys:
+            refuse_owned(chosen, self.owned())
+        self.subnetworks.learn_entries(chosen, mask=mask)
+        self._set_learning(())
+
+    @torch.no_grad()
+    def _learn_live_weights(self, names: Sequence[str]) -> None:
+        """Start these weights, of which some or all entries learn, from their committed values."""
+        for name, weight in self._live(names).items():
+            weight.copy_(self.subnetworks.frozen[name])
+        self._set_learning(names)
+
+    @torch.no_grad()
+    def commit(self, outputs: Sequence[Tensor] = ()) -> None:
+        """Finish the task being learned. From now on its outputs never change.
+
+        Args:
+            outputs: logits of batches of its training samples, each ``(batch, outputs)``: how sure the task is of its
+                own data is stored with it, for `ExpectedEntropy`.
+
+        Raises:
+            RuntimeError: no task is being learned.
+            FloatingPointError: a learned value is NaN or infinite; the task is abandoned.
+        """
+        buffers = self._live(self._buffer_names)
+        for name, channels in self.frozen_channels.items():
+            channels.restore(buffers[f"{name}.running_mean"], buffers[f"{name}.running_var"])
+        private = {
+            **{name: b for name, b in buffers.items() if not torch.equal(b, self.fresh[name])},
+            **self._live(self._own_names),
+            **self._head_tensors(),
+        }
+        learned = [*private.values(), *(p for p in self.parameters() if p.requires_grad)]
+        if not all(bool(t.isfinite().all()) for t in learned):
+            key = self.active
+            self.abandon()
+            raise FloatingPointError(
+                f"task {key} learned NaN or infinite values and was not stored; the {len(self.task_keys)} "
+                "earlier tasks are intact; lower the learning rate"
+            )
+        expected = float(torch.cat([entropy(out.float()) for out in outputs]).mean()) if outputs else None
+        self.subnetworks.commit(self._live(self.masked_names), private, entropy=expected)
+        if self._resumed is not None:  # what was gathered of its earlier data counts on
+            self.subnetworks.store_statistics(self._resumed.key, self._resumed.statistics or {})
+        self._resumed = None
+        self._end()
+
+    @torch.no_grad()
+    def resume(self) -> dict[str, Tensor]:
+        """Take the task that was committed last back into learning, as it is; returns its mask, bool by name.
+
+        It can be committed again, or abandoned: then it is again what it was. Earlier tasks stay bit-identical. Weights
+        that its next mask leaves out keep the values that it gave them, and are free.
+        """
+        key = self.task_keys[-1]
+        task, private = self.subnetworks.tasks[key], self.subnetworks.task_private(key)
+        mask, statistics = self.subnetworks.task_mask(key), self.subnetworks.task_statistics(key)
+        self.subnetworks.forget(key)
+        self.begin(key, task.label)
+        self._resumed = _Finished(key, task, mask, private, statistics)
+        tensors = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
+        for name, kept in private.items():
+            if name in tensors and tensors[name].shape == kept.shape:  # a head may have grown since
+                tensors[name].copy_(kept)
+        return mask
+
+    @torch.no_grad()
+    def reopen(self, select: Any) -> None:
+        """Take the task that was committed last back into the phase in which its scores learn.
+
+        Args:
+            select: turns the scores, which are still as they were at the commit, into the mask.
+        """
+        key = self.task_keys[-1]
+        label, kept = self.subnetworks.tasks[key].label, self.subnetworks.task_private(key)
+        self.subnetworks.forget(key)
+        self.begin(key, label)
+        for name, live in self._live([name for name in self.fresh if name in kept]).items():
+            live.copy_(kept[name])
+        self.learn_scores(select)
+
+    def adopt(
+        self,
+        key: int,
+        label: int | None,
+        mask: Mapping[str, Tensor],
+        values: Mapping[str, Tensor],
+        own: Mapping[str, Tensor],
+        *,
+        entropy: float | None = None,
+    ) -> None:
+        """Add a task that was learned in another model of the same base (see `load_task`).
+
+        Args:
+            key: of the task, not in use.
+            label: of Avalanche, under which it answers; None without labels.
+            mask: bool by name.
+            values: at the entries of the mask, in order, by name.
+            own: the task's own tensors, by name in the network.
+            entropy: how sure the task is of its own training data, for `ExpectedEntropy`; None: unknown.
+        """
+        self.subnetworks.adopt(key, label, mask, values, own, entropy=entropy)
+        self._clear_kept()
+        self._set_learning(())
+
+    @property
+    def buffer_names(self) -> list[str]:
+        """Names of the buffers outside heads, in the network."""
+        return list(self._buffer_names)
+
+    def abandon(self) -> None:
+        """Stop learning the current task and keep nothing of it; one that was resumed is again what it was."""
+        self.subnetworks.abandon()
+        if self._resumed is not None:
+            self.subnetworks.restore(*self._resumed)
+            self._resumed = None
+        self._end()
+
+    @torch.no_grad()
+    def forget(self, task: int) -> int:
+        """Delete a finished task and free exactly the weights that only it owned.
+
+        Freed weights get new signed constants, so nothing of the task is left; with ``init="keep"`` they go back to
+        the base, where one is stored, and else keep their value. Other tasks stay bit-identical.
+
+        Returns:
+            Number of weights freed.
+
+        Raises:
+            KeyError: the task is not learned.
+        """
+        freed = self.subnetworks.forget(task)
+        self._clear_kept()
+        if self.init != "keep":
+            of = self.subnetworks
+            redraw_free(of.frozen, freed, seed=self.seed, key=task, densities=of.scaled_for)
+        elif self.init == "keep" and len(self.subnetworks.base):
+            for name, mask in freed.items():
+                self.subnetworks.frozen[name].copy_(
+                    torch.where(mask, self.subnetworks.base[name], self.subnetworks.frozen[name])
+                )
+        return sum(int(mask.sum()) for mask in freed.values())
+
+    # ------------------------------------------------------------------ what learns
+
+    @property
+    def has_own_tensors(self) -> bool:
+        """Whether a task learns parameters of its own, beside masks and masked weights."""
+        return bool({*self._own_names, *self._head_tensors()})
+
+    def _head_tensors(self) -> dict[str, Tensor]:
+        known = {*self.masked_names, *self.shared, *self.fresh}
+        return head_tensors(self.net, known, self.subnetworks.active_label)
+
+    def _live(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Tensors of the network as they are now."""
+        tensors = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
+        return {name: tensors[name] for name in names}
+
+    def _end(self) -> None:
+        self.frozen_channels = {}
+        self._clear_kept()
+        self._set_learning(())
+
+    def _set_learning(self, weights: Sequence[str]) -> None:
+        """Let these weights learn, what else the phase trains and, while a task is active, its own tensors."""
+        own = {*self._own_names, *self._head_tensors()} if self.active is not None else set()
+        for name, p in self.net.named_parameters():
+            p.requires_grad_((name in weights or name in own) and name not in self.frozen_names)
+            p.grad = None
+        learning = {id(p) for p in self.subnetworks.learning()}
+        for p in self.subnetworks.parameters():
+            p.requires_grad_(id(p) in learning)
+            p.grad = None
 
     # ------------------------------------------------------------------ what Avalanche calls
 
@@ -437,7 +910,8 @@ class MaskedModel(Executing, Learning):
         self.call.forget()
         self._recent.clear()
         self._repeated = None
-        self._forget_executor()
+        if self._executor is not None:
+            self._executor.forget()
         self._superposition = None
 
     # ------------------------------------------------------------------ taking tasks out

@@ -97,14 +97,12 @@ class Mixtures(nn.Module):
         if not self._codes:
             with lasting():
                 self._codes = encode([masks.read(slot) for slot in self.basis])
-        found = {}
-        for name, weight in frozen.items():
-            entry = chosen.get(name, chosen.get(ALL_LAYERS))
-            if entry is not None and entry.dtype == torch.uint8:
-                found[name] = weight * unpack(entry, weight.shape)
-            elif entry is not None:
-                found[name] = combine(entry, self._codes[name], weight)
-        return found
+        entries = {name: chosen.get(name, chosen.get(ALL_LAYERS)) for name in frozen}
+        mixed = {name: a for name, a in entries.items() if a is not None and a.dtype != torch.uint8}
+        found = combine(mixed, self._codes, {name: frozen[name] for name in mixed})
+        own = {name: bits for name, bits in entries.items() if bits is not None and bits.dtype == torch.uint8}
+        found.update({name: frozen[name] * unpack(bits, frozen[name].shape) for name, bits in own.items()})
+        return {name: found[name] for name in frozen if name in found}
 
     def coefficients_of(self, slot: int, name: str) -> Tensor:
         """Coefficients ``(n,)`` of a finished mixture in one layer.

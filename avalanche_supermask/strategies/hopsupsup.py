@@ -40,6 +40,7 @@ from avalanche_supermask.distributed.plugin import refuse
 from avalanche_supermask.functional import signed_constant, threshold_weight
 from avalanche_supermask.inference import entropy
 from avalanche_supermask.plugin import cosine
+from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategies.hopfield import Hopfield
 from avalanche_supermask.strategy import ModelFirst, StrategyArguments
 
@@ -270,12 +271,6 @@ class HopSupSup(ModelFirst):
     Args:
         model: any module with hidden Linear or convolution layers; deep-copied.
         lr: of SGD with momentum 0.9 and weight decay 1e-4 (default 0.1, the published code's).
-        steps: see `HopSupSupPlugin`.
-        recovery_lr: see `HopSupSupPlugin`.
-        gamma: see `HopSupSupPlugin`.
-        recovery_batch: see `HopSupSupPlugin`.
-        restarts: see `HopSupSupPlugin`.
-        cosine_schedule: see `HopSupSupPlugin`.
         seed: of the weights.
         arguments: of any Avalanche strategy.
 
@@ -285,6 +280,8 @@ class HopSupSup(ModelFirst):
         >>> strategy.model.memory_bytes > 64 * strategy.model.mask_bytes
         True
     """
+
+    method: HopSupSupPlugin
 
     def __init__(
         self,
@@ -301,14 +298,7 @@ class HopSupSup(ModelFirst):
         **arguments: Unpack[StrategyArguments],
     ) -> None:
         masked = model if isinstance(model, UnitMaskedModel) else UnitMaskedModel(model, seed=seed)
-        method = HopSupSupPlugin(
-            steps=steps,
-            recovery_lr=recovery_lr,
-            gamma=gamma,
-            recovery_batch=recovery_batch,
-            restarts=restarts,
-            cosine_schedule=cosine_schedule,
-        )
+        method = HopSupSupPlugin(**taken_by(HopSupSupPlugin, locals()))
         given: dict[str, Any] = dict(arguments)
         given["plugins"] = [*(given.get("plugins") or []), method]
         optimizer = SGD(masked.scores.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4)

@@ -42,6 +42,7 @@ from avalanche_supermask.model.tensor_roles import output_layer
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.registry import register
 from avalanche_supermask.selection import LayerDensities, Selection, selection
+from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategies.short_training import train_copy
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
 
@@ -57,7 +58,8 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
         n_basis: masks of the basis, n (default 10; the paper sweeps it).
         basis: where they come from: ``"heterogeneous"``, ``"homogeneous"``, ``"random"`` or ``"tasks"``.
         density: fraction of the weights that a mask of the basis keeps (default 0.25, the published notebook's).
-        layer_densities: see `SupSupPlugin` (the published code's for convolutional networks: ``"erdos_renyi"``).
+        layer_densities: how the density is shared out among the layers, ``"balanced"`` (chosen where it is None),
+            ``"uniform"`` or ``"erdos_renyi"`` (the published code's for convolutional networks).
         alpha_scope: ``"layer"``: n coefficients a layer; ``"global"``: n in all.
         own_last_mask: a mixture trains a mask of its own for the last masked layer (the published hybrid).
         penalty: λ (default 0; the published code's for convolutional networks is 0.005).
@@ -66,8 +68,6 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
             the strategy made the optimizer.
         coefficient_lr: learning rate of the coefficients; None: the optimizer's, or chosen for each layer where
             the strategy made the optimizer.
-        task_key: see `SubnetworkPlugin`.
-        schedule: see `SubnetworkPlugin`.
 
     Raises:
         ValueError: an unknown or impossible option.
@@ -213,15 +213,11 @@ class ImpressLearn(SubnetworkStrategy):
     Args:
         model: any module; deep-copied and wrapped in a `MaskedModel`.
         optimizer: None for Adam with a cosine schedule.
-        n_basis: see `ImpressLearnPlugin`.
         basis: ``"heterogeneous"``, ``"homogeneous"``, ``"random"`` or ``"tasks"``.
         density: fraction of the weights that a mask of the basis keeps.
         layer_densities: ``"uniform"`` (chosen where it is None), ``"balanced"`` or ``"erdos_renyi"``.
         alpha_scope: ``"layer"`` or ``"global"``.
         head: ``"masked"``: the output layer is mixed like the others; ``"linear"``: each task trains its own.
-        own_last_mask: see `ImpressLearnPlugin`.
-        penalty: see `ImpressLearnPlugin`.
-        basis_epochs: see `ImpressLearnPlugin`.
         mask_lr: learning rate of the scores; None: chosen for each layer by a rule (`learning_rates`); with an
             optimizer of yours, None keeps its own.
         coefficient_lr: learning rate of the coefficients; None: like ``mask_lr``.
@@ -259,20 +255,11 @@ class ImpressLearn(SubnetworkStrategy):
     ) -> None:
         if head not in ("masked", "linear"):
             raise ValueError(f"head must be 'masked' or 'linear'; got {head!r}")
-        method = ImpressLearnPlugin(
-            n_basis=n_basis,
-            basis=basis,
-            density=density,
-            layer_densities=layer_densities,
-            alpha_scope=alpha_scope,
-            own_last_mask=own_last_mask,
-            penalty=penalty,
-            basis_epochs=basis_epochs,
-            mask_lr=mask_lr,
-            coefficient_lr=coefficient_lr,
-            task_key=task_key,
-            schedule=schedule or ("cosine" if optimizer is None else "constant"),
-        )
+        given = {
+            **taken_by(ImpressLearnPlugin, locals()),
+            "schedule": schedule or ("cosine" if optimizer is None else "constant"),
+        }
+        method = ImpressLearnPlugin(**given)
         if head == "linear" and not isinstance(model, MaskedModel):
             arguments["own"] = [*arguments.get("own", ()), re.escape(f"{output_layer(model)}.".lstrip(".")) + ".*"]
         if not isinstance(model, MaskedModel):

@@ -43,6 +43,7 @@ from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKe
 from avalanche_supermask.pretrained import left_out, said_of
 from avalanche_supermask.registry import register
 from avalanche_supermask.selection import LayerDensities, TopK, selection
+from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
 
 __all__ = ["Choose", "Reads", "SparseFineTuning", "SparseFineTuningPlugin"]
@@ -62,8 +63,6 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
         choose_epochs: of ``"change"``: first epochs of an experience, in which all free entries train; None: half.
         reads: what a task reads outside its own entries: the ``"base"``, or what ``"earlier"`` tasks made of it.
         lr: learning rate; None: the optimizer's.
-        task_key: see `SubnetworkPlugin`.
-        schedule: see `SubnetworkPlugin`.
 
     Raises:
         ValueError: density outside (0, 1], or an unknown option; when training starts, ``choose_epochs`` that leave no
@@ -246,10 +245,7 @@ class SparseFineTuning(SubnetworkStrategy):
         model: a pretrained network, for example from `pretrained.classifier`; deep-copied and wrapped.
         optimizer: None for Adam at ``lr``, whose state is kept for the chosen entries only, with a cosine schedule.
         density: fraction of each masked weight that a task changes (default 0.01).
-        layer_densities: see `SparseFineTuningPlugin`.
         choose: ``"gradient"``, ``"magnitude"``, ``"change"`` or ``"random"``.
-        choose_samples: see `SparseFineTuningPlugin`.
-        choose_epochs: see `SparseFineTuningPlugin`.
         reads: ``"base"`` or ``"earlier"``.
         head: ``"linear"``: each task trains an output layer of its own; ``"masked"``: a few of its entries, as in other
             layers.
@@ -271,6 +267,8 @@ class SparseFineTuning(SubnetworkStrategy):
         >>> strategy.tasks_left
         20
     """
+
+    method: SparseFineTuningPlugin
 
     def __init__(
         self,
@@ -294,17 +292,11 @@ class SparseFineTuning(SubnetworkStrategy):
             raise ValueError(f"head must be 'linear' or 'masked'; got {head!r}")
         if norm not in ("frozen", "own"):
             raise ValueError(f"norm must be 'frozen' or 'own'; got {norm!r}")
-        method = SparseFineTuningPlugin(
-            density=density,
-            layer_densities=layer_densities,
-            choose=choose,
-            choose_samples=choose_samples,
-            choose_epochs=choose_epochs,
-            reads=reads,
-            lr=lr,
-            task_key=task_key,
-            schedule=schedule or ("cosine" if optimizer is None else "constant"),
-        )
+        given = {
+            **taken_by(SparseFineTuningPlugin, locals()),
+            "schedule": schedule or ("cosine" if optimizer is None else "constant"),
+        }
+        method = SparseFineTuningPlugin(**given)
         chosen_by_default = not isinstance(model, MaskedModel) and "exclude" not in arguments
         if chosen_by_default:
             arguments["exclude"] = left_out(model)

@@ -40,6 +40,7 @@ from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.superposition import Superposition
 from avalanche_supermask.plugin import masked_model
 from avalanche_supermask.selection import LayerDensities, selection
+from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategies.supsup import SupSupPlugin
 from avalanche_supermask.strategy import AllArguments, Scenario, SubnetworkStrategy
 
@@ -78,9 +79,6 @@ class SupSupNNsPlugin(SupSupPlugin):
         epsilon: ε of the gradient criterion (default 1/8, the paper's); the larger, the sooner a new mask is opened.
         max_tasks: masks at most (default 2500, the paper's).
         merge_above: a new mask whose Jaccard overlap with an earlier one is above this is dropped; None: never.
-        density: see `SupSupPlugin`.
-        layer_densities: see `SupSupPlugin`.
-        mask_lr: see `SupSupPlugin`.
 
     Attributes:
         looks: one entry a look, the opening of the first mask included.
@@ -276,12 +274,6 @@ class SupSupNNs(SubnetworkStrategy):
     Args:
         model: any module; deep-copied and wrapped in a `MaskedModel`.
         optimizer: None for Adam at ``mask_lr`` (default 1e-3).
-        check_every: see `SupSupNNsPlugin`.
-        detect: see `SupSupNNsPlugin`.
-        tolerance: see `SupSupNNsPlugin`.
-        epsilon: see `SupSupNNsPlugin`.
-        max_tasks: see `SupSupNNsPlugin`.
-        merge_above: see `SupSupNNsPlugin`.
         density: fraction of weights kept; None for threshold-at-zero masks.
         layer_densities: ``"uniform"`` or ``"erdos_renyi"``.
         mask_lr: learning rate of the scores; with an optimizer of yours, None keeps its own.
@@ -312,17 +304,7 @@ class SupSupNNs(SubnetworkStrategy):
         mask_lr: float | None = None,
         **arguments: Unpack[AllArguments],
     ) -> None:
-        method = SupSupNNsPlugin(
-            check_every=check_every,
-            detect=detect,
-            tolerance=tolerance,
-            epsilon=epsilon,
-            max_tasks=max_tasks,
-            merge_above=merge_above,
-            density=density,
-            layer_densities=layer_densities,
-            mask_lr=mask_lr,
-        )
+        method = SupSupNNsPlugin(**taken_by(SupSupNNsPlugin, locals()))
         # Masks of scaled constants are so sure of any inputs that their entropy tells no task from another.
         if not isinstance(model, MaskedModel):
             arguments.setdefault("init", "signed_constant")

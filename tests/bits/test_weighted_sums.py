@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from avalanche_supermask.bits.weighted_sums import combine, encode
+from avalanche_supermask.bits import weighted_sums
+from avalanche_supermask.bits.weighted_sums import encode
+
+
+def combine(a, codes, weight):
+    return weighted_sums.combine({"w": a}, {"w": codes}, {"w": weight})["w"]
 
 
 def drawn(n, shape, seed=0, dtype=torch.float64):
@@ -56,3 +61,35 @@ def test_codes_hold_one_number_an_entry_for_sixteen_masks():
     codes = encode([{"w": mask} for mask in masks])["w"]
     assert codes.shape == (1, 90_000)
     assert codes.dtype == torch.int32
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 20])
+def test_compiled_loops_give_the_bits_of_single_operators(n, monkeypatch):
+    pytest.importorskip("numba")
+    shapes = {"large": (300, 260), "small": (3, 4), "image": (8, 4, 3, 3)}
+    drawings = {name: drawn(n, shape, seed, torch.float32) for seed, (name, shape) in enumerate(shapes.items())}
+    codes = encode([{name: masks[i] for name, (masks, _, _) in drawings.items()} for i in range(n)])
+    weights = {name: weight for name, (_, weight, _) in drawings.items()}
+    a = {name: a for name, (_, _, a) in drawings.items()}
+    a["image"] = a["small"]  # shared
+    learning = [a["large"], a["small"]]
+    upstream = [torch.randn(shape) for shape in shapes.values()]
+
+    def found():
+        out = weighted_sums.combine(a, codes, weights)
+        return [*out.values(), *torch.autograd.grad([*out.values()], learning, upstream)]
+
+    monkeypatch.setattr(weighted_sums, "WORTH_COMPILING", 0)
+    compiled = found()
+    monkeypatch.setattr(weighted_sums, "compiled", lambda: None)
+    assert all(torch.equal(x, y) for x, y in zip(compiled, found(), strict=True))
+
+
+def test_a_layer_that_gets_no_gradient_gives_none():
+    masks, weight, a = drawn(4, (5, 5))
+    other = a.detach().clone().requires_grad_()
+    codes = encode([{"used": mask, "unused": mask} for mask in masks])
+    out = weighted_sums.combine({"used": a, "unused": other}, codes, {"used": weight, "unused": weight})
+    out["used"].sum().backward()
+    assert a.grad is not None
+    assert other.grad is None

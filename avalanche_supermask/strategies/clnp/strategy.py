@@ -48,6 +48,7 @@ from avalanche_supermask.model.tensor_roles import Frozen
 from avalanche_supermask.model.tensor_roles import output_layer as last_layer
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.registry import register
+from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategies.clnp.activity import Activity, unit_activity
 from avalanche_supermask.strategies.clnp.l1 import L1, L1Form
 from avalanche_supermask.strategies.clnp.pruning import PruningReport, UnitCapacity, capacity_after, prune
@@ -88,8 +89,6 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         head: ``"own"``: what is each task's own in the model is its head; ``"gated"``: one shared output layer.
         on_exhausted: ``"warn"`` and train what is left, or ``"error"``, where a layer has no free unit.
         weight_lr: learning rate; None: the optimizer's.
-        task_key: see `SubnetworkPlugin`.
-        schedule: see `SubnetworkPlugin`.
 
     Raises:
         ValueError: an unknown or impossible option.
@@ -330,20 +329,8 @@ class CLNP(SubnetworkStrategy):
         model: Linear, convolution and BatchNorm layers with ReLU, residual sums included; or an Avalanche
             multi-head model of such layers.
         optimizer: None for Adam at 1e-3 with a cosine schedule.
-        l1: see `CLNPPlugin`.
-        l1_search: see `CLNPPlugin`.
-        search_epochs: see `CLNPPlugin`.
-        l1_form: see `CLNPPlugin`.
-        margin: see `CLNPPlugin`.
-        min_new: see `CLNPPlugin`.
-        max_new: see `CLNPPlugin`.
-        reads: see `CLNPPlugin`.
-        activity: see `CLNPPlugin`.
-        validation_share: see `CLNPPlugin`.
-        finetune_epochs: see `CLNPPlugin`.
         head: ``"own"``: the output layer is each task's own; ``"gated"``: all tasks share it.
         output_layer: name of the output layer; None: the last module that holds a weight.
-        on_exhausted: see `CLNPPlugin`.
         weight_lr: learning rate; None: the optimizer's.
         task_key: ``"auto"``, ``"task_label"`` or ``"experience"``.
         schedule: ``"constant"`` or ``"cosine"``; by default cosine for our optimizer, constant for yours.
@@ -387,24 +374,11 @@ class CLNP(SubnetworkStrategy):
         seed: int | None = None,
         **arguments: Unpack[StrategyArguments],
     ) -> None:
-        method = CLNPPlugin(
-            l1=l1,
-            l1_search=l1_search,
-            search_epochs=search_epochs,
-            l1_form=l1_form,
-            margin=margin,
-            min_new=min_new,
-            max_new=max_new,
-            reads=reads,
-            activity=activity,
-            validation_share=validation_share,
-            finetune_epochs=finetune_epochs,
-            head=head,
-            on_exhausted=on_exhausted,
-            weight_lr=weight_lr,
-            task_key=task_key,
-            schedule=schedule or ("cosine" if optimizer is None else "constant"),
-        )
+        given = {
+            **taken_by(CLNPPlugin, locals()),
+            "schedule": schedule or ("cosine" if optimizer is None else "constant"),
+        }
+        method = CLNPPlugin(**given)
         wrapping: dict[str, Any] = {"mask": "all", "seed": seed}
         if not isinstance(model, MaskedModel):
             wrapping |= {"init": "keep", "frozen": frozen}

@@ -1,0 +1,78 @@
+"""The loops of a coefficient step over one layer: each entry looks a number up, or adds one to a place, by its code.
+
+They are compiled by numba, an extra (``pip install 'avalanche-supermask[fast]'``), at the first call, and kept in
+numba's cache on the disk; without numba there are no such loops. The results are those of PyTorch's single operators,
+bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["TableLoops", "compiled"]
+
+Floats = NDArray[np.float32]
+Codes = NDArray[np.int32]
+
+
+class TableLoops(NamedTuple):
+    """The loops, over flat arrays.
+
+    Attributes:
+        table: ``(coefficients, out)``: writes the sum of every subset's coefficients, by the subset's number.
+        look_up: ``(tables, codes, weight, out)``: writes the sum over all groups of masks of ``table[codes]``, times
+            ``weight``.
+        add_up: ``(grad, weight, codes, sums)``: adds ``grad * weight`` to ``sums[codes]``, in order.
+    """
+
+    table: Callable[[Floats, Floats], None]
+    look_up: Callable[[Floats, Codes, Floats, Floats], None]
+    add_up: Callable[[Floats, Floats, Codes, Floats], None]
+
+
+@cache
+def compiled() -> TableLoops | None:
+    """The loops, compiled at their first call; None where numba is not installed."""
+    try:
+        from numba import njit
+    except ModuleNotFoundError:
+        return None
+
+    def jit(function: Callable[..., Any]) -> Any:
+        try:
+            return njit(nogil=True, cache=True)(function)
+        except RuntimeError:  # there is no folder that a cache could be written to
+            return njit(nogil=True)(function)
+
+    return TableLoops(jit(_table), jit(_look_up), jit(_add_up))
+
+
+def _table(coefficients: Any, out: Any) -> None:
+    out[0] = np.float32(0)
+    for bit in range(len(coefficients)):
+        a = coefficients[bit]
+        half = 1 << bit
+        for i in range(half):
+            out[half + i] = out[i] + a
+
+
+def _look_up(tables: Any, codes: Any, weight: Any, out: Any) -> None:
+    zero = np.float32(0)
+    last = len(codes) - 1
+    for group in range(last):
+        table, code = tables[group], codes[group]
+        for i in range(len(out)):
+            out[i] = (zero if group == 0 else out[i]) + table[code[i]]
+    table, code = tables[last], codes[last]
+    for i in range(len(out)):
+        out[i] = ((zero if last == 0 else out[i]) + table[code[i]]) * weight[i]
+
+
+def _add_up(grad: Any, weight: Any, codes: Any, sums: Any) -> None:
+    for i in range(len(codes)):
+        sums[codes[i]] += grad[i] * weight[i]
