@@ -50,7 +50,8 @@ class OneTable:
         self.owners, self.n, self.vectors = tuple(owners), n, max(owners) + 1
         self.bits = min(max(sizes), n)
         # Coefficient of each bit of each row; the one behind the last is zero, of bits that a row does not have.
-        source, starts = [], []
+        source: list[list[int]] = []
+        starts: list[list[int]] = []
         for owner, size in zip(owners, sizes, strict=True):
             starts.append([])
             for first in range(0, n, size):
