@@ -2,8 +2,8 @@
 
     python docs/draw_gallery.py [NAME ...]
 
-An example runs with its default settings, after `torch.manual_seed(0)`. The picture is drawn by `avalanche_supermask.plots` from the strategies that
-the script has made. The tests compare the form of the output with that of a short run.
+An example runs with its default settings, after ``torch.manual_seed(0)``. The picture is drawn by
+`avalanche_supermask.plots` from the strategies that the script has made.
 """
 
 from __future__ import annotations
