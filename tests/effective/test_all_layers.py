@@ -14,7 +14,7 @@ from avalanche_supermask.effective import all_layers, fused_passes, one_sort
 from avalanche_supermask.effective.all_layers import Chooser, partly_trained_weights, top_k_weights
 from avalanche_supermask.functional import partly_trained_weight, top_k_mask, top_k_weight
 from benchmarks.lib.networks import SlimResNet18
-from tests.model.test_masked_model import learn_nothing
+from tests.building import learn_nothing
 from tests.streams import mlp
 
 WAYS = ["lists", "compiled", "loops"]
