@@ -7,7 +7,7 @@ fraction of weights *kept*; the published codes call it sparsity). Nothing here 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 __all__ = [
     "balanced_counts",
+    "connected_counts",
     "entries_weight",
     "erdos_renyi_counts",
     "fan_in",
@@ -23,6 +24,7 @@ __all__ = [
     "reordered",
     "jaccard",
     "kth_largest",
+    "least_count",
     "overlap",
     "partly_trained_weight",
     "signed_constant",
@@ -33,6 +35,8 @@ __all__ = [
     "top_k_weight",
     "uniform_counts",
 ]
+
+PER_UNIT = 8  # weights that keep a unit connected
 
 
 def fan_in(shape: Sequence[int]) -> int:
@@ -128,29 +132,18 @@ def erdos_renyi_counts(shapes: Mapping[str, Sequence[int]], density: float, *, c
         {'a': 710, 'b': 390}
     """
     _check_density(density)
-    cap = max(cap, density)
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     units = {name: shape[0] + (shape[1] if len(shape) > 1 else 0) for name, shape in shapes.items()}
-    target = density * sum(sizes.values())
-
-    def kept(budget: float) -> dict[str, float]:
-        return {name: min(cap * sizes[name], budget * units[name]) for name in sizes}
-
-    low, high = 0.0, max((cap * sizes[name] / units[name] for name in sizes), default=0.0)
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(kept(middle).values()) < target else (low, middle)
-    return {name: max(1, round(count)) for name, count in kept(high).items()}
+    return _by_units(shapes, units, density, cap)
 
 
 def balanced_counts(
-    shapes: Mapping[str, Sequence[int]], density: float, *, per_unit: int = 5, cap: float = 0.5
+    shapes: Mapping[str, Sequence[int]], density: float, *, per_unit: int = PER_UNIT, cap: float = 0.5
 ) -> dict[str, int]:
     """Weights to keep in each layer: the same density everywhere, but enough for every unit to stay connected.
 
-    A layer keeps ``per_unit`` weights for each of its output and input units at least, if that is not more than
-    ``cap`` of it; the others give up what this takes. Where all layers together cannot have so many, these are
-    `erdos_renyi_counts`. So a small output layer does not lose its last weights at a low density.
+    A layer keeps its `least_count` at least; the others give up what this takes. Where all layers together cannot have
+    so many, they keep in proportion to their units. So a small output layer does not lose its last weights at a low
+    density.
 
     Args:
         shapes: shape of each layer's weight.
@@ -167,16 +160,67 @@ def balanced_counts(
     """
     _check_density(density)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    units = {name: shape[0] + (shape[1] if len(shape) > 1 else 0) for name, shape in shapes.items()}
-    least = {name: min(cap * sizes[name], per_unit * units[name]) for name in sizes}
+    least = {name: least_count(shape, per_unit=per_unit, cap=cap) for name, shape in shapes.items()}
     target = density * sum(sizes.values())
     if sum(least.values()) > target:
-        return erdos_renyi_counts(shapes, density, cap=cap)
+        return _by_units(shapes, {name: _rows_and_columns(shape) for name, shape in shapes.items()}, density, cap)
+    return _solved(lambda share: {name: max(least[name], share * sizes[name]) for name in sizes}, 1.0, target)
 
-    def kept(share: float) -> dict[str, float]:
-        return {name: max(least[name], share * sizes[name]) for name in sizes}
 
-    low, high = 0.0, 1.0
+def connected_counts(
+    shapes: Mapping[str, Sequence[int]], density: float, *, per_unit: int = PER_UNIT, cap: float = 0.5
+) -> dict[str, int]:
+    """Weights to keep in each layer: this density of it, or its `least_count` where that is more.
+
+    So a network of large layers keeps about ``density`` of its weights, and one of small layers as many more as it
+    takes to learn anything.
+
+    Args:
+        shapes: shape of each layer's weight.
+        density: fraction of a large layer that is kept, in (0, 1].
+        per_unit: weights for each unit.
+        cap: largest density that ``per_unit`` may cause.
+
+    Raises:
+        ValueError: density outside (0, 1].
+
+    Example:
+        >>> connected_counts({"a": (1000, 1000), "b": (10, 1000)}, 0.1)
+        {'a': 100000, 'b': 5000}
+    """
+    _check_density(density)
+    return {
+        name: round(max(1, density * math.prod(shape), least_count(shape, per_unit=per_unit, cap=cap)))
+        for name, shape in shapes.items()
+    }
+
+
+def least_count(shape: Sequence[int], *, per_unit: int = PER_UNIT, cap: float = 0.5) -> float:
+    """Weights that keep every unit of a layer connected: ``per_unit`` for each row and column, or ``cap`` of all.
+
+    Rows and columns are those of the weight as a matrix: a filter is a row, and each of its places a column.
+    """
+    return min(cap * math.prod(shape), per_unit * _rows_and_columns(shape))
+
+
+def _rows_and_columns(shape: Sequence[int]) -> int:
+    return shape[0] + (fan_in(shape) if len(shape) > 1 else 0)
+
+
+def _by_units(
+    shapes: Mapping[str, Sequence[int]], units: Mapping[str, int], density: float, cap: float
+) -> dict[str, int]:
+    """Weights to keep in each layer, in proportion to its units, at most ``cap`` of it."""
+    cap = max(cap, density)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    most = max((cap * sizes[name] / units[name] for name in sizes), default=0.0)
+    target = density * sum(sizes.values())
+    return _solved(lambda each: {name: min(cap * sizes[name], each * units[name]) for name in sizes}, most, target)
+
+
+def _solved(kept: Callable[[float], dict[str, float]], most: float, target: float) -> dict[str, int]:
+    """The counts whose sum is the target; ``kept`` of a larger number, from 0 to ``most``, gives larger ones."""
+    low, high = 0.0, most
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if sum(kept(middle).values()) < target else (low, middle)
@@ -184,7 +228,7 @@ def balanced_counts(
 
 
 def _check_density(density: float) -> None:
-    if not 0.0 < density <= 1.0:
+    if isinstance(density, str) or not 0.0 < density <= 1.0:
         raise ValueError(f"density is the fraction of weights kept, in (0, 1]; got {density!r}")
 
 

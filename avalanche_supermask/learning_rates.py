@@ -8,7 +8,10 @@ step, whatever its gradient. So a rate means something only beside the spread of
     rate of weights = WEIGHTS * root mean square of the layer's weights
 
 times ``sqrt(100 / steps)``, as if a phase had 25 steps at least: so noise, which grows with the root of their number,
-moves a number equally far in any phase. `docs/defaults.md` says how the constants were found.
+moves a number equally far in any phase. Under a cosine, the rate rises over the first fifth of the phase: Adam's first
+steps are of full length whatever the gradients, and would put all scores into another order before a layer knows
+which way to go, after which a small network with ReLU may be dead. `docs/defaults.md` says how the constants were
+found.
 """
 
 from __future__ import annotations
@@ -22,12 +25,13 @@ from torch.optim import Optimizer
 from avalanche_supermask.functional import fan_in
 from avalanche_supermask.model.masked_model import MaskedModel
 
-__all__ = ["chosen_rates", "coefficient_rate", "group_by_rate", "one_group", "score_rate", "weight_rate"]
+__all__ = ["chosen_rates", "coefficient_rate", "group_by_rate", "one_group", "rise", "score_rate", "weight_rate"]
 
-SCORES = 0.06
-WEIGHTS = 0.2
+SCORES = 0.1
+WEIGHTS = 0.06
 COEFFICIENTS = 0.05
 STEPS = 100
+RISE = 0.2  # share of a phase in which the rate grows to its full height
 FEWEST = 25  # steps: in a shorter phase the rate is not raised any further
 VECTOR_SPREAD = 0.1  # of biases and gains, which have no fan-in
 
@@ -41,7 +45,7 @@ def score_rate(shape: tuple[int, ...], steps: int) -> float:
 
     Example:
         >>> score_rate((10, 100), steps=100)
-        0.006
+        0.01
     """
     return SCORES * _by_steps(steps) / math.sqrt(fan_in(shape))
 
@@ -61,6 +65,20 @@ def weight_rate(weight: Tensor, steps: int) -> float:
 def coefficient_rate(steps: int) -> float:
     """Learning rate of the coefficients of a mixture: it does not depend on the steps."""
     return COEFFICIENTS
+
+
+def rise(step: int, steps: int) -> float:
+    """Factor of the learning rate at the start of a phase: grows to 1 over its first fifth.
+
+    Args:
+        step: number of steps that are done.
+        steps: of the phase.
+
+    Example:
+        >>> [round(rise(step, steps=10), 1) for step in range(3)]
+        [0.5, 1.0, 1.0]
+    """
+    return min(1.0, (step + 1) / max(1.0, RISE * steps))
 
 
 def _by_steps(steps: int) -> float:

@@ -25,12 +25,12 @@ from avalanche_supermask.distributed import everywhere, whole_outputs
 from avalanche_supermask.distributed.plugin import join
 from avalanche_supermask.experience_labels import labelled
 from avalanche_supermask.inference.gathering import gather_at_task_end
-from avalanche_supermask.learning_rates import chosen_rates, group_by_rate, one_group
+from avalanche_supermask.learning_rates import chosen_rates, group_by_rate, one_group, rise
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.shared_arguments import complete_arguments
 from avalanche_supermask.task_naming import OnRevisit, TaskKey, check_revisit, name_task
 
-__all__ = ["OnRevisit", "Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "adopt_parameters", "cosine"]
+__all__ = ["OnRevisit", "Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "adopt_parameters", "cosine", "scheduled"]
 
 Schedule = Literal["constant", "cosine"]
 
@@ -41,6 +41,20 @@ POSITIONS = 64  # of each dense output that are kept for it
 def cosine(done: float) -> float:
     """Factor of the learning rate when this share of a phase is done: from 1 to 0."""
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def scheduled(schedule: Schedule, step: int, *, steps: int, rises: bool) -> float:
+    """Factor of the learning rate at a step of a phase.
+
+    Args:
+        schedule: ``"constant"``: always 1.
+        step: number of steps that are done.
+        steps: of the phase.
+        rises: whether a cosine is approached from below (see `learning_rates.rise`).
+    """
+    if schedule == "constant":
+        return 1.0
+    return cosine(step / steps) * (rise(step, steps) if rises else 1.0)
 
 
 @dataclass(frozen=True)
@@ -244,8 +258,9 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         self._iterations += 1
         phase, epoch = self._phase_at(strategy.clock.train_exp_epochs, strategy.train_epochs)
         if self.schedule == "cosine":
-            done = (epoch + strategy.clock.train_epoch_iterations / len(strategy.dataloader)) / phase.epochs
-            self._set_lr(strategy.optimizer, cosine(done))
+            steps = phase.epochs * len(strategy.dataloader)
+            step = epoch * len(strategy.dataloader) + strategy.clock.train_epoch_iterations
+            self._set_lr(strategy.optimizer, scheduled("cosine", step, steps=steps, rises=phase.lr == "rule"))
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Check once a task that the network has an output for every label; remember the latest outputs."""

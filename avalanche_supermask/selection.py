@@ -15,6 +15,7 @@ from avalanche_supermask.block_masks import TopBlocks, block_counts
 from avalanche_supermask.effective import Chooser, top_k_weights
 from avalanche_supermask.functional import (
     balanced_counts,
+    connected_counts,
     erdos_renyi_counts,
     threshold_weight,
     top_k_mask,
@@ -22,9 +23,12 @@ from avalanche_supermask.functional import (
     uniform_counts,
 )
 
-__all__ = ["LayerDensities", "Selection", "Threshold", "TopBlocks", "TopK", "selected_weights", "selection"]
+__all__ = ["Density", "LayerDensities", "Selection", "Threshold", "TopBlocks", "TopK", "selected_weights", "selection"]
 
+Density = float | Literal["auto"] | None
 LayerDensities = Literal["balanced", "uniform", "erdos_renyi"]
+
+USUAL = 0.1  # density of a large layer where nobody gave one: ExSSNeT's paper's
 
 
 class Selection(Protocol):
@@ -89,7 +93,7 @@ class Threshold:
 def selection(
     shapes: Mapping[str, Sequence[int]],
     *,
-    density: float | None,
+    density: Density,
     layer_densities: LayerDensities | None = "uniform",
     block: tuple[int, int] | None = None,
 ) -> Selection:
@@ -97,15 +101,16 @@ def selection(
 
     Args:
         shapes: shape of each masked weight.
-        density: fraction of weights kept; None for the threshold-at-zero mask.
+        density: fraction of weights kept; None for the threshold-at-zero mask; ``"auto"``: 0.1, and where layers are
+            balanced, more in small ones, whatever that makes of the whole (see `connected_counts`).
         layer_densities: at the same overall density, ``"uniform"``: the same in every layer; ``"erdos_renyi"``: small
             layers keep more; ``"balanced"``, also None: uniform, but with a few weights for every unit.
         block: keep whole blocks of so many outputs and inputs, as ``(16, 16)`` (see `block_masks`); None: single
             weights.
 
     Raises:
-        ValueError: an unknown ``layer_densities``, a density outside (0, 1], or a block without a density or with sizes
-            that are not positive numbers.
+        ValueError: an unknown ``layer_densities``, a density that is another word or outside (0, 1], or a block
+            without a density or with sizes that are not positive numbers.
     """
     if density is None:
         if block is not None:
@@ -115,6 +120,9 @@ def selection(
     share = shares.get(layer_densities or "balanced")
     if share is None:
         raise ValueError(f"layer_densities must be 'balanced', 'uniform' or 'erdos_renyi'; got {layer_densities!r}")
+    if density == "auto":
+        share = connected_counts if share is balanced_counts else share
+        density = USUAL
     counts = share(shapes, density)
     return TopK(counts) if block is None else TopBlocks(block_counts(counts, shapes, block), block)
 

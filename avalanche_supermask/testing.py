@@ -179,7 +179,7 @@ class _Subject:
     def build(self, network: str = "mlp", optimizer: str = "default", **more: Any) -> Any:
         torch.manual_seed(0)
         net = NETWORKS[network]()
-        settings = {"train_epochs": 2, "train_mb_size": 16, "eval_mb_size": 16, "evaluator": None, "seed": 0}
+        settings = {"train_epochs": 3, "train_mb_size": 16, "eval_mb_size": 16, "evaluator": None, "seed": 0}
         return self.method(net, optimizer=OPTIMIZERS[optimizer](net), **{**settings, **self.arguments, **more})
 
     def trained(self, tasks: int, **more: Any) -> Any:

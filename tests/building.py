@@ -25,7 +25,7 @@ def build(method, net, *, optimizer=None, plugins=(), **arguments):
     settings = {"train_epochs": 2, "train_mb_size": 16, "eval_mb_size": 16, "evaluator": None, "seed": 0}
     taken = inspect.signature(METHODS[method].__init__).parameters
     density = 0.05 if method == "sparse_finetuning" else 0.3  # of tasks that share nothing, few fit at 0.3
-    options = {"density": density, "margin": 0.05, "l1": 1e-3, "n_basis": 2, **arguments}
+    options = {"density": density, "margin": 0.05, "l1": 1e-3, "n_basis": 2, "weight_epochs": 1, **arguments}
     settings.update({k: v for k, v in options.items() if k in taken or k in StrategyArguments.__annotations__})
     settings.update({k: v for k, v in options.items() if k in ModelArguments.__annotations__})
     make = OPTIMIZERS.get(optimizer, optimizer)

@@ -33,7 +33,7 @@ ARGUMENTS = {
 ONLINE = "EWCPlugin, online"
 METHODS = {
     "supsup": (SupSup, {}),
-    "exssnet": (ExSSNeT, {}),
+    "exssnet": (ExSSNeT, {"weight_epochs": 1}),
     "clnp": (CLNP, {}),
     "impresslearn": (ImpressLearn, {"n_basis": 1}),
 }

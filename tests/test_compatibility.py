@@ -144,7 +144,9 @@ def test_plugins(companion):
     }
     made["all"] = [EWCPlugin(ewc_lambda=1.0), *(plugin for plugins in made.values() for plugin in plugins)]
     plugins = made[companion]
-    strategy = ExSSNeT(net, optimizer=optimizer, plugins=plugins, train_epochs=2, train_mb_size=16, evaluator=None)
+    strategy = ExSSNeT(
+        net, optimizer=optimizer, plugins=plugins, train_epochs=2, weight_epochs=1, train_mb_size=16, evaluator=None
+    )
     learns_without_forgetting(strategy, class_stream(3), inputs())
 
 
@@ -161,7 +163,7 @@ def test_double_precision(method):
 
 
 def test_bfloat16_autocast():
-    strategy = ExSSNeT(mlp(), density=0.3, train_epochs=2, train_mb_size=16, evaluator=None, seed=0)
+    strategy = ExSSNeT(mlp(), density=0.3, train_epochs=2, weight_epochs=1, train_mb_size=16, evaluator=None, seed=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         learns_without_forgetting(strategy, class_stream(3), inputs())
     weights = strategy.model.effective_weights(0)
@@ -175,7 +177,7 @@ def test_torch_compile_changes_no_bit_and_forgets_nothing(compiled):
     def learned(compiled):
         torch.manual_seed(0)
         net = torch.compile(mlp(), backend="aot_eager") if compiled == "network" else mlp()
-        strategy = ExSSNeT(net, train_epochs=2, train_mb_size=16, evaluator=None, seed=0, density=0.3)
+        strategy = ExSSNeT(net, train_epochs=2, weight_epochs=1, train_mb_size=16, evaluator=None, seed=0, density=0.3)
         if compiled == "model":
             strategy.model.compile(backend="aot_eager")
         recorded = []

@@ -58,7 +58,7 @@ def test_measuring_leaves_the_random_state_and_the_mode():
     def state(metrics):
         torch.manual_seed(1)
         evaluator = EvaluationPlugin(accuracy_metrics(epoch=True), metrics, loggers=[])
-        strategy = ExSSNeT(mlp(), train_epochs=2, train_mb_size=16, evaluator=evaluator, seed=0)
+        strategy = ExSSNeT(mlp(), train_epochs=2, weight_epochs=1, train_mb_size=16, evaluator=evaluator, seed=0)
         train_all(strategy, class_stream(2))
         assert strategy.model.training
         return torch.get_rng_state()
@@ -75,7 +75,7 @@ def test_one_may_choose():
 def test_they_appear_in_tensorboard(tmp_path):
     logger = TensorboardLogger(tb_log_dir=str(tmp_path))
     evaluator = EvaluationPlugin(supermask_metrics(), loggers=[logger])
-    strategy = ExSSNeT(mlp(), train_epochs=2, train_mb_size=16, evaluator=evaluator, seed=0)
+    strategy = ExSSNeT(mlp(), train_epochs=2, weight_epochs=1, train_mb_size=16, evaluator=evaluator, seed=0)
     train_all(strategy, class_stream(2))
     logger.writer.close()
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()

@@ -42,7 +42,9 @@ class Recorder(SupervisedPlugin):
 @pytest.mark.parametrize(
     ("epochs", "weight_epochs", "expected"),
     [
-        (4, None, ["scores"] * 2 + ["weights"] * 2),
+        (7, None, ["scores"] * 5 + ["weights"] * 2),
+        (3, None, ["scores"] * 2 + ["weights"]),
+        (2, None, ["scores"] * 2),
         (5, 1, ["scores"] * 4 + ["weights"]),
         (2, 0, ["scores"] * 2),
         (2, 2, ["weights"] * 2),
@@ -83,10 +85,11 @@ def test_learning_rates_per_phase_and_the_optimizer_as_it_was():
 
 def test_cosine_starts_full_and_falls_within_each_phase():
     recorder = Recorder()
-    strategy = ExSSNeT(mlp(), train_epochs=4, weight_epochs=2, plugins=[recorder], weight_lr=0.5, **QUICK)
+    rates = {"mask_lr": 1e-2, "weight_lr": 0.5}
+    strategy = ExSSNeT(mlp(), train_epochs=4, weight_epochs=2, plugins=[recorder], **rates, **QUICK)
     train_all(strategy, class_stream(1))
     rates = [lr for _, lr, _ in recorder.seen]
-    assert rates[0] == 1e-3
+    assert rates[0] == 1e-2
     assert rates[6] == 0.5
     assert rates[:6] == sorted(rates[:6], reverse=True)
     assert rates[5] < 0.1 * rates[0]
@@ -241,13 +244,13 @@ class StopAt(SupervisedPlugin):
 
 @pytest.mark.parametrize("iteration", [1, 4, 6])
 def test_a_task_is_stored_from_whatever_phase_it_stops_in(iteration):
-    strategy = ExSSNeT(mlp(), train_epochs=2, plugins=[StopAt(iteration)], **QUICK)
+    strategy = ExSSNeT(mlp(), train_epochs=2, weight_epochs=1, plugins=[StopAt(iteration)], **QUICK)
     strategy.train(class_stream(1).train_stream[0])
     assert strategy.model.task_keys == [0]
 
 
 def test_a_task_that_was_never_trained_is_not_stored():
-    strategy = ExSSNeT(mlp(), train_epochs=2, plugins=[StopAt(6)], **QUICK)
+    strategy = ExSSNeT(mlp(), train_epochs=2, weight_epochs=1, plugins=[StopAt(6)], **QUICK)
     with pytest.warns(UserWarning, match="task 1 was trained for 0 iterations and is not stored"):
         strategy.train(class_stream(2).train_stream)  # Avalanche skips the next experience whole
     assert strategy.model.task_keys == [0]
@@ -276,7 +279,7 @@ def test_an_interrupted_task_can_be_learned_again():
                 raise KeyboardInterrupt
 
     stream, interrupt = class_stream(2), Interrupt()
-    strategy = ExSSNeT(mlp(), train_epochs=2, plugins=[interrupt], **QUICK)
+    strategy = ExSSNeT(mlp(), train_epochs=2, weight_epochs=1, plugins=[interrupt], **QUICK)
     with pytest.raises(KeyboardInterrupt):
         strategy.train(stream.train_stream[0])
     interrupt.armed = False
@@ -285,12 +288,12 @@ def test_an_interrupted_task_can_be_learned_again():
 
 
 def test_copies_stay_frozen_under_further_training():
-    strategy = ExSSNeT(mlp(), train_epochs=2, **QUICK)
+    strategy = ExSSNeT(mlp(), train_epochs=2, weight_epochs=1, **QUICK)
     stream = class_stream(3)
     strategy.train(stream.train_stream[0])
     clone = copy.deepcopy(strategy.model)
     before = outputs(clone, inputs(), 0)
-    other = ExSSNeT(clone, train_epochs=2, **{k: v for k, v in QUICK.items() if k != "seed"})
+    other = ExSSNeT(clone, train_epochs=2, weight_epochs=1, **{k: v for k, v in QUICK.items() if k != "seed"})
     other.train(stream.train_stream[1])
     assert torch.equal(outputs(other.model, inputs(), 0), before)
     assert strategy.model.task_keys == [0]

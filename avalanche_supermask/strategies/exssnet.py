@@ -39,7 +39,7 @@ from avalanche_supermask.distributed import divided, everywhere
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Phase, Schedule, TaskKey
 from avalanche_supermask.registry import register
-from avalanche_supermask.selection import LayerDensities
+from avalanche_supermask.selection import Density, LayerDensities
 from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategies.kkt import Sources, choose_sources, features, knn_accuracy
 from avalanche_supermask.strategies.safeguard import Safeguard
@@ -56,10 +56,10 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
     """ExSSNeT as a plugin of any template whose model is a `MaskedModel`.
 
     Args:
-        density: fraction of weights kept (default 0.1, the paper's).
+        density: fraction of weights kept; ``"auto"`` (default): 0.1, the paper's, and more in small layers.
         block: keep whole blocks of so many outputs and inputs, as ``(16, 16)``; None (the paper's): single weights.
-        weight_epochs: last epochs of an experience, in which weights train; None: half of ``train_epochs``, or none
-            where less than a tenth of the weights is free.
+        weight_epochs: last epochs of an experience, in which weights train; None: a quarter of ``train_epochs``,
+            rounded (2: none, 3 to 6: one), or none where less than a tenth of the weights is free; half for SSNeT.
         exclusive: train only weights that no earlier task uses; False is SSNeT, which forgets.
         kkt: None (the default, as published), ``"knn_best"``, ``"knn_always"`` or ``"knn_all"``.
         kkt_neighbours: neighbours that vote (default 200, the published code's).
@@ -79,7 +79,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
     def __init__(
         self,
         *,
-        density: float | None = 0.1,
+        density: Density = "auto",
         layer_densities: LayerDensities | None = None,
         block: tuple[int, int] | None = None,
         weight_epochs: int | None = None,
@@ -129,7 +129,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         """The mask phase, then the weight phase."""
         weight = self.weight_epochs
         if weight is None:
-            weight = 0 if self._few_free else epochs // 2
+            weight = 0 if self._few_free else (epochs + 1) // 4 if self.exclusive else epochs // 2
         if not 0 <= weight <= epochs:
             raise ValueError(
                 f"weight_epochs is part of train_epochs: expected 0 to {epochs}, got {weight}; raise train_epochs"
@@ -287,10 +287,10 @@ class ExSSNeT(SubnetworkStrategy):
     Args:
         model: any module; deep-copied and wrapped in a `MaskedModel`.
         optimizer: None for Adam with a cosine schedule in each phase.
-        density: fraction of weights kept (default 0.1).
+        density: fraction of weights kept; ``"auto"`` (default): 0.1, and more in small layers.
         layer_densities: ``"balanced"`` (chosen where it is None), ``"uniform"`` or ``"erdos_renyi"``.
-        weight_epochs: last epochs of ``train_epochs`` in which weights train; None: half, or none where less than a
-            tenth of the weights is free.
+        weight_epochs: last epochs of ``train_epochs`` in which weights train; None: a quarter (2: none, 3 to 6: one),
+            or none where less than a tenth of the weights is free.
         mask_lr: learning rate of the mask phase; None: chosen for each layer by a rule (`learning_rates`); with an
             optimizer of yours, None keeps its own.
         weight_lr: learning rate of the weight phase; None: like ``mask_lr``.
@@ -312,7 +312,7 @@ class ExSSNeT(SubnetworkStrategy):
         model: nn.Module,
         *,
         optimizer: Optimizer | None = None,
-        density: float | None = 0.1,
+        density: Density = "auto",
         layer_densities: LayerDensities | None = None,
         block: tuple[int, int] | None = None,
         weight_epochs: int | None = None,

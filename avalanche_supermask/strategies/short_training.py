@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from avalanche_supermask import nested
 from avalanche_supermask.distributed import average_statistics, averaged
 from avalanche_supermask.learning_rates import chosen_rates, group_by_rate
 from avalanche_supermask.model.masked_model import MaskedModel
-from avalanche_supermask.plugin import Schedule, cosine
+from avalanche_supermask.plugin import Schedule, scheduled
 
 __all__ = ["train_copy"]
 
@@ -47,8 +48,8 @@ def train_copy(
     optimizer = torch.optim.Adam(learning, lr=1e-3 if lr == "rule" else lr)
     if lr == "rule":
         group_by_rate(optimizer, chosen_rates(model, total))
-    factor = cosine if schedule == "cosine" else lambda done: 1.0
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step / total))
+    factor = partial(scheduled, schedule, steps=total, rises=lr == "rule")
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     model.train()
     with torch.random.fork_rng(devices=[]):
         if seed is not None:

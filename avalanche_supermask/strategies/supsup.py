@@ -18,6 +18,7 @@ Deviations. The number kept is exactly ``max(1, round(k n))``; the published cod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal
@@ -31,7 +32,7 @@ from avalanche_supermask.functional import reordered
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.registry import register
-from avalanche_supermask.selection import LayerDensities, Selection, selection
+from avalanche_supermask.selection import Density, LayerDensities, Selection, selection
 from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
 
@@ -44,7 +45,8 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
     """SupSup as a plugin of any template whose model is a `MaskedModel`.
 
     Args:
-        density: fraction of weights kept (default 0.1); None for threshold-at-zero masks.
+        density: fraction of weights kept; ``"auto"`` (default): 0.1, and more in small layers, so that every unit keeps
+            a few weights; None for threshold-at-zero masks.
         layer_densities: at the same overall density, ``"uniform"``; ``"erdos_renyi"`` (the paper's for SplitCIFAR100);
             or ``"balanced"``, the rule where it is None: uniform, but with a few weights for every unit, so that a
             small output layer does not lose its last ones at a low density.
@@ -60,7 +62,7 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
     def __init__(
         self,
         *,
-        density: float | None = 0.1,
+        density: Density = "auto",
         layer_densities: LayerDensities | None = None,
         block: tuple[int, int] | None = None,
         transfer: Transfer = "none",
@@ -92,7 +94,7 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Fresh scores, or what transfer makes of them."""
         self._count_latest()
-        self.settings_used |= {"density": self.density, "layer_densities": self.densities(model)}
+        self.settings_used |= {"density": self._overall(model), "layer_densities": self.densities(model)}
         model.set_scores(self._initial_scores(model))
 
     def continue_task(self, strategy: Any, model: MaskedModel, mask: dict[str, Tensor]) -> None:
@@ -124,6 +126,13 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         select = self._select(model)
         return {name: select.density(name, shape) for name, shape in model.masked_shapes.items()}
 
+    def _overall(self, model: MaskedModel) -> float | None:
+        """The density that was given, or what it is of all weights where nobody gave one."""
+        if self.density != "auto":
+            return self.density
+        sizes = {name: math.prod(shape) for name, shape in model.masked_shapes.items()}
+        return sum(share * sizes[name] for name, share in self.densities(model).items()) / sum(sizes.values())
+
     def end_task(self, strategy: Any, model: MaskedModel) -> None:
         """Remember for transfer what was learned; it counts once the next task begins, as this one may go on."""
         if self.transfer != "none":
@@ -139,7 +148,7 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         self._latest = {}
 
 
-def scores_of_mask(fresh: Tensor, mask: Tensor, density: float | None) -> Tensor:
+def scores_of_mask(fresh: Tensor, mask: Tensor, density: Density) -> Tensor:
     """Fresh scores, reordered, or with other signs where masks are thresholds, so that they choose this mask."""
     if density is None:
         return torch.where(mask, fresh.abs(), -fresh.abs().clamp_min(torch.finfo(fresh.dtype).tiny))
@@ -155,7 +164,8 @@ class SupSup(SubnetworkStrategy):
     Args:
         model: any module; deep-copied and wrapped in a `MaskedModel`.
         optimizer: None for Adam with a cosine schedule.
-        density: fraction of weights kept (default 0.1); None for threshold-at-zero masks.
+        density: fraction of weights kept; ``"auto"`` (default): 0.1, and more in small layers; None for
+            threshold-at-zero masks.
         layer_densities: ``"balanced"`` (chosen where it is None), ``"uniform"`` or ``"erdos_renyi"``.
         block: keep whole blocks of so many outputs and inputs, as ``(16, 16)``; None (the paper's): single weights.
         transfer: ``"none"``, ``"scores"`` or ``"masks"``.
@@ -178,7 +188,7 @@ class SupSup(SubnetworkStrategy):
         model: nn.Module,
         *,
         optimizer: Optimizer | None = None,
-        density: float | None = 0.1,
+        density: Density = "auto",
         layer_densities: LayerDensities | None = None,
         block: tuple[int, int] | None = None,
         transfer: Transfer = "none",

@@ -14,7 +14,7 @@ from tests.streams import class_stream, inputs, mlp, outputs, train_all
 QUICK = {"train_epochs": 2, "train_mb_size": 16, "evaluator": None, "seed": 0}
 METHODS = {
     "supsup": (SupSup, {}),
-    "exssnet": (ExSSNeT, {}),
+    "exssnet": (ExSSNeT, {"weight_epochs": 1}),
     "kept": (ExSSNeT, {"init": "keep", "per_task": "all"}),
     "impresslearn": (ImpressLearn, {"n_basis": 2}),
     "clnp": (CLNP, {}),

@@ -116,7 +116,7 @@ class Words(nn.Module):
 METHODS = {
     "supsup": (SupSup, {}),
     "threshold": (SupSup, {"density": None}),
-    "exssnet": (ExSSNeT, {}),
+    "exssnet": (ExSSNeT, {"weight_epochs": 1}),
     "exssnet, weights only": (ExSSNeT, {"weight_epochs": 2, "density": 1.0}),
     "impresslearn": (ImpressLearn, {"n_basis": 1}),
     "impresslearn, random": (ImpressLearn, {"n_basis": 2, "basis": "random", "own_last_mask": True}),

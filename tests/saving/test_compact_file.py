@@ -65,7 +65,7 @@ def test_a_loaded_model_learns_on_and_its_old_tasks_stay(tmp_path):
     model, path = saved(tmp_path, build("exssnet", mlp()))
     net = mlp()
     loaded = load(path, net)
-    strategy = ExSSNeT(loaded, density=0.3, train_epochs=2, train_mb_size=16, evaluator=None)
+    strategy = ExSSNeT(loaded, density=0.3, train_epochs=2, weight_epochs=1, train_mb_size=16, evaluator=None)
     strategy.train(class_stream(4).train_stream[3])
     assert loaded.task_keys == [0, 1, 2, 3]
     for key in model.task_keys:
@@ -198,7 +198,7 @@ def test_a_file_of_an_earlier_version_answers_and_learns_on(tmp_path):
     assert model.task_keys == [0, 1]
     for key in model.task_keys:
         torch.testing.assert_close(outputs(model, inputs(), key), expected[str(key)])
-    strategy = ExSSNeT(model, density=0.3, train_epochs=2, train_mb_size=16, evaluator=None)
+    strategy = ExSSNeT(model, density=0.3, train_epochs=2, weight_epochs=1, train_mb_size=16, evaluator=None)
     before = outputs(model, inputs(), 0)
     strategy.train(class_stream(3).train_stream[2])
     assert torch.equal(outputs(model, inputs(), 0), before)

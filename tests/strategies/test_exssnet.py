@@ -91,7 +91,9 @@ def test_no_weight_left_to_train():
 
 def test_random_masks_overlap_as_chance_says():
     """Share of a mask that no earlier one holds: (1 - k)^(t - 1), within three standard deviations."""
-    strategy = ExSSNeT(mlp(width=96), **(QUICK | {"density": 0.2, "train_epochs": 1, "mask_lr": 0.0}))
+    strategy = ExSSNeT(
+        mlp(width=96), **(QUICK | {"density": 0.2, "train_epochs": 1, "mask_lr": 0.0}), layer_densities="uniform"
+    )
     model = train_all(strategy, class_stream(4)).model
     kept = 0.2 * sum(w.numel() for w in model.subnetworks.frozen.values())
     for t, key in enumerate(model.task_keys):
