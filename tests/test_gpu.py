@@ -14,8 +14,8 @@ from avalanche_supermask import load as load_compact
 from avalanche_supermask import save as save_compact
 from avalanche_supermask.functional import top_k_mask
 from avalanche_supermask.selection import selection
+from tests.building import METHODS, PAIRS, build
 from tests.streams import NETWORKS, class_stream, inputs, lenet, mlp, outputs, train_all
-from tests.test_contract import METHODS, PAIRS, build
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
