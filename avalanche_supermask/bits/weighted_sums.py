@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avalanche_supermask.bits.one_table import LARGEST, OneTable
 from avalanche_supermask.bits.table_loops import TableLoops, compiled
 
-__all__ = ["combine", "encode"]
+__all__ = ["Mixer", "combine", "encode"]
 
 WORTH_COMPILING = 2**17  # entries of all layers: below, the compiler takes longer than it saves
 
@@ -54,27 +55,65 @@ def encode(masks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return codes
 
 
-def combine(
-    coefficients: Mapping[str, Tensor], codes: Mapping[str, Tensor], weights: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+class Mixer:
+    """Mixes the same masks step after step; what it keeps between steps changes the time, never the result.
+
+    Args:
+        codes: of `encode`.
+    """
+
+    def __init__(self, codes: Mapping[str, Tensor]) -> None:
+        self.codes = codes
+        self._table: tuple[Any, OneTable | None] = (None, None)
+
+    def table(self, names: Sequence[str], weights: Sequence[Tensor], owners: Sequence[int], n: int) -> OneTable | None:
+        """The table of these layers; None where each is better off with one of its own."""
+        if not _by_lists(weights):
+            return None
+        kept, table = self._table
+        wanted = (tuple(names), tuple(owners), n, weights[0].dtype)
+        if kept != wanted:
+            sizes = [_group(w.numel()) for w in weights]
+            rows = sum(-(-n // size) for size in sizes)
+            table = None
+            if rows << min(max(sizes), n) <= LARGEST:
+                codes, shapes = [self.codes[name] for name in names], [w.shape for w in weights]
+                with torch.inference_mode(False):
+                    table = OneTable(codes, shapes, sizes, owners, n=n, dtype=weights[0].dtype)
+            self._table = wanted, table
+        return table
+
+
+def _by_lists(tensors: Sequence[Tensor]) -> bool:
+    """Whether all layers are mixed at once: where launching an operator is what it costs."""
+    first = tensors[0]
+    return first.device.type != "cpu" and all(t.device == first.device and t.dtype == first.dtype for t in tensors)
+
+
+def combine(coefficients: Mapping[str, Tensor], mixer: Mixer, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``W ⊙ Σ_i a_i M_i`` of all layers, differentiable in the coefficients.
 
     Exact for one-hot coefficients: the sum is formed before it meets the weight.
 
     Args:
         coefficients: a, of shape ``(n,)``, by name; layers may share theirs.
-        codes: of `encode`.
+        mixer: of the masks.
         weights: W, of the same names as the coefficients.
 
     Example:
         >>> codes = encode([{"w": torch.tensor([True, False])}, {"w": torch.tensor([True, True])}])
-        >>> combine({"w": torch.tensor([0.5, -1.0])}, codes, {"w": torch.tensor([2.0, 3.0])})
+        >>> combine({"w": torch.tensor([0.5, -1.0])}, Mixer(codes), {"w": torch.tensor([2.0, 3.0])})
         {'w': tensor([-1., -3.])}
     """
     names = list(weights)
     if not names:
         return {}
-    found = _Combine.apply([codes[n] for n in names], [weights[n] for n in names], *(coefficients[n] for n in names))
+    of_layers = [coefficients[name] for name in names]
+    vectors = list({id(a): a for a in of_layers}.values())  # layers may share theirs
+    owners = [next(i for i, vector in enumerate(vectors) if vector is a) for a in of_layers]
+    given = [weights[name] for name in names]
+    table = mixer.table(names, given, owners, len(vectors[0]))
+    found = _Combine.apply([mixer.codes[name] for name in names], given, owners, table, *vectors)
     return dict(zip(names, found, strict=True))
 
 
@@ -103,18 +142,35 @@ def _has(bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 class _Combine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, codes: list[Tensor], weights: list[Tensor], *coefficients: Tensor) -> tuple[Tensor, ...]:
-        ctx.codes, ctx.weights = codes, weights  # they are nobody's outputs, and need no gradient
-        ctx.sizes = [len(a) for a in coefficients]
+    def forward(
+        ctx: Any,
+        codes: list[Tensor],
+        weights: list[Tensor],
+        owners: list[int],
+        table: OneTable | None,
+        *vectors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.codes, ctx.weights, ctx.owners, ctx.table = codes, weights, owners, table  # nobody's outputs
+        ctx.n = len(vectors[0])
         ctx.set_materialize_grads(False)
-        ctx.loops = _loops([*weights, *coefficients])
-        return tuple(_mixed(ctx.loops, *layer) for layer in zip(coefficients, codes, weights, strict=True))
+        ctx.loops = _loops([*weights, *vectors])
+        if table is not None:
+            return tuple(table.weights(vectors, weights))
+        layers = zip(owners, codes, weights, strict=True)
+        return tuple(_mixed(ctx.loops, vectors[owner], code, weight) for owner, code, weight in layers)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         loops = None if torch.is_grad_enabled() else ctx.loops
-        layers = zip(grads, ctx.codes, ctx.weights, ctx.sizes, strict=True)
-        return None, None, *(None if layer[0] is None else _gradient(loops, *layer) for layer in layers)
+        at_once = ctx.table is not None and not torch.is_grad_enabled() and all(grad is not None for grad in grads)
+        if at_once:
+            return None, None, None, None, *ctx.table.gradients(grads, ctx.weights)
+        found: list[Tensor | None] = [None] * (max(ctx.owners) + 1)
+        for owner, grad, code, weight in zip(ctx.owners, grads, ctx.codes, ctx.weights, strict=True):
+            if grad is not None:
+                more, before = _gradient(loops, grad, code, weight, ctx.n), found[owner]
+                found[owner] = more if before is None else before + more
+        return None, None, None, None, *found
 
 
 def _loops(tensors: Sequence[Tensor]) -> TableLoops | None:
@@ -128,13 +184,17 @@ def _plain(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 
+def _flat(tensor: Tensor) -> Any:
+    return tensor.detach().numpy().reshape(-1)
+
+
 def _mixed(loops: TableLoops | None, coefficients: Tensor, codes: Tensor, weight: Tensor) -> Tensor:
     parts = coefficients.split(_group(weight.numel()))
     if loops is not None:
         tables, out = np.empty((len(parts), 1 << len(parts[0])), dtype=np.float32), torch.empty_like(weight)
         for part, row in zip(parts, tables, strict=True):
             loops.table(part.detach().numpy(), row)
-        loops.look_up(tables, codes.numpy(), weight.detach().reshape(-1).numpy(), out.reshape(-1).numpy())
+        loops.look_up(tables, codes.numpy(), _flat(weight), _flat(out))
         return out
     total = torch.zeros((), dtype=coefficients.dtype, device=coefficients.device)
     for code, part in zip(codes, parts, strict=True):
@@ -147,7 +207,7 @@ def _gradient(loops: TableLoops | None, grad: Tensor, codes: Tensor, weight: Ten
     widths = [min(size, n - start) for start in range(0, n, size)]
     if loops is not None and _plain(grad):
         sums = [torch.zeros(1 << bits) for bits in widths]
-        upstream, values = (t.detach().reshape(-1).numpy() for t in (grad, weight))
+        upstream, values = _flat(grad), _flat(weight)
         for code, of in zip(codes, sums, strict=True):
             loops.add_up(upstream, values, code.numpy(), of.numpy())
     else:

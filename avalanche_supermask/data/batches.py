@@ -10,6 +10,7 @@ from torch import Tensor
 
 from avalanche_supermask import nested
 from avalanche_supermask.distributed import SampleShare, shared_permutation
+from avalanche_supermask.lasting import lasting
 
 __all__ = ["JoinedBatches", "TensorBatches"]
 
@@ -19,7 +20,7 @@ class TensorBatches:
 
     Args:
         tensors: columns with the same first dimension, each a tensor or a structure of tensors (see `nested`).
-        batch_size: samples a batch; the last one may be smaller.
+        batch_size: samples per batch; the last one may be smaller.
         shuffle: draw a new order for each pass.
         augment: applied to the inputs of every batch; None: nothing is.
         drop_last: leave a smaller last batch out.
@@ -39,6 +40,7 @@ class TensorBatches:
         self.tensors, self.batch_size, self.shuffle = tensors, batch_size, shuffle
         self.augment, self.drop_last = augment, drop_last
         self.share = share
+        self._labels: dict[int, _OneLabel] | None = None  # by place of the column
         self.counts: int | None = None  # samples of the latest batch that count in this process; None: all of them
 
     @property
@@ -58,6 +60,8 @@ class TensorBatches:
     def __iter__(self) -> Iterator[list[Any]]:
         device = next(nested.tensors(self.tensors)).device
         n = nested.batch_size(self.tensors)
+        if self._labels is None:
+            self._labels = _constant_columns(self.tensors)
         order = None
         if self.shuffle:
             order = (shared_permutation(n) if self.shared_out else torch.randperm(n)).to(device)
@@ -69,8 +73,46 @@ class TensorBatches:
                 rows = torch.arange(n, device=device)[rows] if isinstance(rows, slice) else rows
                 self.counts = self.share.counts(len(rows))
                 rows = self.share.of(rows)
-            x, *rest = (t[rows] if isinstance(t, Tensor) else nested.rows(t, rows, n=n) for t in self.tensors)
+            size = len(rows) if isinstance(rows, Tensor) else min(rows.stop, n) - rows.start
+            x, *rest = (
+                self._labels[place].of(size) if place in self._labels
+                else t[rows] if isinstance(t, Tensor)
+                else nested.rows(t, rows, n=n)
+                for place, t in enumerate(self.tensors)
+            )  # fmt: skip
             yield [x if self.augment is None else self.augment(x), *rest]
+
+
+class _OneLabel:
+    """A column of task labels that are all the same: batches of one size share one tensor.
+
+    So nothing is gathered, and who reads the labels of every batch knows them from the batch before.
+    """
+
+    def __init__(self, column: Tensor) -> None:
+        self.label = column[:1].clone()
+        self._by_size: dict[int, tuple[Tensor, int]] = {}
+
+    def of(self, size: int) -> Tensor:
+        """The labels of a batch; made anew where somebody has written into the last ones."""
+        found, version = self._by_size.get(size, (None, 0))
+        if found is None or found._version != version:
+            with lasting():
+                found = self.label.repeat(size)
+            self._by_size[size] = found, found._version
+        return found
+
+
+def _constant_columns(columns: Sequence[Any]) -> dict[int, _OneLabel]:
+    """Those behind inputs and targets that hold one number, by place."""
+    found = {}
+    for place, column in enumerate(columns):
+        if place < 2 or not isinstance(column, Tensor) or column.dim() != 1 or not len(column):
+            continue
+        if not column.is_floating_point() and bool((column == column[0]).all()):
+            with lasting():
+                found[place] = _OneLabel(column)
+    return found
 
 
 class JoinedBatches:

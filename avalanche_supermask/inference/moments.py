@@ -21,7 +21,9 @@ __all__ = ["Covariance", "Moments"]
 
 Covariance = Literal["class", "task"]
 
-EXACT = 1024  # widest features whose whole second moment is accumulated
+# Widest features whose whole second moment is accumulated. On EfficientNet's 1,280 features a sketch of one covariance
+# costs two points of accuracy (held-out training data of CIFAR-100); the whole one takes two seconds when a task ends.
+EXACT = {"class": 1024, "task": 2048}
 EXACT_BYTES = 2**29  # of all classes' second moments; where they would take more, sketches take their place
 ALL = -1  # stands for all classes together
 
@@ -36,8 +38,8 @@ class Moments:
         shrinkage: for ``"class"``: as how many samples the covariance of the whole task counts in that of a class,
             which without it would be degenerate where a class has few samples.
         device: where the sums are held.
-        exact: widest features whose ``(d, d)`` second moment is held; of wider ones, the product with ``2 * rank + 40``
-            random directions.
+        exact: widest features whose ``(d, d)`` second moment is held (default: 1024, or 2048 where one covariance
+            serves all classes); of wider ones, the product with ``2 * rank + 40`` random directions.
         seed: of these directions.
 
     Example:
@@ -56,7 +58,7 @@ class Moments:
         covariance: Covariance = "class",
         shrinkage: float = 0.0,
         device: torch.device | str = "cpu",
-        exact: int = EXACT,
+        exact: int | None = None,
         seed: int = 0,
     ) -> None:
         self.width, self.rank = width, max(0, min(rank, width - 1))
@@ -69,7 +71,7 @@ class Moments:
         self._sums: dict[int, Tensor] = {}
         self._squares: dict[int, Tensor] = {}
         self._seconds: dict[int, Tensor] = {}
-        self._directions = self._sketch(device) if width > exact else None
+        self._directions = self._sketch(device) if width > (EXACT[covariance] if exact is None else exact) else None
 
     @torch.no_grad()
     def add(self, x: Tensor, y: Tensor) -> None:

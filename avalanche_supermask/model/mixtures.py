@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_supermask.bits.packed_masks import PackedMasks, pack, unpack
-from avalanche_supermask.bits.weighted_sums import combine, encode
+from avalanche_supermask.bits.weighted_sums import Mixer, combine, encode
 from avalanche_supermask.lasting import lasting
 from avalanche_supermask.named_tensors import NamedTensors
 
@@ -26,13 +26,14 @@ class Mixtures(nn.Module):
         coefficients: of the task being learned: parameters of shape ``(n,)`` by layer, or under `ALL_LAYERS`.
     """
 
+    _mixer: Mixer | None = None  # of the class: pickles of 0.1.0 have none
+
     def __init__(self) -> None:
         super().__init__()
         self.basis: list[int] = []
         self.coefficients = NamedTensors(trainable=True)
         # slot -> by layer: its coefficients; or the packed bits (uint8) of a mask that the task has for itself
         self.finished = nn.ModuleDict()
-        self._codes: dict[str, Tensor] = {}
 
     def __contains__(self, slot: int) -> bool:
         return str(slot) in self.finished
@@ -58,12 +59,12 @@ class Mixtures(nn.Module):
     def extend(self, slot: int) -> None:
         """Take the mask in a slot into the basis."""
         self.basis.append(slot)
-        self._codes = {}
+        self._mixer = None
 
     def reduce(self, slot: int) -> None:
         """Take the mask in a slot out of the basis, if it is there."""
         self.basis = [other for other in self.basis if other != slot]
-        self._codes = {}
+        self._mixer = None
 
     def drop(self, slot: int) -> None:
         """Delete a finished mixture."""
@@ -94,12 +95,12 @@ class Mixtures(nn.Module):
             frozen: W by name.
             masks: that hold the basis.
         """
-        if not self._codes:
+        if self._mixer is None:
             with lasting():
-                self._codes = encode([masks.read(slot) for slot in self.basis])
+                self._mixer = Mixer(encode([masks.read(slot) for slot in self.basis]))
         entries = {name: chosen.get(name, chosen.get(ALL_LAYERS)) for name in frozen}
         mixed = {name: a for name, a in entries.items() if a is not None and a.dtype != torch.uint8}
-        found = combine(mixed, self._codes, {name: frozen[name] for name in mixed})
+        found = combine(mixed, self._mixer, {name: frozen[name] for name in mixed})
         own = {name: bits for name, bits in entries.items() if bits is not None and bits.dtype == torch.uint8}
         found.update({name: frozen[name] * unpack(bits, frozen[name].shape) for name, bits in own.items()})
         return {name: found[name] for name in frozen if name in found}
@@ -120,7 +121,7 @@ class Mixtures(nn.Module):
         return entry
 
     def _apply(self, fn: Any, recurse: bool = True) -> Mixtures:
-        self._codes = {}
+        self._mixer = None
         super()._apply(fn, recurse)
         return self
 
@@ -130,8 +131,8 @@ class Mixtures(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Make room for the mixtures of a saved state."""
-        self.basis, self._codes = list(state["basis"]), {}
+        self.basis, self._mixer = list(state["basis"]), None
         self.finished = nn.ModuleDict({slot: NamedTensors() for slot in state["finished"]})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_codes": {}}
+        return {**self.__dict__, "_mixer": None}

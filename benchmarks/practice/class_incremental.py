@@ -7,7 +7,9 @@ and ``clinc150`` (ten domains of fifteen intents), the latter two on features of
 `benchmarks.lib.frozen_features` computes. Rows of ours are trained once per seed and evaluated in several ways: every
 sample by itself, and, in a column of its own, in batches of 128 that are all of one task. Controls: the input
 alone (which is the default), the features of the subnetworks alone, and the same Gaussians as a generative classifier.
-With ``--validation`` a share of the training data stands for the test data: settings were chosen so.
+A row of its own stores as many samples as the replay methods do, and calibrates the tasks' likelihoods on them. On
+``clinc150`` the column ``novelty_auroc`` says how well the cost of the best task tells out-of-scope texts from texts of
+the ten domains. With ``--validation`` a share of the training data stands for the test data: settings were chosen so.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from avalanche.benchmarks import tensors_benchmark
 from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.supervised import DER, ER_ACE, ICaRL, StreamingLDA
 from avalanche.training.templates import SupervisedTemplate
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.optim import Adam
 
@@ -36,7 +39,7 @@ from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.inference import Combined, Entropy, ExpectedEntropy, Gaussian, Inference, MaxLogit
 from avalanche_supermask.inference.gathering import gather_statistics
 from benchmarks.lib.command import run_or_draw
-from benchmarks.lib.frozen_features import frozen_features
+from benchmarks.lib.frozen_features import frozen_features, out_of_scope_features
 from benchmarks.lib.networks import mlp
 from benchmarks.lib.streams import build_stream, with_validation
 from leaderboard.cell import settings_of
@@ -61,6 +64,7 @@ class Setting:
         ours: methods, with their settings.
         ways: of inference, by name.
         load: ``(seed, root) -> (training tasks, test tasks)``, classes numbered through.
+        novel: ``root -> samples of no task``; None: there are none.
     """
 
     tasks: int
@@ -73,6 +77,12 @@ class Setting:
     ours: dict[str, dict[str, Any]]
     ways: dict[str, Inference]
     load: Callable[[int, Path | None], tuple[Tasks, Tasks]]
+    novel: Callable[[Path | None], Tensor] | None = None
+
+    @property
+    def sample_bytes(self) -> int:
+        """Of a stored sample and its label."""
+        return 4 * self.widths[0] + 8
 
     def network(self) -> nn.Sequential:
         """A new one."""
@@ -91,10 +101,15 @@ def _features(name: str, tasks: int, seed: int, root: Path | None) -> tuple[Task
     del seed  # the classes come in their natural order; seeds differ in networks and batches
     train, test = frozen_features(name, root)
     a_task = (1 + int(train[1].max())) // tasks
-    # To a mean square of about one, by a constant that needs no data: MiniLM's features have length one.
-    scale = train[0].shape[1] ** 0.5 if name == "clinc150" else 1.0
+    scale = train[0].shape[1] ** 0.5 if name == "clinc150" else 1.0  # as in `_out_of_scope`
     sides = [[(x[y // a_task == t] * scale, y[y // a_task == t]) for t in range(tasks)] for x, y in (train, test)]
     return sides[0], sides[1]
+
+
+def _out_of_scope(root: Path | None) -> Tensor:
+    """CLINC150's texts of no domain; MiniLM's features have length one, and become of a mean square of one."""
+    x = out_of_scope_features(root)
+    return x * x.shape[1] ** 0.5
 
 
 def _tensors(stream: Any) -> Tasks:
@@ -139,7 +154,56 @@ def _ids(model: Any, test: Tasks) -> float:
     return statistics.fmean(found)
 
 
-def ours(method: str, setting: Setting, train: Tasks, test: Tasks, seed: int) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class Calibrated:
+    """A witness whose costs become probabilities of tasks by one factor and an offset for each task.
+
+    Attributes:
+        witness: whose costs they are.
+        factor: of all costs.
+        offsets: ``(tasks,)``.
+    """
+
+    witness: Gaussian
+    factor: float
+    offsets: Tensor
+
+    @classmethod
+    def on(cls, witness: Gaussian, model: Any, stored: Tasks) -> Calibrated:
+        """By multinomial logistic regression on stored samples of every task."""
+        costs = torch.cat([witness.costs(model.candidates, len(stored), x) for x, _ in stored], dim=1)
+        labels = torch.cat([torch.full((len(y),), task) for task, (_, y) in enumerate(stored)])
+        unit = float(costs.std())
+        log_factor, offsets = torch.zeros(1, requires_grad=True), torch.zeros(len(stored), requires_grad=True)
+        optimizer = torch.optim.LBFGS([log_factor, offsets], max_iter=200, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            logits = offsets - log_factor.exp() * costs.T / unit
+            value = nn.functional.cross_entropy(logits, labels) + 0.01 * offsets.square().mean()
+            value.backward()
+            return value
+
+        optimizer.step(loss)
+        return cls(witness, float(log_factor.detach().exp()) / unit, offsets.detach())
+
+    def __call__(self, model: Any, n_tasks: int, x: Any) -> Tensor:
+        """Number of the likeliest task of each sample."""
+        return (self.offsets.unsqueeze(1) - self.factor * self.witness.costs(model, n_tasks, x)).argmax(dim=0)
+
+
+@torch.no_grad()
+def _novelty(way: Any, model: Any, test: Tasks, novel: Tensor) -> float:
+    """Area under the ROC curve of the smallest cost over the tasks, novel samples against those of the tasks."""
+    known = torch.cat([x for x, _ in test])
+    costs = [way.costs(model.candidates, len(test), part).amin(dim=0) for x in (known, novel) for part in x.split(1024)]
+    labels = torch.cat([torch.zeros(len(known)), torch.ones(len(novel))])
+    return float(roc_auc_score(labels, torch.cat(costs)))
+
+
+def ours(
+    method: str, setting: Setting, train: Tasks, test: Tasks, seed: int, *, novel: Tensor | None
+) -> Iterator[dict[str, Any]]:
     """A row for each way to ask, of one trained model."""
     strategy = methods()[method](
         setting.network(), seed=seed, task_key="experience", train_epochs=setting.epochs, evaluator=None,
@@ -160,14 +224,25 @@ def ours(method: str, setting: Setting, train: Tasks, test: Tasks, seed: int) ->
         kept = sum(model.bytes_per_task().values()) / n
         model.task_inference = replace(way, per="batch")
         row["accuracy_in_batches"] = _score(model, test, size=BATCH)
+        if novel is not None:
+            row["novelty_auroc"] = _novelty(way, model, test, novel)
         yield {"method": method, "way": name, **row, "bytes_per_task": kept, "beside_the_mask": kept - mask}
+        if way == Gaussian():
+            draw = torch.Generator().manual_seed(seed)
+            rows = [torch.randperm(len(y), generator=draw)[: setting.memory // n] for _, y in train]
+            stored = [(x[chosen], y[chosen]) for (x, y), chosen in zip(train, rows, strict=True)]
+            model.task_inference = Calibrated.on(way, model, stored)
+            row = {"accuracy": _score(model, test), "task_id_accuracy": _ids(model, test)}
+            kept += setting.memory * setting.sample_bytes / n
+            name = f"{name}, calibrated on {setting.memory} stored samples"
+            yield {"method": method, "way": name, **row, "bytes_per_task": kept, "beside_the_mask": kept - mask}
 
 
 def baseline(name: str, setting: Setting, train: Tasks, test: Tasks, *, lr: float) -> dict[str, Any]:
     """The row of one baseline; its mini-batches from memory are as large as the new ones."""
     net, width = setting.network(), setting.widths[0]
     network_bytes = 4 * sum(p.numel() for p in net.parameters())
-    sample = 4 * width + 8
+    sample = setting.sample_bytes
     common: dict[str, Any] = {"train_mb_size": setting.batch_size, "train_epochs": setting.epochs, "evaluator": None,
                               "eval_mb_size": 1024, "plugins": [CachedTensors()]}  # fmt: skip
     memory, kept = setting.memory, 0.0
@@ -231,6 +306,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All rows, seed by seed."""
     torch.set_num_threads(1)
     setting = SETTINGS[options.stream]
+    if options.memory:
+        setting = replace(setting, memory=options.memory)
     for seed in map(int, options.seeds.split(",")):
         train, test = setting.load(seed, options.dataset_root)
         if options.validation:
@@ -241,7 +318,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             np.random.seed(seed)
             torch.manual_seed(seed)
             if name in setting.ours:
-                found = ours(name, setting, train, test, seed)
+                novel = setting.novel(options.dataset_root) if setting.novel else None
+                found = ours(name, setting, train, test, seed, novel=novel)
             else:
                 lr = options.lr or setting.lr.get(name, 1e-3)
                 found = iter([baseline(name, setting, train, test, lr=lr)])
@@ -293,7 +371,8 @@ SETTINGS = {
         _split_mnist,
     ),
     "clinc150": Setting(
-        10, 150, (384, 300), 10, 32, 1000, {}, _FEATURE_METHODS, _SHARED_WAYS, partial(_features, "clinc150", 10)
+        10, 150, (384, 300), 10, 32, 1000, {}, _FEATURE_METHODS, _SHARED_WAYS, partial(_features, "clinc150", 10),
+        _out_of_scope,
     ),
     "cifar100": Setting(
         10, 100, (1280, 300), 10, 64, 1000, {"replay": 1e-4, "er-ace": 3e-4, "der": 1e-4}, _FEATURE_METHODS,
@@ -309,6 +388,7 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(("supsup", "exssnet", *BASELINES)), help="(default %(default)s)")
     parser.add_argument("--seeds", default="10,11,12", help="comma-separated (default %(default)s)")
     parser.add_argument("--lr", type=float, help="of Adam for the baselines (default: those of the stream's setting)")
+    parser.add_argument("--memory", type=int, help="stored samples (default: those of the stream's setting)")
     parser.add_argument("--validation", type=float, default=0.0, help="test on this share of the training data instead")
     run_or_draw(parser, "benchmarks.practice.class_incremental", run, None)
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from avalanche_supermask.bits import weighted_sums
-from avalanche_supermask.bits.weighted_sums import encode
+from avalanche_supermask.bits.weighted_sums import Mixer, encode
 
 
 def combine(a, codes, weight):
-    return weighted_sums.combine({"w": a}, {"w": codes}, {"w": weight})["w"]
+    return weighted_sums.combine({"w": a}, Mixer({"w": codes}), {"w": weight})["w"]
 
 
 def drawn(n, shape, seed=0, dtype=torch.float64):
@@ -76,7 +76,7 @@ def test_compiled_loops_give_the_bits_of_single_operators(n, monkeypatch):
     upstream = [torch.randn(shape) for shape in shapes.values()]
 
     def found():
-        out = weighted_sums.combine(a, codes, weights)
+        out = weighted_sums.combine(a, Mixer(codes), weights)
         return [*out.values(), *torch.autograd.grad([*out.values()], learning, upstream)]
 
     monkeypatch.setattr(weighted_sums, "WORTH_COMPILING", 0)
@@ -89,7 +89,31 @@ def test_a_layer_that_gets_no_gradient_gives_none():
     masks, weight, a = drawn(4, (5, 5))
     other = a.detach().clone().requires_grad_()
     codes = encode([{"used": mask, "unused": mask} for mask in masks])
-    out = weighted_sums.combine({"used": a, "unused": other}, codes, {"used": weight, "unused": weight})
+    out = weighted_sums.combine({"used": a, "unused": other}, Mixer(codes), {"used": weight, "unused": weight})
     out["used"].sum().backward()
     assert a.grad is not None
     assert other.grad is None
+
+
+@pytest.mark.parametrize("n", [1, 2, 15, 16, 20, 40])
+def test_one_table_for_all_layers_gives_the_bits_of_one_a_layer(n, monkeypatch):
+    shapes = {"large": (300, 260), "small": (3, 4), "one": (1,), "image": (8, 4, 3, 3)}
+    drawings = {name: drawn(n, shape, seed, torch.float32) for seed, (name, shape) in enumerate(shapes.items())}
+    codes = encode([{name: masks[i] for name, (masks, _, _) in drawings.items()} for i in range(n)])
+    weights = {name: weight for name, (_, weight, _) in drawings.items()}
+    a = {name: a for name, (_, _, a) in drawings.items()}
+    a["image"] = a["small"]  # shared
+    learning = [a["large"], a["small"], a["one"]]
+    upstream = [torch.randn(shape) for shape in shapes.values()]
+    mixer = Mixer(codes)
+
+    def found():
+        out = weighted_sums.combine(a, mixer, weights)
+        return list(out.values()), torch.autograd.grad(list(out.values()), learning, upstream)
+
+    expected, gradients = found()
+    monkeypatch.setattr(weighted_sums, "_by_lists", lambda tensors: True)
+    for _ in range(2):  # the second step writes over what the first one has left
+        at_once, ours = found()
+        assert all(torch.equal(x, y) for x, y in zip(at_once, expected, strict=True))
+        torch.testing.assert_close(ours, gradients, rtol=1e-4, atol=1e-4)

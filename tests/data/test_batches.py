@@ -50,3 +50,21 @@ def test_joined_batches_have_the_shares_of_the_replay_loader(cycle, kept):
     assert shares(ours) == shares(loader)
     times = [Counter(float(x.sum()) for batch, _, t in batches for x in batch[t == 0]) for batches in (ours, loader)]
     assert sorted(times[0].values()) == sorted(times[1].values()), "no sample of the memory comes more often than there"
+
+
+def test_labels_of_one_task_are_one_tensor_for_all_batches_of_a_size():
+    x, y = torch.arange(10), torch.arange(10)
+    batches = TensorBatches([x, y, torch.full((10,), 3)], 4, shuffle=True)
+    first, second, last = (labels for _, _, labels in batches)
+    assert first is second
+    assert (first.tolist(), last.tolist()) == ([3] * 4, [3] * 2)
+    first.fill_(7)  # somebody's plugin
+    assert [labels.tolist() for _, _, labels in batches] == [[3] * 4, [3] * 4, [3] * 2]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_labels_of_several_tasks_stay_with_their_samples(shuffle):
+    x = torch.arange(10)
+    for inputs, targets, labels in TensorBatches([x, x, x % 2], 4, shuffle=shuffle):
+        assert torch.equal(labels, inputs % 2)
+        assert torch.equal(targets, inputs)

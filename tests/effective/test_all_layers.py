@@ -10,11 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import resnet18
 
 from avalanche_supermask import MaskedModel, selection
+from avalanche_supermask.bits import weighted_sums
 from avalanche_supermask.effective import all_layers, fused_passes, one_sort
 from avalanche_supermask.effective.all_layers import Chooser, partly_trained_weights, top_k_weights
 from avalanche_supermask.functional import partly_trained_weight, top_k_mask, top_k_weight
+from avalanche_supermask.model.mixtures import ALL_LAYERS
 from benchmarks.lib.networks import SlimResNet18
-from tests.model.test_masked_model import learn_nothing
+from tests.building import learn_nothing
 from tests.streams import mlp
 
 WAYS = ["lists", "compiled", "loops"]
@@ -194,6 +196,29 @@ def test_a_step_adds_few_operators_whatever_the_number_of_layers(way, phase):
         extra[name] = operators(model, x, torch.zeros(len(x), dtype=torch.long)) - operators(dense, x)
     assert extra["3 layers"] == extra["21 layers"]
     assert 0 < extra["3 layers"] <= (13 if phase == "scores" else 2)
+
+
+def test_a_coefficient_step_takes_as_many_operators_for_any_number_of_layers(monkeypatch):
+    monkeypatch.setattr(weighted_sums, "_by_lists", lambda tensors: True)
+    extra = {}
+    for name, (make, x) in NETWORKS.items():
+        model, dense = MaskedModel(make(), seed=0), make()
+        for n, p in dense.named_parameters():
+            p.requires_grad_(n in model.masked_names)
+        select = selection(model.masked_shapes, density=0.3)
+        for key in range(3):
+            masks = {n: select.mask(n, scores) for n, scores in model.fresh_scores(key).items()}
+            model.subnetworks.add_to_basis(masks)
+        like = next(iter(model.subnetworks.frozen.values()))
+        model.subnetworks.mixtures.allocate([ALL_LAYERS], like, 3)
+        model.begin(1, 0)
+        model.learn_coefficients()
+        for p in (*model.parameters(), *dense.parameters()):
+            p.grad = torch.zeros_like(p) if p.requires_grad else None
+        extra[name] = operators(model, x, torch.zeros(len(x), dtype=torch.long)) - operators(dense, x)
+    # The dense network adds up a gradient a layer, and the mixture those of its coefficients.
+    layers = {"3 layers": 3, "21 layers": 21}
+    assert extra["3 layers"] + layers["3 layers"] == extra["21 layers"] + layers["21 layers"] <= 40
 
 
 @pytest.mark.parametrize("make", [lambda: mlp(36), lambda: resnet18(num_classes=2)])

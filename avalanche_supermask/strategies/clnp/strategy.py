@@ -52,7 +52,13 @@ from avalanche_supermask.registry import register
 from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategies.clnp.activity import Activity, unit_activity
 from avalanche_supermask.strategies.clnp.l1 import L1, L1Form
-from avalanche_supermask.strategies.clnp.pruning import PruningReport, UnitCapacity, capacity_after, prune
+from avalanche_supermask.strategies.clnp.pruning import (
+    PruningReport,
+    UnitCapacity,
+    capacity_after,
+    prune,
+    strength_that_claims_least,
+)
 from avalanche_supermask.strategies.clnp.quality import BATCH, Found, found_on, quality
 from avalanche_supermask.strategies.clnp.unit_owners import Claims, Reads
 from avalanche_supermask.strategies.short_training import train_copy
@@ -290,7 +296,7 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
 
     def _search_l1(self, strategy: Any, model: MaskedModel) -> float:
         """Train a copy at each strength; of those within the margin of the best, the one that claims least."""
-        found = []
+        trials = {}
         for strength in self.l1_search:
             self.l1 = strength
             trial = copy.deepcopy(model)
@@ -304,10 +310,8 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
                 after_backward=L1(strength).after_backward,
                 device=strategy.device,
             )
-            report, *_ = self._prune(trial)
-            found.append((sum(use.new for use in report.layers.values()), report.accuracy_after, strength))
-        best = max(accuracy for _, accuracy, _ in found)
-        return min(trial for trial in found if trial[1] >= best - self.margin)[2]
+            trials[strength] = self._prune(trial)[0]
+        return strength_that_claims_least(trials, self.margin)
 
     # ------------------------------------------------------------------ questions
 
