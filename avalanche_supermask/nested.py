@@ -210,7 +210,7 @@ def _rebuilt(x: Any, parts: Sequence[Any]) -> Any:
 
 
 def _is_column(x: Any, n: int) -> bool:
-    """Whether a list holds one text or number a sample."""
+    """Whether a list holds one text or number per sample."""
     if not isinstance(x, (list, tuple)) or len(x) != n or hasattr(x, "_fields"):
         return False
     return n > 0 and not any(isinstance(item, Tensor) or _parts(item) is not None for item in x)

@@ -95,7 +95,7 @@ def forgetting(sources: Mapping[str, Any]) -> Figure:
     A method that forgets nothing is a level line at 0.
 
     Args:
-        sources: by name of the method, each as for `accuracies`, or a list of them (seeds), which are averaged.
+        sources: by name of the method; each as in `accuracies`, or a list of such sources (seeds), which are averaged.
     """
     figure, axes = _axes(xlabel="tasks learned", ylabel="change since each task was learned (points)")
     longest = 1

@@ -93,7 +93,7 @@ class ModelFirst(SupervisedTemplate):  # type: ignore[misc]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # Avalanche wraps every subclass' __init__ to warn about positional arguments; ours are keyword-only
-        # but for the model, which may come first without a warning.
+        # except the model, which may come first without a warning.
         super(BaseTemplate, cls).__init_subclass__(**kwargs)
 
     mbatch: Any

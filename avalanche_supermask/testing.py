@@ -122,7 +122,7 @@ def check_method(method: Callable[..., Any], *, tasks: int = 8, **arguments: Any
             is a `MaskedModel`. A class with ``forgets = True`` is a control: it must change old tasks. A class with
             ``any_module = False`` may refuse a network with a ``ValueError``.
         tasks: number of tasks where old ones must stay (default 8).
-        arguments: of the method.
+        arguments: passed to the constructor of the method.
 
     Raises:
         AssertionError: a check failed; its name and what was found are in the message.
@@ -144,7 +144,7 @@ def contract(method: Callable[..., Any], *, tasks: int = 8, **arguments: Any) ->
     Args:
         method: see `check_method`.
         tasks: see `check_method`.
-        arguments: of the method.
+        arguments: passed to the constructor of the method.
     """
     subject = _Subject(method, arguments)
     checks: list[tuple[str, Check]] = [

@@ -7,8 +7,8 @@ import torch
 from avalanche.benchmarks import tensors_benchmark
 
 from avalanche_supermask import CachedTensors, ExSSNeT, MaskedModel, SupSup
+from tests.building import METHODS, build, same_state
 from tests.streams import ResNet, class_stream, inputs, mlp, outputs, train_all
-from tests.test_contract import METHODS, build, same_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:task .. no free unit is left")
 KEPT = [m for m in METHODS if not METHODS[m].forgets]

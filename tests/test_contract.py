@@ -6,21 +6,17 @@ control and must fail the first.
 """
 
 import copy
-import inspect
 
 import pytest
 import torch
 from avalanche.training.plugins import EWCPlugin, LwFPlugin
-from torch.optim import SGD, Adam, AdamW
+from torch.optim import SGD
 
-from avalanche_supermask import CachedTensors, methods
+from avalanche_supermask import CachedTensors
 from avalanche_supermask.data.cached import load_tensors
-from avalanche_supermask.strategy import ModelArguments, StrategyArguments
-from tests.streams import NETWORKS as ORDINARY
-from tests.streams import Stranger, class_stream, inputs, mlp, outputs, train_all
+from tests.building import METHODS, NETWORKS, OPTIMIZERS, PAIRS, build, networks_of, same_state
+from tests.streams import class_stream, inputs, mlp, outputs, train_all
 
-METHODS = methods()
-NETWORKS = {**ORDINARY, "stranger": Stranger}
 # Small networks fill up; that is said, and is not what these tests are about.
 # So is that the stranger has a frozen layer, and that some networks have no norm.
 pytestmark = pytest.mark.filterwarnings(
@@ -28,33 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:2 parameters of Stranger are frozen",
     "ignore:per_task='norm', but no module",
 )
-OPTIMIZERS = {
-    "sgd": lambda p: SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2),
-    "adam": lambda p: Adam(p, lr=0.01, weight_decay=1e-3),
-    "adamw": lambda p: AdamW(p, lr=0.01, weight_decay=0.1),
-}
 COMPANIONS = {"alone": list, "ewc": lambda: [EWCPlugin(ewc_lambda=1.0)], "lwf": lambda: [LwFPlugin()]}
-
-
-def build(method, net, *, optimizer=None, plugins=(), **arguments):
-    """The strategy, quick to learn; of the arguments, those that this method takes."""
-    settings = {"train_epochs": 2, "train_mb_size": 16, "eval_mb_size": 16, "evaluator": None, "seed": 0}
-    taken = inspect.signature(METHODS[method].__init__).parameters
-    density = 0.05 if method == "sparse_finetuning" else 0.3  # of tasks that share nothing, few fit at 0.3
-    options = {"density": density, "margin": 0.05, "l1": 1e-3, "n_basis": 2, "weight_epochs": 1, **arguments}
-    settings.update({k: v for k, v in options.items() if k in taken or k in StrategyArguments.__annotations__})
-    settings.update({k: v for k, v in options.items() if k in ModelArguments.__annotations__})
-    make = OPTIMIZERS.get(optimizer, optimizer)
-    made = None if make is None else make(net.parameters())
-    return METHODS[method](net, optimizer=made, plugins=list(plugins), **settings)
-
-
-def networks_of(method):
-    """Networks that the method takes; a method may refuse some, with an error that says why."""
-    return [n for n in NETWORKS if METHODS[method].any_module or n not in ("transformer", "lstm", "stranger")]
-
-
-PAIRS = [(method, network) for method in METHODS for network in networks_of(method)]
 
 
 def drift_of_old_tasks(strategy, stream, key_of=lambda index: index):
@@ -70,12 +40,6 @@ def drift_of_old_tasks(strategy, stream, key_of=lambda index: index):
 
     train_all(strategy, stream, after_task)
     return worst
-
-
-def same_state(a, b):
-    return a.keys() == b.keys() and all(
-        torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a
-    )
 
 
 # Every optimizer alone, and every companion beside one optimizer; the other pairs are for `make test-slow`.

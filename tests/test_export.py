@@ -5,8 +5,8 @@ import warnings
 import pytest
 import torch
 
+from tests.building import METHODS, build, networks_of
 from tests.streams import NETWORKS, class_stream, inputs, train_all
-from tests.test_contract import METHODS, build, networks_of
 
 PAIRS = [(m, n) for m in METHODS for n in networks_of(m) if n in NETWORKS]
 pytestmark = pytest.mark.filterwarnings("ignore:task .. no free unit is left")

@@ -19,7 +19,7 @@ from avalanche_supermask import (
 from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.inference import Combined, Entropy, Gaussian, by_name
 from avalanche_supermask.inference.gathering import gather_statistics
-from tests.model.test_masked_model import learn_nothing
+from tests.building import learn_nothing
 from tests.streams import NETWORKS, class_stream, inputs, mlp, train_all
 
 

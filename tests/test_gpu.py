@@ -14,8 +14,8 @@ from avalanche_supermask import load as load_compact
 from avalanche_supermask import save as save_compact
 from avalanche_supermask.functional import top_k_mask
 from avalanche_supermask.selection import selection
+from tests.building import METHODS, PAIRS, build
 from tests.streams import NETWORKS, class_stream, inputs, lenet, mlp, outputs, train_all
-from tests.test_contract import METHODS, PAIRS, build
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
@@ -123,3 +123,53 @@ def test_half_precision_and_channels_last():
     with torch.no_grad(), torch.autocast(GPU, dtype=torch.bfloat16):
         half = model(x, 0)
     assert torch.allclose(half.float(), outputs(model, x, 0), atol=0.1)
+
+
+@pytest.mark.parametrize("phase", ["scores", "weights", "coefficients"])
+def test_a_captured_step_goes_on_as_an_ordinary_one(phase):
+    def ready():
+        torch.manual_seed(0)
+        model = MaskedModel(mlp(), seed=0).to(GPU)
+        select = selection(model.masked_shapes, density=0.3)
+        model.subnetworks.set_scores(model.fresh_scores(0))
+        for key in range(3):
+            masks = {n: select.mask(n, s.to(GPU)) for n, s in model.fresh_scores(key).items()}
+            model.subnetworks.add_to_basis(masks)
+        weight = next(iter(model.subnetworks.frozen.values()))
+        model.subnetworks.mixtures.allocate(model.masked_names, weight, 3)
+        model.begin(1, 0)
+        if phase == "coefficients":
+            model.learn_coefficients()
+        else:
+            model.learn_scores(select)
+        if phase == "weights":
+            model.learn_weights(model.current_mask())
+        learning = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(learning, lr=0.1)
+        x, y = inputs().to(GPU), torch.zeros(len(inputs()), dtype=torch.long, device=GPU)
+
+        def step():
+            optimizer.zero_grad(set_to_none=True)
+            torch.nn.functional.cross_entropy(model(x, 0), y).backward()
+            optimizer.step()
+
+        return learning, step
+
+    ordinary, step = ready()
+    captured, recorded = ready()
+    for _ in range(3):
+        step()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            recorded()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded()
+    for _ in range(5):
+        step()
+        graph.replay()
+    for a, b in zip(ordinary, captured, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Bit-packed masks of all finished tasks: one bit a weight and task, really.
+"""Bit-packed masks of all finished tasks: one bit per weight and task.
 
 The only place that knows bits. A task is one row of bytes: its layers one after the other, each padded to a
 whole byte. Rows are separate buffers, so learning task 2,500 costs what task 1 cost.

@@ -184,13 +184,17 @@ def _plain(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 
+def _flat(tensor: Tensor) -> Any:
+    return tensor.detach().numpy().reshape(-1)
+
+
 def _mixed(loops: TableLoops | None, coefficients: Tensor, codes: Tensor, weight: Tensor) -> Tensor:
     parts = coefficients.split(_group(weight.numel()))
     if loops is not None:
         tables, out = np.empty((len(parts), 1 << len(parts[0])), dtype=np.float32), torch.empty_like(weight)
         for part, row in zip(parts, tables, strict=True):
             loops.table(part.detach().numpy(), row)
-        loops.look_up(tables, codes.numpy(), weight.detach().reshape(-1).numpy(), out.reshape(-1).numpy())
+        loops.look_up(tables, codes.numpy(), _flat(weight), _flat(out))
         return out
     total = torch.zeros((), dtype=coefficients.dtype, device=coefficients.device)
     for code, part in zip(codes, parts, strict=True):
@@ -203,7 +207,7 @@ def _gradient(loops: TableLoops | None, grad: Tensor, codes: Tensor, weight: Ten
     widths = [min(size, n - start) for start in range(0, n, size)]
     if loops is not None and _plain(grad):
         sums = [torch.zeros(1 << bits) for bits in widths]
-        upstream, values = (t.detach().reshape(-1).numpy() for t in (grad, weight))
+        upstream, values = _flat(grad), _flat(weight)
         for code, of in zip(codes, sums, strict=True):
             loops.add_up(upstream, values, code.numpy(), of.numpy())
     else:

@@ -20,7 +20,7 @@ class TensorBatches:
 
     Args:
         tensors: columns with the same first dimension, each a tensor or a structure of tensors (see `nested`).
-        batch_size: samples a batch; the last one may be smaller.
+        batch_size: samples per batch; the last one may be smaller.
         shuffle: draw a new order for each pass.
         augment: applied to the inputs of every batch; None: nothing is.
         drop_last: leave a smaller last batch out.

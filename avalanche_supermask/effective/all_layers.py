@@ -190,6 +190,11 @@ def _plain(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 
+def _flat(tensor: Tensor) -> Any:
+    """The numbers of a plain tensor, in one dimension: numpy takes a tenth of the time of ``Tensor.reshape``."""
+    return tensor.detach().numpy().reshape(-1)
+
+
 def _chosen(hints: dict[str, Hint], name: str, scores: Tensor, keep: int) -> Tensor:
     """The mask of one layer."""
     hint = hints.get(name)
@@ -204,10 +209,10 @@ def _selected(passes: Passes, chooser: Chooser, name: str, scores: Tensor, weigh
     n = scores.numel()
     if not 1 <= keep < n:
         return weight * top_k_mask(scores, keep)  # all of them, or an error
-    flat = scores.detach().reshape(-1).numpy()
+    flat = _flat(scores)
     threshold = _threshold(passes, chooser, name, flat, keep)
     found = torch.empty_like(weight)
-    kept = passes.select(flat, weight.detach().reshape(-1).numpy(), threshold, found.reshape(-1).numpy())
+    kept = passes.select(flat, _flat(weight), threshold, _flat(found))
     return found if kept == keep else weight * top_k_mask(scores, keep)  # ties, or an error
 
 
@@ -252,5 +257,5 @@ def _scores_gradients(
         return list(products)
     found = [torch.empty_like(grad) for grad in grads]
     for layer in zip(grads, weights, scores, found, strict=True):
-        passes.scores_gradient(*(t.detach().reshape(-1).numpy() for t in layer))
+        passes.scores_gradient(*(_flat(t) for t in layer))
     return found

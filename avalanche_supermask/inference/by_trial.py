@@ -62,8 +62,9 @@ class Entropy(_ByTrial):
 class ExpectedEntropy(Entropy):
     """`Entropy`, and what exceeds a task's entropy on its own training data counts ``1 + surprise`` times.
 
-    For tasks that are not equally sure of themselves: a task that is always sure, also of what it has never seen,
-    would win over one that has reason to doubt. Costs a stored number a task; one that has none is not surprised.
+    This is for tasks that differ in how sure they are. A task that is always sure, also of inputs that it has never
+    seen, would otherwise win over the right one. This costs one stored number per task; a task without one is treated
+    as by `Entropy`.
 
     Attributes:
         surprise: weight of the excess (default 2: chosen on held-out training data, ``docs/methods/unknown_tasks.md``).

@@ -133,7 +133,7 @@ def pooled(tasks: Sequence[ClassGaussians]) -> list[ClassGaussians]:
 
 @torch.no_grad()
 def joined(first: ClassGaussians, second: ClassGaussians, *, of_classes: bool) -> ClassGaussians:
-    """Gaussians of the samples of both, as if they had been gathered together; exact but for what low ranks leave out.
+    """Gaussians of the samples of both, as if they had been gathered together; exact except what low ranks leave out.
 
     Args:
         first: over the same features as the second.

@@ -112,10 +112,10 @@ class MaskedModel(MultiTaskModule):
         per_task: which parameters besides the masked weights each task learns for itself: ``"none"`` (the
             papers: norms without gain and shift, no biases), ``"norm"``, or ``"all"`` (norms and biases).
             Norms are known by their class, or by "norm" in the name of their class or place; gains of ``weight_norm``
-            count as norms. They cost 4 bytes a task and number. Running statistics and heads are per task in any case.
+            count as norms. Each number costs 4 bytes per task. Running statistics and heads are per task in any case.
         exclude: regular expressions; parameters whose whole name matches one are not masked.
         own: regular expressions; parameters whose whole name matches one are each task's own, unmasked, and start
-            anew for every task: an output layer named here becomes a head a task.
+            anew for every task: an output layer named here becomes a head per task.
         mask: ``"weights"`` masks parameters of two or more dimensions; ``"all"`` biases and norms as well.
         scores: where the scores of a task start: ``"random"`` (SupSup's), or in the order of ``"magnitude"``, so that
             the first mask keeps the largest weights: for pretrained networks, with ``init="keep"``.

@@ -1,4 +1,4 @@
-"""What the tasks own: frozen weights, a bit mask a task, a few floats a task, and the task being learned.
+"""What the tasks own: frozen weights, a bit mask per task, a few floats per task, and the task being learned.
 
 Frozen by construction. What a finished task uses lives in buffers; what the current task trains lives in
 parameters that exist once, whatever the number of tasks. The effective weight is

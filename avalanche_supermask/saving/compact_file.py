@@ -1,6 +1,6 @@
 """The compact file: all finished tasks of a model, in safetensors with a JSON manifest. No pickle, no code.
 
-Stored are the frozen weights (with a base: the base, and where they differ from it), one entropy-coded mask a task
+Stored are the frozen weights (with a base: the base, and where they differ from it), one entropy-coded mask per task
 (see `rice`), coefficients of mixtures, what each task has for itself, and what new tasks start from. A SHA-256
 over all of it is checked before anything is built. What is scratch while a task is learned (scores, the trainable copy
 of the weights) is not stored, nor is a strategy: for resuming a run there is `save_checkpoint`.

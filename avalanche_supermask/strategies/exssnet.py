@@ -65,7 +65,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         kkt_neighbours: neighbours that vote (default 200, the published code's).
         kkt_share: share of the training data that the KNN test sees (default 0.2, the published code's).
         kkt_strength: 1.0 copies the old scores (the paper's form); less mixes them with fresh ones.
-        keep_scores: keep the scores of finished tasks, 32 bits a weight and task, for KKT to copy; by default
+        keep_scores: keep the scores of finished tasks, 32 bits per weight and task, for KKT to copy; by default
             they are rebuilt from the bit masks.
         mask_lr: learning rate of the mask phase; None: the optimizer's, or chosen for each layer where
             the strategy made the optimizer.

@@ -2,7 +2,7 @@
 
 Wortsman et al., "Supermasks in Superposition", NeurIPS 2020, section 3.6.
 
-Idea. Over random weights that never change, a task is a mask m of hidden units: one bit a unit of every hidden layer,
+Idea. Over random weights that never change, a task is a mask m of hidden units: one bit per unit of every hidden layer,
 
     p = softmax(W2ᵀ (m ⊙ σ(W1ᵀ x)))        m = [S >= 0], S learned straight-through from zero
 
@@ -13,8 +13,8 @@ nobody names the task: from the mean of all patterns, m descends over B unlabell
 
 so that first the data choose the neighbourhood and then the network completes the pattern.
 
-What it saves. Ψ takes 4 d² bytes a layer from the first task on: 33.6 MB for two layers of 2048 units, where plain
-unit masks take 512 bytes a task. It is smaller than plain masks only beyond 65,000 tasks, more than fit into it.
+What it saves. Ψ takes 4 d² bytes per layer from the first task on: 33.6 MB for two layers of 2048 units, where plain
+unit masks take 512 bytes per task. It is smaller than plain masks only beyond 65,000 tasks, more than fit into it.
 
 Deviations. A descent sometimes ends between patterns: it is repeated over other orders of the batches, and the surest
 mask is used (``restarts``; the published code: 1). Masks act where hidden activations enter the next weighted layer,

@@ -8,7 +8,7 @@ trains only coefficients of them, one a mask and layer:
     W_eff,l = W_l ⊙ Σ_i a_{l,i} M_{l,i}        a_{l,i} starts at 1/n
     dL/da_{l,i} = <dL/dW_eff,l , W_l ⊙ M_{l,i}>
 
-so it stores n L numbers where SupSup stores a bit a weight. Coefficients are any reals; the penalty
+so it stores n L numbers where SupSup stores a bit per weight. Coefficients are any reals; the penalty
 ``λ Σ_l (|a_l|_1 - 1)²`` keeps them near a mean. The basis is, by ``basis``:
 
 * ``"heterogeneous"``: SupSup's masks of the first n tasks, which keep their own;
@@ -60,7 +60,7 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
         density: fraction of the weights that a mask of the basis keeps (default 0.25, the published notebook's).
         layer_densities: how the density is shared out among the layers, ``"balanced"`` (chosen where it is None),
             ``"uniform"`` or ``"erdos_renyi"`` (the published code's for convolutional networks).
-        alpha_scope: ``"layer"``: n coefficients a layer; ``"global"``: n in all.
+        alpha_scope: ``"layer"``: n coefficients per layer; ``"global"``: n in all.
         own_last_mask: a mixture trains a mask of its own for the last masked layer (the published hybrid).
         penalty: λ (default 0; the published code's for convolutional networks is 0.005).
         basis_epochs: epochs of each homogeneous mask but the first; None: ``train_epochs``.

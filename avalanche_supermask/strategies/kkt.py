@@ -8,7 +8,7 @@ searched, one third is classified. Data of the current task's training set alone
 every old task, and nothing of the network changes.
 
 Deviations. Features are the output layer's input (after the last activation). The old scores themselves need
-32 bits a weight and task; by default they are rebuilt from the stored bit mask. Fewer neighbours vote where a
+32 bits per weight and task; by default they are rebuilt from the stored bit mask. Fewer neighbours vote where a
 class has fewer samples than the published 200: with all of them voting, every old task would look useless.
 """
 

@@ -39,7 +39,7 @@ def text_stream(
         label_column: name of the column of labels, of any kind.
         task_labels: whether tasks are named 0, 1, …, with classes from 0 in each (task-incremental); without,
             every class has its own number (class-incremental).
-        max_per_class: most samples a class of training and of test data, drawn with ``seed`` and the task's
+        max_per_class: most samples per class of training and of test data, drawn with ``seed`` and the task's
             name; None: all.
         seed: of that draw.
 

@@ -9,8 +9,8 @@ from torch.optim import SGD
 
 from avalanche_supermask import CachedTensors, supermask_metrics
 from avalanche_supermask.distributed.digests import digest
+from tests.building import build
 from tests.streams import NETWORKS, class_stream, inputs, outputs
-from tests.test_contract import build
 
 OPTIONS = {
     "supsup": {},

@@ -16,7 +16,7 @@ from avalanche_supermask.effective.all_layers import Chooser, partly_trained_wei
 from avalanche_supermask.functional import partly_trained_weight, top_k_mask, top_k_weight
 from avalanche_supermask.model.mixtures import ALL_LAYERS
 from benchmarks.lib.networks import SlimResNet18
-from tests.model.test_masked_model import learn_nothing
+from tests.building import learn_nothing
 from tests.streams import mlp
 
 WAYS = ["lists", "compiled", "loops"]

@@ -4,8 +4,8 @@ import torch
 
 from avalanche_supermask import MaskedModel
 from avalanche_supermask.model.cache import Recent, TaskTensors
-from tests.model.test_masked_model import learn_nothing, outputs
-from tests.streams import inputs, mlp
+from tests.building import learn_nothing
+from tests.streams import inputs, mlp, outputs
 
 
 def test_the_longest_unused_goes_first():

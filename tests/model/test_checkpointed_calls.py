@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 from avalanche_supermask import MaskedModel
 from avalanche_supermask.model.checkpointed_calls import CURRENT
 from avalanche_supermask.selection import selection
-from tests.model.test_masked_model import learn_nothing
+from tests.building import learn_nothing
 
 X = torch.randn(8, 12, generator=torch.Generator().manual_seed(1))
 WAYS = [None, True, False]  # without checkpointing, reentrant, not reentrant

@@ -12,7 +12,7 @@ from avalanche_supermask import ExSSNeT, ImpressLearn, MaskedModel, SupSup, load
 from avalanche_supermask.model import execution, sparse_kernels
 from avalanche_supermask.model.execution import batch_class
 from avalanche_supermask.model.sparse_weight import SparseWeight
-from tests.model.test_masked_model import learn_nothing
+from tests.building import learn_nothing
 from tests.streams import NETWORKS, TiedEmbedding, class_stream, inputs, mlp, outputs
 
 

@@ -11,16 +11,8 @@ from avalanche_supermask.selection import selection
 from avalanche_supermask.strategy import Scenario
 from benchmarks.lib.networks import MultiHead
 from benchmarks.lib.networks import mlp as plain_mlp
+from tests.building import learn_nothing
 from tests.streams import NETWORKS, ResNet, TiedEmbedding, class_stream, inputs, mlp, outputs, train_all
-
-
-def learn_nothing(model, key, density=0.3, label="same"):
-    """Commit a task with the mask of its fresh scores."""
-    model.begin(key, key if label == "same" else label)
-    model.subnetworks.set_scores(model.fresh_scores(key))
-    model.learn_scores(selection(model.masked_shapes, density=density))
-    model.commit()
-    return model
 
 
 def test_the_network_is_masked_where_the_papers_mask_it():

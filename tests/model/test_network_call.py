@@ -15,7 +15,7 @@ from avalanche_supermask.inference import OneShot
 from avalanche_supermask.model.network_call import NetworkCall
 from avalanche_supermask.selection import selection
 from tests import test_compatibility
-from tests.model.test_masked_model import learn_nothing
+from tests.building import learn_nothing
 from tests.streams import NETWORKS, TiedEmbedding, inputs, mlp, outputs
 
 IMAGES = {name: (make, (4, 3, 32, 32)) for name, make in test_compatibility.NETWORKS.items()}

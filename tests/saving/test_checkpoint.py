@@ -15,8 +15,8 @@ from torch.nn import CrossEntropyLoss
 from torch.optim import SGD
 
 from avalanche_supermask import maybe_load_checkpoint, methods, save_checkpoint
+from tests.building import build
 from tests.streams import ResNet, class_stream, inputs, mlp, outputs
-from tests.test_contract import build
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:task .. no free unit is left")
 

@@ -17,8 +17,8 @@ from avalanche_supermask.saving.compact_file import _read
 from benchmarks.faults.reliability import damaged
 from benchmarks.lib.networks import MultiHead
 from benchmarks.lib.networks import mlp as plain_mlp
+from tests.building import METHODS, build, same_state
 from tests.streams import NETWORKS, class_stream, inputs, mlp, outputs, train_all
-from tests.test_contract import METHODS, build, same_state
 
 
 def multihead():

@@ -4,7 +4,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from avalanche_supermask import MaskedModel
 from avalanche_supermask.strategies.kkt import choose_sources, features, knn_accuracy
-from tests.model.test_masked_model import learn_nothing
+from tests.building import learn_nothing
 from tests.streams import NETWORKS, inputs
 
 

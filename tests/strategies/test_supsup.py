@@ -6,8 +6,8 @@ import torch
 from avalanche_supermask import SupSup
 from avalanche_supermask.functional import reordered
 from avalanche_supermask.selection import selection
+from tests.building import OPTIMIZERS
 from tests.streams import class_stream, mlp, train_all
-from tests.test_contract import OPTIMIZERS
 
 QUICK = {"train_mb_size": 16, "evaluator": None, "seed": 0, "train_epochs": 2}
 

@@ -8,7 +8,7 @@ from avalanche.benchmarks import tensors_benchmark
 from torch import nn
 
 from avalanche_supermask import CachedTensors, SupSupNNs
-from tests.test_contract import same_state
+from tests.building import same_state
 
 SIZE, CLASSES, BATCHES, BATCH = 36, 4, 60, 32
 

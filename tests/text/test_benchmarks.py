@@ -76,7 +76,10 @@ def test_a_cell(root, method):
     result = run_cell(cell, dataset_root=root, tb_dir=None)
     assert 0 <= result["average_accuracy"] <= 1
     assert result["bytes_total"] < 3_000_000, "the frozen encoder is no part of a method's bytes"
-    assert result["output_drift"] == 0 or method == "replay"
+    if method == "replay":
+        assert result["output_drift"] > 0, "it trains every weight, so this is what drift looks like"
+    else:
+        assert result["output_drift"] == 0
 
 
 def test_without_the_data_it_is_said_what_is_missing(tmp_path):

@@ -1,6 +1,6 @@
 """CLNP's partition of every weight by when the units at its two ends were claimed.
 
-``claimed`` holds one number a unit: the place of the task that claimed it, or `FREE`. Inputs and outputs count
+``claimed`` holds one number per unit: the place of the task that claimed it, or `FREE`. Inputs and outputs count
 as claimed before the first task.
 """
 

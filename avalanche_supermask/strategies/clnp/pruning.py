@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,15 @@ from torch import Tensor
 from avalanche_supermask.strategies.clnp.entries import FREE
 from avalanche_supermask.strategies.clnp.units import Units
 
-__all__ = ["LayerUse", "PruningReport", "UnitCapacity", "candidates", "capacity_after", "prune"]
+__all__ = [
+    "LayerUse",
+    "PruningReport",
+    "UnitCapacity",
+    "candidates",
+    "capacity_after",
+    "prune",
+    "strength_that_claims_least",
+]
 
 STEPS = 40
 BISECTIONS = 5
@@ -70,6 +78,23 @@ def capacity_after(report: PruningReport) -> UnitCapacity:
     """Capacity and forecast from a task's report: the layer that fills up first decides."""
     left = min((u.free / u.new if u.new else math.inf for u in report.layers.values()), default=math.inf)
     return UnitCapacity(report.layers, left, report.accuracy_before - report.accuracy_after)
+
+
+def strength_that_claims_least(trials: Mapping[float, PruningReport], margin: float) -> float:
+    """Of the strengths of L1 whose accuracy after pruning is within the margin of the best, the one that claims least.
+
+    Args:
+        trials: what pruning did to a copy that was trained at each strength.
+        margin: accuracy that may be lost, absolute.
+    """
+    best = max(report.accuracy_after for report in trials.values())
+    allowed = {strength: report for strength, report in trials.items() if report.accuracy_after >= best - margin}
+
+    def order(strength: float) -> tuple[int, float, float]:
+        report = allowed[strength]
+        return sum(use.new for use in report.layers.values()), report.accuracy_after, strength
+
+    return min(allowed, key=order)
 
 
 def candidates(activity: Tensor) -> list[float]:

@@ -9,10 +9,16 @@ from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 from torch.optim import SGD
 
-from avalanche_supermask import CLNP, CLNPPlugin, supermask_metrics
+from avalanche_supermask import CLNP, supermask_metrics
 from avalanche_supermask.strategies.clnp.activity import unit_activity
 from avalanche_supermask.strategies.clnp.entries import FREE
-from avalanche_supermask.strategies.clnp.pruning import LayerUse, PruningReport, prune
+from avalanche_supermask.strategies.clnp.pruning import (
+    LayerUse,
+    PruningReport,
+    prune,
+    strength_that_claims_least,
+)
+from avalanche_supermask.strategies.clnp.strategy import dense_rate, share_of_free
 from avalanche_supermask.strategies.clnp.units import Units
 from tests.streams import ResNet, class_stream, inputs, lenet, mlp, outputs, train_all
 
@@ -286,9 +292,35 @@ def test_the_held_out_data_are_not_trained_on():
     assert strategy.method._held_out == []
 
 
-def test_fine_tuning_trains_what_is_kept():
-    strategy = learned(n_tasks=2, finetune_epochs=2)
-    assert strategy.model.task_keys == [0, 1]
+class WeightsByEpoch(SupervisedPlugin):
+    """The trainable weights after every epoch of the latest task."""
+
+    def before_training_exp(self, strategy, **kwargs):
+        self.weights = []
+
+    def after_training_epoch(self, strategy, **kwargs):
+        self.weights.append({name: p.detach().clone() for name, p in strategy.model.net.named_parameters()})
+
+
+def test_fine_tuning_trains_what_is_kept_and_nothing_else():
+    recorded = WeightsByEpoch()
+    strategy = learned(n_tasks=1, finetune_epochs=2, plugins=[recorded])
+    stream = class_stream(2, n=96)
+    earlier = strategy.model.task_mask(0)
+    strategy.train(stream.train_stream[1])
+    pruned, last = recorded.weights[2], recorded.weights[3]  # after the first and the second epoch of fine-tuning
+    mask = strategy.model.task_mask(1)
+    moved = {name: pruned[name] != last[name] for name in mask}
+    for name, kept in mask.items():
+        assert not (moved[name] & ~kept).any(), "what was pruned stands still"
+        assert not (moved[name] & earlier[name]).any(), "what an earlier task owns stands still"
+    new = {name: kept & ~earlier[name] for name, kept in mask.items()}
+    hidden = [name for name in new if new[name].any()]
+    assert hidden
+    assert all(bool(moved[name].any()) for name in hidden), "what is kept and new trains on"
+
+
+def test_fine_tuning_leaves_an_epoch_to_training():
     with pytest.raises(ValueError, match="expected 0 to 3, got 4"):
         CLNP(mlp(), **(QUICK | {"finetune_epochs": 4}))
 
@@ -412,31 +444,33 @@ def test_a_claimed_unit_computes_the_same_for_every_later_task(reads):
 
 
 @pytest.mark.parametrize(("margin", "expected"), [(0.0, 1e-6), (0.02, 1e-4), (0.5, 1e-2)])
-def test_the_search_takes_the_strength_that_claims_least_within_the_margin(margin, expected, monkeypatch):
+def test_the_search_takes_the_strength_that_claims_least_within_the_margin(margin, expected):
     outcomes = {1e-6: (30, 0.95), 1e-4: (20, 0.94), 1e-2: (10, 0.60)}  # units claimed, accuracy
-
-    def prune(self, model):
-        new, accuracy = outcomes.get(self.l1, (1, 1.0))
-        return PruningReport(0.0, 1.0, accuracy, {"1": LayerUse(48, new, 0, 48 - new)}), self.claims.claimed
-
-    strategy = CLNP(mlp(), l1_search=list(outcomes), **(QUICK | {"margin": margin}))
-    stream = class_stream(1, n=96)
-
-    class StopBeforeTraining(SupervisedPlugin):
-        def before_training_epoch(self, strategy, **kwargs):
-            raise KeyboardInterrupt
-
-    strategy.plugins.append(StopBeforeTraining())
-    monkeypatch.setattr(CLNPPlugin, "_prune", prune)
-    with pytest.raises(KeyboardInterrupt):
-        strategy.train(stream.train_stream[0])
-    assert strategy.method.l1 == expected
+    trials = {
+        strength: PruningReport(0.0, 1.0, accuracy, {"1": LayerUse(48, new, 0, 48 - new)})
+        for strength, (new, accuracy) in outcomes.items()
+    }
+    assert strength_that_claims_least(trials, margin) == expected
 
 
 def test_a_task_learns_at_the_strength_that_was_found():
+    def seeded(**arguments):
+        torch.manual_seed(0)
+        return learned(n_tasks=1, **arguments)
+
+    strengths = [1e-6, 3e-2]
+    searched = seeded(l1_search=strengths, search_epochs=1)
+    found = searched.method.l1
+    (other,) = {*strengths} - {found}
+    weights = {l1: seeded(l1=l1).model.effective_weights(0) for l1 in strengths}
+    for name, weight in searched.model.effective_weights(0).items():
+        assert torch.equal(weight, weights[found][name]), "the search leaves nothing behind but the strength"
+    assert any(not torch.equal(w, weights[other][name]) for name, w in weights[found].items()), "or this shows nothing"
+
+
+def test_the_search_leaves_no_report_of_its_copies():
     method = learned(n_tasks=2, l1_search=[1e-6, 3e-2], search_epochs=1).method
-    assert method.l1 in (1e-6, 3e-2)
-    assert list(method.reports) == [0, 1], "copies leave no report"
+    assert list(method.reports) == [0, 1]
 
 
 # ------------------------------------------------------------------ export, state, options
@@ -473,7 +507,7 @@ def test_the_plugin_pickles_without_data():
         ({"min_new": 1.5}, "0 <= min_new <= 1"),
         ({"max_new": 0.0}, "0 < max_new <= 1; got 0.0 and 0.0"),
         ({"reads": "some"}, "reads must be 'all' or 'active'; got 'some'"),
-        ({"reads": "active"}, "give finetune_epochs"),
+        ({"reads": "active", "finetune_epochs": 0}, "give finetune_epochs"),
         ({"head": "shared"}, "head must be 'own' or 'gated'; got 'shared'"),
         ({"l1_form": "l2"}, "l1_form must be 'proximal' or 'subgradient'; got 'l2'"),
         ({"activity": "max"}, "activity must be 'mean' or 'rate' or 'relative'; got 'max'"),
@@ -497,3 +531,27 @@ def test_labels_in_one_experience_only():
     strategy = CLNP(mlp(), **QUICK)
     strategy.train(stream.train_stream[0])
     assert strategy.model.task_keys == [0]
+
+
+def test_defaults_leave_room_after_the_tasks_that_the_stream_announces():
+    settings = {"train_mb_size": 16, "evaluator": None, "seed": 0, "train_epochs": 4}
+    strategy = CLNP(mlp(width=100), **settings)
+    stream = class_stream(5)
+    for experience in stream.train_stream:
+        strategy.train(experience)
+    used = strategy.method.settings_used
+    assert used["max_new"] == pytest.approx(1 - 0.15**0.2)
+    assert used["finetune_epochs"] == 3
+    assert used["weight_lr"] == 0.01, "twelve steps"
+    assert used["l1"] == 1e-4
+    for layer in strategy.capacity().layers.values():
+        assert layer.free >= 0.1 * layer.total
+    own = CLNP(mlp(width=100), max_new=1.0, finetune_epochs=0, weight_lr=2e-3, **settings)
+    own.train(stream.train_stream[0])
+    assert [own.method.settings_used[name] for name in ("max_new", "finetune_epochs", "weight_lr")] == [1.0, 0, 2e-3]
+
+
+def test_a_stream_that_announces_nothing_counts_as_ten_tasks():
+    assert share_of_free(object()) == pytest.approx(1 - 0.15**0.1)
+    assert dense_rate(50) == 0.01
+    assert dense_rate(400) == pytest.approx(0.005)
