@@ -299,10 +299,16 @@ def _axes_of(strategy: Callable[..., Any]) -> Mapping[str, tuple[Any, ...]]:
     return {name: values for name, values in _WEIGHT_AXES.items() if name in taken}
 
 
+def _needs_labels(strategy: Any) -> bool:
+    """Whether a registered method must be told the task at test, as its `Scenario` has it; without one: no."""
+    scenario = getattr(strategy, "scenario", None)
+    return scenario is not None and scenario.test
+
+
 def rows() -> dict[str, Row]:
-    """All rows: the ones above, guests, and every other registered method with its own defaults."""
+    """All rows: the ones above, guests, and every other registered method with its own defaults and scenario."""
     others = {
-        name: Row(_subnetwork(name), {}, _axes_of(strategy))
+        name: Row(_subnetwork(name), {}, _axes_of(strategy), task_labels=_needs_labels(strategy))
         for name, strategy in methods().items()
         if name not in _ROWS
     }

@@ -60,7 +60,7 @@ from avalanche_supermask.strategies.clnp.pruning import (
     strength_that_claims_least,
 )
 from avalanche_supermask.strategies.clnp.quality import BATCH, Found, found_on, quality
-from avalanche_supermask.strategies.clnp.unit_owners import Claims, Reads
+from avalanche_supermask.strategies.clnp.unit_owners import Reads, UnitOwners
 from avalanche_supermask.strategies.short_training import train_copy
 from avalanche_supermask.strategy import StrategyArguments, SubnetworkStrategy
 
@@ -146,7 +146,7 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         self.validation_share, self.finetune_epochs = validation_share, finetune_epochs
         self.head, self.on_exhausted, self.weight_lr = head, on_exhausted, weight_lr
         self.reports: dict[int, PruningReport] = {}
-        self.claims = Claims(reads=reads)
+        self.claims = UnitOwners(reads=reads)
         self._held_out: list[Any] = []
         self._trained_on: Any = None
         self._criterion: Any = None
