@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from avalanche_supermask.strategies.sparse_finetuning import SparseFineTuning, SparseFineTuningPlugin
     from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
     from avalanche_supermask.strategies.supsup_nns import SupSupNNs, SupSupNNsPlugin
-    from avalanche_supermask.strategy import SubnetworkStrategy
+    from avalanche_supermask.strategy import Scenario, SubnetworkStrategy
 
 
 __version__ = "0.1.0"
@@ -65,6 +65,7 @@ _HOME = {
     "SparseFineTuning": "strategies.sparse_finetuning",
     "SparseFineTuningPlugin": "strategies.sparse_finetuning",
     "SubnetworkPlugin": "plugin",
+    "Scenario": "strategy",
     "SubnetworkStrategy": "strategy",
     "SupSup": "strategies.supsup",
     "SupSupNNs": "strategies.supsup_nns",
@@ -110,6 +111,7 @@ __all__ = [
     "SparseFineTuning",
     "SparseFineTuningPlugin",
     "SubnetworkPlugin",
+    "Scenario",
     "SubnetworkStrategy",
     "SupSup",
     "SupSupNNs",

@@ -119,8 +119,9 @@ def _subnetwork(name: str, of_protocol: Callable[[Setup], dict[str, Any]] = lamb
 
     def build(setup: Setup) -> Any:
         at_default = setup.settings.get("at_default", False)
-        settings = {**({} if at_default else {**_OF_THE_SEARCH.get(name, {}), **of_protocol(setup)}), **setup.settings}
-        settings.pop("at_default", None)
+        given = {} if at_default else {**_OF_THE_SEARCH.get(name, {}), **of_protocol(setup)}
+        chosen = {k: v for k, v in setup.settings.items() if k != "at_default" and not (v is None and k in given)}
+        settings = {**given, **chosen}
         return methods()[name](setup.stream.network(), seed=setup.seed, **settings, **setup.common)
 
     return build
@@ -221,9 +222,13 @@ _ROWS: dict[str, Row] = {
         task_labels=True,
     ),
     "supsup": Row(_subnetwork("supsup"), _MASK, _MASK_AXES),
-    "exssnet": Row(_subnetwork("exssnet"), {**_MASK, "weight_lr": 1e-2, "weight_epochs": None}, _WEIGHT_AXES),
+    "exssnet": Row(
+        _subnetwork("exssnet", lambda s: {"weight_epochs": s.common["train_epochs"] // 2}),
+        {**_MASK, "weight_lr": 1e-2, "weight_epochs": None},
+        _WEIGHT_AXES,
+    ),
     "clnp": Row(
-        _subnetwork("clnp", lambda s: {"finetune_epochs": s.common["train_epochs"] // 2}),
+        _subnetwork("clnp", lambda s: {"finetune_epochs": s.common["train_epochs"] // 2, "max_new": 1.0}),
         {"l1": 1e-4, "margin": 0.02, "activity": "mean", "weight_lr": 3e-3},
         {
             "l1": (1e-4, 1e-5, 1e-3, 3e-4),
@@ -294,10 +299,16 @@ def _axes_of(strategy: Callable[..., Any]) -> Mapping[str, tuple[Any, ...]]:
     return {name: values for name, values in _WEIGHT_AXES.items() if name in taken}
 
 
+def _needs_labels(strategy: Any) -> bool:
+    """Whether a registered method must be told the task at test, as its `Scenario` has it; without one: no."""
+    scenario = getattr(strategy, "scenario", None)
+    return scenario is not None and scenario.test
+
+
 def rows() -> dict[str, Row]:
-    """All rows: the ones above, guests, and every other registered method with its own defaults."""
+    """All rows: the ones above, guests, and every other registered method with its own defaults and scenario."""
     others = {
-        name: Row(_subnetwork(name), {}, _axes_of(strategy))
+        name: Row(_subnetwork(name), {}, _axes_of(strategy), task_labels=_needs_labels(strategy))
         for name, strategy in methods().items()
         if name not in _ROWS
     }

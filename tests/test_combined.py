@@ -68,8 +68,9 @@ def with_right(model, right, samples):
 
 def test_of_weights_that_are_about_as_often_right_the_simplest_are_used(learned):
     right = [0.9, 0.8, *([0.7] * (len(SMALL.candidates) - 2))]
-    right[2], right[4] = 0.905, 0.91
-    for samples, chosen in ((100, 0), (1000, 2), (10**6, 4)):  # a standard error of 0.017, 0.005 and 0.0002
+    right[2], right[4] = 0.906, 0.91
+    right[3] = 0.904  # less than half of what the best gains
+    for samples, chosen in ((100, 0), (10**6, 2)):  # a standard error of 0.017 and 0.0002
         model = with_right(learned[0], right, samples)
         weights, _ = SMALL._weights(model.candidates, 3)
         assert torch.equal(weights, SMALL.candidates[chosen])

@@ -6,8 +6,9 @@ each set named rightly is stored with the task; then the statistics are gathered
 evaluation the weights are those that were right most often over all tasks, or rather, by the one-standard-error rule
 (Breiman et al., "Classification and Regression Trees", 1984), the simplest of those that were not clearly less often
 right: one witness alone before mixtures, and mixtures in which the others weigh little before those in which they weigh
-much. The rule matters, for the network was trained on the samples held back as well, and is surer of them than of new
-ones: without it outputs count for too much.
+much. Also enough is half of what the best mixture gains over the best single witness. Both rules are needed, for the
+network was trained on the samples held back as well, and is surer of them than of new ones: outputs would count for too
+much.
 """
 
 from __future__ import annotations
@@ -159,8 +160,9 @@ class Combined:
         right = torch.stack([statistics["right"].double() for statistics in stored]).mean(dim=0)
         samples = sum(int(statistics["samples"]) for statistics in stored)
         best = float(right.max())
-        enough = right >= best - math.sqrt(best * (1 - best) / samples) - 1e-9
         total = candidates.sum(dim=1).to(right)
+        alone = float(right[total == 1.0].max())
+        enough = right >= min(best - math.sqrt(best * (1 - best) / samples), (best + alone) / 2) - 1e-9
         simplest = enough & (total <= total[enough].min() + 1e-9)
         chosen = int(torch.where(simplest, right, -1.0).argmax())
         return candidates[chosen], torch.stack([statistics["scales"] for statistics in stored]).mean(dim=0)

@@ -1,4 +1,4 @@
-"""Where the modules of version 0.1.0 are today, so that its checkpoints, which are pickles, stay readable."""
+"""Where modules and classes of version 0.1.0 are today, so that its checkpoints, which are pickles, stay readable."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ _MOVED = {
     "trials": "strategies.short_training",
     "units": "strategies.clnp.units",
 }
+_RENAMED = {
+    ("strategies.clnp.unit_owners", "Claims"): "UnitOwners",
+    ("strategies.clnp.entries", "Partition"): "EntryKinds",
+}
 
 
 @contextlib.contextmanager
@@ -47,6 +51,7 @@ def old_names() -> Iterator[None]:
     def find(self: dill.Unpickler, module: str, name: str) -> Any:
         if module.startswith(_PACKAGE):
             module = _PACKAGE + _MOVED.get(module[len(_PACKAGE) :], module[len(_PACKAGE) :])
+            name = _RENAMED.get((module[len(_PACKAGE) :], name), name)
         return find_class(self, module, name)
 
     dill.Unpickler.find_class = find

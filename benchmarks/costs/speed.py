@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from avalanche_supermask import MaskedModel
 from avalanche_supermask.bits.rice import encode
 from avalanche_supermask.selection import selection
-from avalanche_supermask.strategies.clnp.entries import FREE, Partition
+from avalanche_supermask.strategies.clnp.entries import FREE, EntryKinds
 from avalanche_supermask.strategies.clnp.slim import slim
 from avalanche_supermask.strategies.clnp.units import find_units
 from benchmarks.lib.command import device_name
@@ -143,7 +143,7 @@ def measure(
     units = find_units(net, (x[:2],), masked=frozenset(name for name, _ in net.named_parameters()))
     pruned = MaskedModel(net, seed=0, init="keep", mask="all").to(device)
     claimed = torch.where(torch.arange(units.count) % 5 == 0, 0, FREE)  # a fifth of the units are claimed
-    partition = Partition(units, pruned.masked_shapes)
+    partition = EntryKinds(units, pruned.masked_shapes)
     pruned.begin(0, 0)
     free, visible, kept = (
         {name: entry.to(device) for name, entry in entries.items()}

@@ -306,6 +306,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All rows, seed by seed."""
     torch.set_num_threads(1)
     setting = SETTINGS[options.stream]
+    if options.ways:
+        setting = replace(setting, ways={name: setting.ways[name] for name in options.ways.split(";")})
     if options.memory:
         setting = replace(setting, memory=options.memory)
     for seed in map(int, options.seeds.split(",")):
@@ -353,6 +355,11 @@ _SHARED_WAYS: dict[str, Inference] = {
         witnesses=(Gaussian(shared=True, rank=40, ridge=0.01), ExpectedEntropy(), MaxLogit())
     ),
 }
+# As many bytes as streaming LDA's whole covariance.
+_WIDE_WAYS: dict[str, Inference] = {
+    "shared covariance, rank 200": Gaussian(shared=True, rank=200, ridge=0.003),
+    "shared covariance, rank 200, names the class": Gaussian(shared=True, rank=200, ridge=0.003, names="class"),
+}
 _FEATURE_METHODS: dict[str, dict[str, Any]] = {
     "supsup": {"density": 0.1, "mask_lr": 0.02},
     "exssnet": {"density": 0.1, "mask_lr": 0.02, "weight_lr": 0.01},
@@ -376,7 +383,7 @@ SETTINGS = {
     ),
     "cifar100": Setting(
         10, 100, (1280, 300), 10, 64, 1000, {"replay": 1e-4, "er-ace": 3e-4, "der": 1e-4}, _FEATURE_METHODS,
-        _SHARED_WAYS, partial(_features, "cifar100", 10),
+        {**_SHARED_WAYS, **_WIDE_WAYS}, partial(_features, "cifar100", 10),
     ),
 }  # fmt: skip
 
@@ -388,6 +395,7 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(("supsup", "exssnet", *BASELINES)), help="(default %(default)s)")
     parser.add_argument("--seeds", default="10,11,12", help="comma-separated (default %(default)s)")
     parser.add_argument("--lr", type=float, help="of Adam for the baselines (default: those of the stream's setting)")
+    parser.add_argument("--ways", help="names of ways of inference, with ; between them (default: all of the stream's)")
     parser.add_argument("--memory", type=int, help="stored samples (default: those of the stream's setting)")
     parser.add_argument("--validation", type=float, default=0.0, help="test on this share of the training data instead")
     run_or_draw(parser, "benchmarks.practice.class_incremental", run, None)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from avalanche_supermask.strategies.clnp.units import ALWAYS, Units
 
-__all__ = ["FREE", "Partition", "redrawn"]
+__all__ = ["FREE", "EntryKinds", "redrawn"]
 
 FREE = 2**31 - 1  # claimed later than any task
 
 
-class Partition:
+class EntryKinds:
     """Entries of a network's masked parameters, by the units they join.
 
     Args:

@@ -30,6 +30,7 @@ weights, like every other method.
 from __future__ import annotations
 
 import copy
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -59,12 +60,14 @@ from avalanche_supermask.strategies.clnp.pruning import (
     strength_that_claims_least,
 )
 from avalanche_supermask.strategies.clnp.quality import BATCH, Found, found_on, quality
-from avalanche_supermask.strategies.clnp.unit_owners import Claims, Reads
+from avalanche_supermask.strategies.clnp.unit_owners import Reads, UnitOwners
 from avalanche_supermask.strategies.short_training import train_copy
 from avalanche_supermask.strategy import StrategyArguments, SubnetworkStrategy
 
 __all__ = ["CLNP", "CLNPPlugin"]
 
+LEFT = 0.15  # share of a layer's units that is free after the tasks of a stream
+USUAL_TASKS = 10  # of a stream that does not tell
 _OF_THE_EXPERIENCE: dict[str, Any] = {"_held_out": [], "_trained_on": None, "_criterion": None}
 
 
@@ -83,18 +86,20 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
             numbers, the share of the loss that pruning may bring back (see `quality`).
         min_new: share of each layer's units that a task claims at least, as far as free ones were active (default
             0, the paper's). The margin looks at accuracy before fine-tuning; only new units fine-tune.
-        max_new: share of each layer's free units that a task claims at most (default 1, the paper's). For networks
-            with BatchNorm, whose activities no penalty on weights brings down: the first task would claim them all.
+        max_new: share of each layer's free units that a task claims at most (the paper's: 1); None: such that about
+            15 % of a layer are free after all tasks that the stream announces (see `share_of_free`). The penalty on
+            the weights does not always bring activities down: the first task may claim all units otherwise.
         reads: which claimed units a task's new ones read: ``"all"``, from the start (the paper's); or ``"active"``:
             none until the pruning, and then, beginning at zero, those at least as active on the task as the least
             active unit of their layer that it claims. For tasks that have little in common: the rest is noise to them.
         activity: ``"mean"`` activation after the ReLU (the paper's); ``"rate"``, how often it is positive; or the mean
             ``"relative"`` to its layer's, where one threshold would empty one layer and leave another full.
         validation_share: of the experience's training data, held out to choose the threshold (default 0.1).
-        finetune_epochs: last epochs of ``train_epochs``, in which the kept weights train on without penalty.
+        finetune_epochs: last epochs of ``train_epochs``, in which the kept weights train on without penalty; None:
+            three quarters.
         head: ``"own"``: what is each task's own in the model is its head; ``"gated"``: one shared output layer.
         on_exhausted: ``"warn"`` and train what is left, or ``"error"``, where a layer has no free unit.
-        weight_lr: learning rate; None: the optimizer's.
+        weight_lr: see `CLNPPlugin`.
 
     Raises:
         ValueError: an unknown or impossible option.
@@ -109,11 +114,11 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         l1_form: L1Form = "subgradient",
         margin: float = 0.005,
         min_new: float = 0.0,
-        max_new: float = 1.0,
+        max_new: float | None = None,
         reads: Reads = "all",
         activity: Activity = "mean",
         validation_share: float = 0.1,
-        finetune_epochs: int = 0,
+        finetune_epochs: int | None = None,
         head: Literal["own", "gated"] = "own",
         on_exhausted: Literal["warn", "error"] = "warn",
         weight_lr: float | None = None,
@@ -131,9 +136,9 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
                 "expected l1 >= 0, 0 <= margin <= 1 and 0 < validation_share < 1; got "
                 f"{l1}, {margin} and {validation_share}"
             )
-        if not 0 <= min_new <= 1 or not 0 < max_new <= 1:
+        if not 0 <= min_new <= 1 or (max_new is not None and not 0 < max_new <= 1):
             raise ValueError(f"expected 0 <= min_new <= 1 and 0 < max_new <= 1; got {min_new} and {max_new}")
-        if reads == "active" and not finetune_epochs:
+        if reads == "active" and finetune_epochs == 0:
             raise ValueError('reads="active" reads claimed units while it fine-tunes: give finetune_epochs')
         self.l1, self.l1_form, self.margin, self.activity = l1, l1_form, margin, activity
         self.min_new, self.max_new = min_new, max_new
@@ -141,24 +146,24 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         self.validation_share, self.finetune_epochs = validation_share, finetune_epochs
         self.head, self.on_exhausted, self.weight_lr = head, on_exhausted, weight_lr
         self.reports: dict[int, PruningReport] = {}
-        self.claims = Claims(reads=reads)
+        self.claims = UnitOwners(reads=reads)
         self._held_out: list[Any] = []
         self._trained_on: Any = None
         self._criterion: Any = None
         self._pruned = False
 
+    _share = 1.0  # of the free units that the current task claims at most
+    _chosen_rate = 1e-3  # for the current task, where nobody gave one
+
     # ------------------------------------------------------------------ the lifecycle of a task
 
     def phases(self, epochs: int) -> list[Phase]:
         """Training, then fine-tuning of what is kept."""
-        if not 0 <= self.finetune_epochs < epochs:
-            raise ValueError(
-                f"finetune_epochs is part of train_epochs: expected 0 to {epochs - 1}, got {self.finetune_epochs}"
-            )
-        return [
-            Phase("train", epochs - self.finetune_epochs, self.weight_lr, "weight_lr"),
-            Phase("finetune", self.finetune_epochs, self.weight_lr, "weight_lr"),
-        ]
+        last = 3 * epochs // 4 if self.finetune_epochs is None else self.finetune_epochs
+        if not 0 <= last < epochs:
+            raise ValueError(f"finetune_epochs is part of train_epochs: expected 0 to {epochs - 1}, got {last}")
+        rate = self._chosen_rate if self.weight_lr is None and self.rule_applies else self.weight_lr
+        return [Phase("train", epochs - last, rate, "weight_lr"), Phase("finetune", last, rate, "weight_lr")]
 
     def prepare(self, model: MaskedModel) -> None:
         """There are no scores: weights learn from the start.
@@ -180,6 +185,8 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         cut = round(self.validation_share * len(dataset))
         self._held_out = load_tensors(dataset.eval().subset(order[:cut] or order), strategy.device)
         self._criterion = strategy._criterion
+        batches = math.ceil((len(dataset) - cut) / strategy.train_mb_size)
+        self._chosen_rate = dense_rate(batches * strategy.train_epochs)
         strategy.adapted_dataset = self._trained_on = dataset.subset(order[cut:])
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
@@ -198,9 +205,15 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
                 raise RuntimeError(message)
             warnings.warn(message, stacklevel=2)
         self._pruned = False
+        self._share = share_of_free(strategy.experience) if self.max_new is None else self.max_new
+        self.settings_used |= {
+            "max_new": self._share, "finetune_epochs": self.phases(strategy.train_epochs)[1].epochs,
+            "min_new": self.min_new, "margin": self.margin,
+        }  # fmt: skip
         model.frozen_channels = dict(self.claims.statistics)
         if self.l1_search:
             self.l1 = self._search_l1(strategy, model)
+        self.settings_used["l1"] = self.l1
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
         """Train the free weights; or prune, and train those of them that are kept."""
@@ -276,7 +289,7 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
             accuracy=lambda claimed: quality(found(claims.kept(model, claimed)), nothing),
             margin=self.margin,
             min_new=self.min_new,
-            max_new=self.max_new,
+            max_new=self._share,
         )
         model.train(was_training)
         return agreed(result)
@@ -291,7 +304,7 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
             train_copy(
                 trial,
                 strategy.dataloader,
-                lr=self.weight_lr or strategy.optimizer.param_groups[0]["lr"],
+                lr=self.phases(strategy.train_epochs)[0].lr or strategy.optimizer.param_groups[0]["lr"],
                 epochs=self.search_epochs,
                 criterion=strategy._criterion,
                 after_backward=L1(strength).after_backward,
@@ -318,6 +331,34 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         self.__dict__.update({k: v for k, v in state.items() if k not in _OF_THE_EXPERIENCE})
 
 
+def share_of_free(experience: Any) -> float:
+    """Share of the free units that a task claims at most, so that `LEFT` of all are free after the stream's tasks.
+
+    Each of n tasks takes the share ``1 - LEFT ** (1 / n)`` of what the ones before left.
+
+    Args:
+        experience: whose stream tells n by its length; of a stream without a length, n is 10.
+    """
+    try:
+        tasks = len(experience.origin_stream)
+    except (AttributeError, TypeError):
+        tasks = USUAL_TASKS
+    return float(1 - LEFT ** (1 / max(1, tasks)))
+
+
+def dense_rate(steps: int) -> float:
+    """Adam's rate for weights that learn from scratch: 0.01, and less beyond a hundred steps, by their root.
+
+    Args:
+        steps: of the experience.
+
+    Example:
+        >>> dense_rate(50), dense_rate(400)
+        (0.01, 0.005)
+    """
+    return 0.01 * min(1.0, math.sqrt(100 / max(1, steps)))
+
+
 def _expect(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{name} must be {' or '.join(map(repr, known))}; got {value!r}")
@@ -332,10 +373,10 @@ class CLNP(SubnetworkStrategy):
     Args:
         model: Linear, convolution and BatchNorm layers with ReLU, residual sums included; or an Avalanche
             multi-head model of such layers.
-        optimizer: None for Adam at 1e-3 with a cosine schedule.
+        optimizer: None for Adam with a cosine schedule.
         head: ``"own"``: the output layer is each task's own; ``"gated"``: all tasks share it.
         output_layer: name of the output layer; None: the last module that holds a weight.
-        weight_lr: learning rate; None: the optimizer's.
+        weight_lr: see `CLNPPlugin`.
         task_key: ``"auto"``, ``"task_label"`` or ``"experience"``.
         schedule: ``"constant"`` or ``"cosine"``; by default cosine for our optimizer, constant for yours.
         frozen: ``"keep"``: layers that are brought frozen (``requires_grad=False``) stay as they are, and their neurons
@@ -363,11 +404,11 @@ class CLNP(SubnetworkStrategy):
         l1_form: L1Form = "subgradient",
         margin: float = 0.005,
         min_new: float = 0.0,
-        max_new: float = 1.0,
+        max_new: float | None = None,
         reads: Reads = "all",
         activity: Activity = "mean",
         validation_share: float = 0.1,
-        finetune_epochs: int = 0,
+        finetune_epochs: int | None = None,
         head: Literal["own", "gated"] = "own",
         output_layer: str | None = None,
         on_exhausted: Literal["warn", "error"] = "warn",

@@ -10,16 +10,16 @@ from torch.utils._pytree import tree_map_only
 
 from avalanche_supermask.model.frozen_batchnorm import FrozenChannels, kept_statistics
 from avalanche_supermask.model.masked_model import MaskedModel
-from avalanche_supermask.strategies.clnp.entries import FREE, Partition, redrawn
+from avalanche_supermask.strategies.clnp.entries import FREE, EntryKinds, redrawn
 from avalanche_supermask.strategies.clnp.slim import slim
 from avalanche_supermask.strategies.clnp.units import ALWAYS, Units, find_units
 
-__all__ = ["Claims", "Reads"]
+__all__ = ["UnitOwners", "Reads"]
 
 Reads = Literal["all", "active"]
 
 
-class Claims:
+class UnitOwners:
     """The units of a network, and the task that claimed each.
 
     Args:
@@ -82,8 +82,8 @@ class Claims:
         unread = _to(model, partition.unread(claimed, len(model.task_keys), read))
         return {name: entries & ~unread[name] for name, entries in kept.items()}
 
-    def _partition(self, model: MaskedModel) -> Partition:
-        return Partition(self.units, model.masked_shapes)
+    def _partition(self, model: MaskedModel) -> EntryKinds:
+        return EntryKinds(self.units, model.masked_shapes)
 
     # ------------------------------------------------------------------ the end of a task
 

@@ -18,6 +18,7 @@ from avalanche_supermask.strategies.clnp.pruning import (
     prune,
     strength_that_claims_least,
 )
+from avalanche_supermask.strategies.clnp.strategy import dense_rate, share_of_free
 from avalanche_supermask.strategies.clnp.units import Units
 from tests.streams import ResNet, class_stream, inputs, lenet, mlp, outputs, train_all
 
@@ -506,7 +507,7 @@ def test_the_plugin_pickles_without_data():
         ({"min_new": 1.5}, "0 <= min_new <= 1"),
         ({"max_new": 0.0}, "0 < max_new <= 1; got 0.0 and 0.0"),
         ({"reads": "some"}, "reads must be 'all' or 'active'; got 'some'"),
-        ({"reads": "active"}, "give finetune_epochs"),
+        ({"reads": "active", "finetune_epochs": 0}, "give finetune_epochs"),
         ({"head": "shared"}, "head must be 'own' or 'gated'; got 'shared'"),
         ({"l1_form": "l2"}, "l1_form must be 'proximal' or 'subgradient'; got 'l2'"),
         ({"activity": "max"}, "activity must be 'mean' or 'rate' or 'relative'; got 'max'"),
@@ -530,3 +531,27 @@ def test_labels_in_one_experience_only():
     strategy = CLNP(mlp(), **QUICK)
     strategy.train(stream.train_stream[0])
     assert strategy.model.task_keys == [0]
+
+
+def test_defaults_leave_room_after_the_tasks_that_the_stream_announces():
+    settings = {"train_mb_size": 16, "evaluator": None, "seed": 0, "train_epochs": 4}
+    strategy = CLNP(mlp(width=100), **settings)
+    stream = class_stream(5)
+    for experience in stream.train_stream:
+        strategy.train(experience)
+    used = strategy.method.settings_used
+    assert used["max_new"] == pytest.approx(1 - 0.15**0.2)
+    assert used["finetune_epochs"] == 3
+    assert used["weight_lr"] == 0.01, "twelve steps"
+    assert used["l1"] == 1e-4
+    for layer in strategy.capacity().layers.values():
+        assert layer.free >= 0.1 * layer.total
+    own = CLNP(mlp(width=100), max_new=1.0, finetune_epochs=0, weight_lr=2e-3, **settings)
+    own.train(stream.train_stream[0])
+    assert [own.method.settings_used[name] for name in ("max_new", "finetune_epochs", "weight_lr")] == [1.0, 0, 2e-3]
+
+
+def test_a_stream_that_announces_nothing_counts_as_ten_tasks():
+    assert share_of_free(object()) == pytest.approx(1 - 0.15**0.1)
+    assert dense_rate(50) == 0.01
+    assert dense_rate(400) == pytest.approx(0.005)
