@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from avalanche.models import MultiTaskModule
-from torch import Tensor, nn
+from torch import Tensor, int64, nn
 
 from avalanche_supermask.model.cache import Recent
 from avalanche_supermask.model.execution import NONE, Executor
@@ -71,7 +71,7 @@ class RepeatedCalls:
             return MISSED
         label = labels
         if type(label) is not int:
-            if type(label) is not Tensor or label.dim() != 1 or label.dtype != torch.int64 or not len(label):
+            if type(label) is not Tensor or label.dim() != 1 or label.dtype != int64 or not len(label):
                 return MISSED
             label = self.labels.only(label)
         tasks = self.tasks
