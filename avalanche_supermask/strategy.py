@@ -116,7 +116,8 @@ class SubnetworkStrategy(ModelFirst):
         method: the method's plugin.
         optimizer: used as it is, on its own groups; None for ``default_optimizer``.
         default_lr: learning rate of Adam, the papers' optimizer, where ``optimizer`` is None.
-        task_inference, logits: see `MaskedModel`; ``init`` is ``"scaled_constant"`` if left out.
+        task_inference, logits: see `MaskedModel`; ``init`` left out is ``"scaled_constant"``, or
+            ``"signed_constant"`` where the outputs name the task (any ``task_inference`` but given and gaussian).
         on_revisit: see `SubnetworkPlugin`.
         arguments: of `MaskedModel` (see `ModelArguments`) and of any Avalanche strategy (see `StrategyArguments`).
 
@@ -163,7 +164,7 @@ class SubnetworkStrategy(ModelFirst):
             _check_wrapping(model, wrapping)
         else:
             original = model
-            model = MaskedModel(model, **{"init": "scaled_constant", **wrapping})
+            model = MaskedModel(model, **{"init": _default_init(task_inference), **wrapping})
             model.scale_constants(method.densities(model))
             if optimizer is not None:
                 adopt_parameters(optimizer, model, original)
@@ -206,6 +207,15 @@ def _plugin_of(cls: type) -> list[type]:
     named = inspect.get_annotations(cls).get("method")
     found = getattr(sys.modules[cls.__module__], named, None) if isinstance(named, str) else named
     return [found] if inspect.isclass(found) else []
+
+
+def _default_init(task_inference: str | Inference) -> Init:
+    """Scaled constants; unscaled ones where the outputs of the masks have to tell which task an input belongs to.
+
+    Scaled constants make the wrong tasks' masks as sure as the right one's.
+    """
+    by_labels_or_inputs = isinstance(task_inference, str) and task_inference in ("given", "gaussian")
+    return "scaled_constant" if by_labels_or_inputs else "signed_constant"
 
 
 def _tells(name: str, value: Any) -> bool:

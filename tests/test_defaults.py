@@ -201,3 +201,9 @@ def test_a_small_network_learns_an_easy_task_at_defaults(method, batch):
     torch.manual_seed(0)
     strategy = train_all(method(net, train_epochs=10, **QUICK | {"train_mb_size": batch}), stream)
     assert float((strategy.model.eval()(x, 0).argmax(dim=1) == y).float().mean()) > 0.95
+
+
+def test_constants_are_not_scaled_where_the_outputs_name_the_task():
+    for inference, init in (("given", "scaled"), ("gaussian", "scaled"), ("oneshot", "signed"), ("entropy", "signed")):
+        assert SupSup(mlp(), task_inference=inference, **QUICK).model.init == f"{init}_constant"
+    assert SupSup(mlp(), task_inference="oneshot", init="scaled_constant", **QUICK).model.init == "scaled_constant"
