@@ -339,7 +339,7 @@ class MaskedModel(MultiTaskModule):
 
     def _again(self, x: Any, labels: Any) -> Any:
         """The answer of a finished task that was called before, if that is all there is to it; else `MISSED`."""
-        if self.training or self._task_inference != "given":
+        if self.training or self._task_inference != "given" or torch.compiler.is_compiling():
             return MISSED
         if self._repeated is None:
             self._repeated = RepeatedCalls(
