@@ -99,7 +99,8 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
             three quarters.
         head: ``"own"``: what is each task's own in the model is its head; ``"gated"``: one shared output layer.
         on_exhausted: ``"warn"`` and train what is left, or ``"error"``, where a layer has no free unit.
-        weight_lr: see `CLNPPlugin`.
+        weight_lr: learning rate of both phases; None: the optimizer's, or chosen from the number of steps where the
+            strategy made the optimizer.
 
     Raises:
         ValueError: an unknown or impossible option.
@@ -376,7 +377,6 @@ class CLNP(SubnetworkStrategy):
         optimizer: None for Adam with a cosine schedule.
         head: ``"own"``: the output layer is each task's own; ``"gated"``: all tasks share it.
         output_layer: name of the output layer; None: the last module that holds a weight.
-        weight_lr: see `CLNPPlugin`.
         task_key: ``"auto"``, ``"task_label"`` or ``"experience"``.
         schedule: ``"constant"`` or ``"cosine"``; by default cosine for our optimizer, constant for yours.
         frozen: ``"keep"``: layers that are brought frozen (``requires_grad=False``) stay as they are, and their neurons
