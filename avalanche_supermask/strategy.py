@@ -212,7 +212,7 @@ def _plugin_of(cls: type) -> list[type]:
 def _default_init(task_inference: str | Inference) -> Init:
     """Scaled constants; unscaled ones where the outputs of the masks have to tell which task an input belongs to.
 
-    Scaled constants make the wrong tasks' masks as sure as the right one's.
+    With scaled constants, inference by outputs or their gradients was seen to name the wrong task.
     """
     by_labels_or_inputs = isinstance(task_inference, str) and task_inference in ("given", "gaussian")
     return "scaled_constant" if by_labels_or_inputs else "signed_constant"
