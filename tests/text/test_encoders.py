@@ -25,9 +25,9 @@ from tests.text.conftest import make_encoder
 COMMON = {"train_mb_size": 16, "eval_mb_size": 32, "evaluator": None}
 METHODS = {
     "supsup": lambda net: SupSup(net, density=0.5, mask_lr=0.02, train_epochs=10, seed=0, **COMMON),
-    "exssnet": lambda net: ExSSNeT(net, density=0.5, mask_lr=0.02, train_epochs=10, weight_epochs=3, seed=0, **COMMON),
+    "exssnet": lambda net: ExSSNeT(net, density=0.5, mask_lr=0.02, train_epochs=13, weight_epochs=3, seed=0, **COMMON),
     "kkt": lambda net: ExSSNeT(
-        net, density=0.5, mask_lr=0.02, train_epochs=10, weight_epochs=3, seed=0, kkt="knn_best", **COMMON
+        net, density=0.5, mask_lr=0.02, train_epochs=13, weight_epochs=3, seed=0, kkt="knn_best", **COMMON
     ),
     "impresslearn": lambda net: ImpressLearn(
         net, n_basis=2, density=0.5, mask_lr=0.02, train_epochs=10, seed=0, **COMMON

@@ -37,8 +37,8 @@ def test_pruning_by_the_loss_keeps_what_the_targets_need_and_frees_the_rest(kind
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, y.shape[1]))
     strategy = CLNP(
-        net, criterion=criterion, l1=1e-3, margin=0.02, weight_lr=3e-3, train_epochs=8, train_mb_size=32,
-        evaluator=None, seed=0,
+        net, criterion=criterion, l1=1e-3, margin=0.02, max_new=1.0, finetune_epochs=0, weight_lr=3e-3, train_epochs=8,
+        train_mb_size=32, evaluator=None, seed=0,
     )  # fmt: skip
     kept = {}
     for experience in stream_of(y).train_stream:
