@@ -48,10 +48,8 @@ Ratios, measured in one process by calls that alternate. In brackets, where ther
 at most; **bold** where that is missed. Written by `python -m benchmarks.costs.speed_page` from the result files that it
 links.
 
-**Every table is older than the code.** The first one was measured before the latest changes: a coefficient step has one
-autograd function for all layers and compiled loops, the threshold of a mask is found in fewer passes, and a task that
-answers again takes a short way. The tables of a GPU and of the allocator are older still: `functional_call` called the
-network then, and each layer had operators of its own. Tests count what has changed for a GPU: a mask step dispatches 13
+**The first table is of today's code; the tables of a GPU, of the allocator and of many tasks are older.** When those
+were measured, `functional_call` called the network, and each layer had operators of its own. Tests count what has changed for a GPU: a mask step dispatches 13
 operators more than the dense one, a weight or free-unit step 2, a coefficient step at most 40, whatever the number of
 layers, and an evaluation none. No GPU has measured that yet.
 
