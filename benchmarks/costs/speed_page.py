@@ -49,9 +49,9 @@ at most; **bold** where that is missed. Written by `python -m benchmarks.costs.s
 links.
 
 **The first table is of today's code; the tables of a GPU, of the allocator and of many tasks are older.** When those
-were measured, `functional_call` called the network, and each layer had operators of its own. Tests count what has changed for a GPU: a mask step dispatches 13
-operators more than the dense one, a weight or free-unit step 2, a coefficient step at most 40, whatever the number of
-layers, and an evaluation none. No GPU has measured that yet.
+were measured, `functional_call` called the network, and each layer had operators of its own. Tests count what has
+changed for a GPU: a mask step dispatches 13 operators more than the dense one, a weight or free-unit step 2, a
+coefficient step at most 40, whatever the number of layers, and an evaluation none. No GPU has measured that yet.
 
 ## A step, an evaluation, a mask
 
