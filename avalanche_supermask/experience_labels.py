@@ -12,7 +12,7 @@ from typing import Any
 
 from avalanche.benchmarks.scenarios.generic_scenario import MaskedAttributeError
 
-__all__ = ["labelled"]
+__all__ = ["labelled", "refuse_text"]
 
 
 def labelled(experience: Any) -> Any:
@@ -39,6 +39,20 @@ def labelled(experience: Any) -> Any:
     for name, value in found.items():
         setattr(made, name, value)
     return made
+
+
+def refuse_text(experience: Any) -> None:
+    """Refuse labels that are words, before a criterion meets them.
+
+    Raises:
+        TypeError: the data name classes by text.
+    """
+    targets = getattr(experience.dataset, "targets", None)
+    if targets is not None and len(targets) and isinstance(targets[0], str):
+        raise TypeError(
+            f"the labels of experience {experience.current_experience} are text, as {targets[0]!r}; expected class "
+            "numbers: number them from 0, for example by sklearn.preprocessing.LabelEncoder"
+        )
 
 
 def _lacks(experience: Any, name: str) -> bool:

@@ -23,7 +23,7 @@ from avalanche_supermask.class_outputs import check_classes, complete_classes, l
 from avalanche_supermask.companions import check_companions
 from avalanche_supermask.distributed import everywhere, whole_outputs
 from avalanche_supermask.distributed.plugin import join
-from avalanche_supermask.experience_labels import labelled
+from avalanche_supermask.experience_labels import labelled, refuse_text
 from avalanche_supermask.inference.gathering import gather_at_task_end
 from avalanche_supermask.learning_rates import chosen_rates, group_by_rate, one_group, rise
 from avalanche_supermask.model.masked_model import MaskedModel
@@ -193,9 +193,10 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         adopt_parameters(strategy.optimizer, model)
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """Complain of an experience without samples, before Avalanche fails to make a loader of it; read its labels."""
+        """Refuse an experience without samples or numbers, before Avalanche fails to load it; read its labels."""
         if len(strategy.experience.dataset) == 0:
             raise ValueError(f"experience {strategy.experience.current_experience} is empty: no sample to learn from")
+        refuse_text(strategy.experience)
         strategy.experience = labelled(strategy.experience)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from avalanche.benchmarks import nc_benchmark
+from avalanche.benchmarks import benchmark_from_datasets, nc_benchmark
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.models import IncrementalClassifier, MTSimpleMLP, MultiHeadClassifier, MultiTaskModule, as_multitask
 from avalanche.training.plugins import EvaluationPlugin
@@ -147,3 +148,27 @@ def test_methods_without_labels_refuse_heads_that_need_them():
     for net in (Heads(), Growing()):
         with pytest.raises(ValueError, match="grows or needs task labels, and HopSupSup"):
             HopSupSup(net, evaluator=None)
+
+
+class Named(torch.utils.data.Dataset):
+    """Samples whose labels are words."""
+
+    targets = ["cat", "dog"] * 8
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, i):
+        return torch.full((4,), float(i % 2)), self.targets[i]
+
+
+@pytest.mark.parametrize("method", methods())
+def test_labels_that_are_text_are_refused_with_what_to_do(method):
+    data = AvalancheDataset([Named()], data_attributes=[DataAttribute(Named.targets, "targets")])
+    experience = benchmark_from_datasets(train=[data], test=[data]).train_stream[0]
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    strategy = methods()[method](net, evaluator=None, train_epochs=2)
+    with pytest.raises(TypeError, match=r"labels of experience 0 are text, as '(cat|dog)'; expected class numbers"):
+        strategy.train(experience)
+    assert strategy.model.active is None
+    assert strategy.model.task_keys == []
