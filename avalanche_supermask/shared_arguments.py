@@ -8,13 +8,14 @@ the docstrings of the classes that only pass them on.
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = ["complete_arguments", "taken_by"]
 
-_ENTRY = re.compile(r"(?m)^( +)(\*{0,2}\w+(?:, \w+)*): ")
+_ENTRY = re.compile(r"(?m)^    (\*{0,2}\w+(?:, \w+)*): ")
 
 
 def taken_by(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,24 +41,18 @@ def complete_arguments(cls: type, sources: Sequence[type]) -> None:
         cls: changed in place: its docstring, if that has a section ``Args:``.
         sources: classes that take the same arguments, the nearest first.
     """
-    own = _parameters(cls)
-    doc = cls.__dict__.get("__doc__")
-    if not doc or "    Args:\n" not in doc:
-        return
-    described = _entries(doc)
-    for source in reversed(sources):
-        described = {**_entries(source.__doc__ or ""), **described}
+    doc = inspect.cleandoc(cls.__dict__.get("__doc__") or "") + "\n"  # without its indentation, as of Python 3.13
     mine = _entries(doc)
     known = {name for entry in mine for name in entry.split(", ")}
-    if not any(name in described for name in own if name not in known):
+    described = {name: text for source in reversed(sources) for name, text in _entries(source.__doc__).items()}
+    own = _parameters(cls)
+    missing = {name: described[name] for name in own if name in described and name not in known}
+    if not mine or not missing:
         return
-    ordered = [name for name in own if name in mine or (name in described and name not in known)]
-    grouped = [name for name in mine if name not in own]  # several in one entry, or no argument of the constructor
-    # Entries that stand alone follow the signature; what else the docstring has stays at its end.
-    first, *_, last = [*mine.values()] * 2  # twice, as there may be only one
-    text = "".join({**described, **mine}[name] for name in [*ordered, *grouped])
-    start, end = doc.index(first), doc.index(last) + len(last)
-    cls.__doc__ = doc[:start] + text + doc[end:]
+    entries = {**missing, **mine}
+    # In the order of the signature; entries of several arguments, or of none of the constructor's, stay at the end.
+    order = [*(name for name in own if name in entries), *(name for name in mine if name not in own)]
+    cls.__doc__ = doc.replace("".join(mine.values()), "".join(entries[name] for name in order))
 
 
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
@@ -65,11 +60,10 @@ def _parameters(cls: type) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in found.items() if name != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
 
 
-def _entries(doc: str) -> dict[str, str]:
+def _entries(doc: str | None) -> dict[str, str]:
     """Entries of the section ``Args:``, whole lines, by what stands before the colon."""
-    if "    Args:\n" not in doc:
-        return {}
-    section = doc.split("    Args:\n", 1)[1].split("\n\n", 1)[0] + "\n"
-    starts = [m for m in _ENTRY.finditer(section) if len(m[1]) == 8]
-    ends = [m.start() for m in starts[1:]] + [len(section)]
-    return {m[2]: section[m.start() : end] for m, end in zip(starts, ends, strict=True)}
+    _, _, rest = inspect.cleandoc(doc or "").partition("\nArgs:\n")
+    section = rest.split("\n\n", 1)[0] + "\n"
+    found = [*_ENTRY.finditer(section)]
+    bounds = itertools.pairwise([*(entry.start() for entry in found), len(section)])
+    return {entry[1]: section[start:end] for entry, (start, end) in zip(found, bounds, strict=True)}

@@ -45,8 +45,11 @@ def made(default=0.1):
     return Taker
 
 
-def test_a_missing_description_is_the_source_s_in_the_order_of_the_signature():
+@pytest.mark.parametrize("dedented", [False, True], ids=["as written", "as of Python 3.13"])
+def test_a_missing_description_is_the_source_s_in_the_order_of_the_signature(dedented):
     cls = made()
+    if dedented:
+        cls.__doc__ = inspect.cleandoc(cls.__doc__)
     complete_arguments(cls, [Source])
     assert inspect.cleandoc(cls.__doc__) == inspect.cleandoc(
         """Takes more.
