@@ -116,9 +116,12 @@ class SubnetworkStrategy(ModelFirst):
         method: the method's plugin.
         optimizer: used as it is, on its own groups; None for ``default_optimizer``.
         default_lr: learning rate of Adam, the papers' optimizer, where ``optimizer`` is None.
-        task_inference, logits: see `MaskedModel`; ``init`` left out is ``"scaled_constant"``, or
-            ``"signed_constant"`` where the outputs name the task (any ``task_inference`` but given and gaussian).
-        on_revisit: see `SubnetworkPlugin`.
+        task_inference: who names the task at evaluation (see `MaskedModel`). If ``init`` is left out, it is
+            ``"scaled_constant"``, or ``"signed_constant"`` where the outputs name the task (any way except given and
+            gaussian).
+        logits: which tensor of the network's output is the logits (see `MaskedModel`).
+        on_revisit: what happens to an experience of a task that is learned already: ``"error"``; ``"skip"``: nothing;
+            ``"new"``: it is learned as a task of its own; ``"continue"``: the latest task goes on learning.
         arguments: of `MaskedModel` (see `ModelArguments`) and of any Avalanche strategy (see `StrategyArguments`).
 
     Raises:

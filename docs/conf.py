@@ -25,7 +25,6 @@ extensions = [
     "checkout_links",
     "code_text",
     "mathml",
-    "parameter_text",
 ]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_build", "_ext", "jupyter_execute"]

@@ -22,7 +22,8 @@ class FrozenEncoder(nn.Module):
     """Token features of an encoder that never trains, each text encoded once.
 
     Args:
-        encoder: see `TokenFeatures`; or a `TokenFeatures` that several networks share.
+        encoder: a module called as Hugging Face's models are, or a model's name or folder (see `TokenFeatures`); or a
+            `TokenFeatures` that several networks share.
 
     Shapes: integers ``(batch, 2, length)`` in, float32 ``(batch, longest, width)`` out, zero where there is no token.
     """
@@ -74,7 +75,7 @@ def text_cnn(
     """ExSSNeT's network for text (Kim 2014): a frozen encoder, convolutions over its tokens, an output layer.
 
     Args:
-        encoder: see `FrozenEncoder`.
+        encoder: a module called as Hugging Face's models are, a model's name or folder, or a `TokenFeatures`.
         classes: outputs.
         filters: of each convolution (default 200, the published code's).
         widths: of the convolutions, in tokens (default 3, 4 and 5, the published code's).
