@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from avalanche_supermask.loops import jit
+
 __all__ = ["TableLoops", "compiled"]
 
 Floats = NDArray[np.float32]
@@ -39,17 +41,9 @@ class TableLoops(NamedTuple):
 def compiled() -> TableLoops | None:
     """The loops, compiled at their first call; None where numba is not installed."""
     try:
-        from numba import njit
+        return TableLoops(jit(_table), jit(_look_up), jit(_add_up))
     except ModuleNotFoundError:
         return None
-
-    def jit(function: Callable[..., Any]) -> Any:
-        try:
-            return njit(nogil=True, cache=True)(function)
-        except RuntimeError:  # there is no folder that a cache could be written to
-            return njit(nogil=True)(function)
-
-    return TableLoops(jit(_table), jit(_look_up), jit(_add_up))
 
 
 def _table(coefficients: Any, out: Any) -> None:

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from avalanche_supermask.bits.one_table import LARGEST, OneTable
 from avalanche_supermask.bits.table_loops import TableLoops, compiled
+from avalanche_supermask.loops import WORTH_COMPILING, flat, plain
 
 __all__ = ["Mixer", "combine", "encode"]
-
-WORTH_COMPILING = 2**17  # entries of all layers: below, the compiler takes longer than it saves
 
 
 def _group(entries: int) -> int:
@@ -175,17 +174,9 @@ class _Combine(torch.autograd.Function):
 
 def _loops(tensors: Sequence[Tensor]) -> TableLoops | None:
     """The compiled loops, where they serve all these tensors and are worth their compilation."""
-    if sum(t.numel() for t in tensors) < WORTH_COMPILING or not all(_plain(t) for t in tensors):
+    if sum(t.numel() for t in tensors) < WORTH_COMPILING or not plain(tensors):
         return None
     return compiled()
-
-
-def _plain(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
-
-
-def _flat(tensor: Tensor) -> Any:
-    return tensor.detach().numpy().reshape(-1)
 
 
 def _mixed(loops: TableLoops | None, coefficients: Tensor, codes: Tensor, weight: Tensor) -> Tensor:
@@ -194,7 +185,7 @@ def _mixed(loops: TableLoops | None, coefficients: Tensor, codes: Tensor, weight
         tables, out = np.empty((len(parts), 1 << len(parts[0])), dtype=np.float32), torch.empty_like(weight)
         for part, row in zip(parts, tables, strict=True):
             loops.table(part.detach().numpy(), row)
-        loops.look_up(tables, codes.numpy(), _flat(weight), _flat(out))
+        loops.look_up(tables, codes.numpy(), flat(weight), flat(out))
         return out
     total = torch.zeros((), dtype=coefficients.dtype, device=coefficients.device)
     for code, part in zip(codes, parts, strict=True):
@@ -205,9 +196,9 @@ def _mixed(loops: TableLoops | None, coefficients: Tensor, codes: Tensor, weight
 def _gradient(loops: TableLoops | None, grad: Tensor, codes: Tensor, weight: Tensor, n: int) -> Tensor:
     size = _group(weight.numel())
     widths = [min(size, n - start) for start in range(0, n, size)]
-    if loops is not None and _plain(grad):
+    if loops is not None and plain([grad]):
         sums = [torch.zeros(1 << bits) for bits in widths]
-        upstream, values = _flat(grad), _flat(weight)
+        upstream, values = flat(grad), flat(weight)
         for code, of in zip(codes, sums, strict=True):
             loops.add_up(upstream, values, code.numpy(), of.numpy())
     else:

@@ -18,10 +18,10 @@ from torch import Tensor
 from avalanche_supermask.effective.fused_passes import BLOCK, Passes, compiled
 from avalanche_supermask.effective.one_sort import TopKAtOnce
 from avalanche_supermask.functional import top_k_mask, top_k_numbers
+from avalanche_supermask.loops import WORTH_COMPILING, flat, plain
 
 __all__ = ["Chooser", "partly_trained_weights", "top_k_weights"]
 
-WORTH_COMPILING = 2**17  # weights of a network: below, the compiler takes longer than it saves
 # Band around the expected threshold, as a share of it, to each side.
 _NARROWEST, _USUAL, _WIDEST = 1e-4, 2e-3, 2e-2
 _SHORT = 2**12  # scores of a layer: below, the threshold is found as fast without a band
@@ -181,18 +181,9 @@ def _at_once(
 
 def _passes(tensors: Sequence[Tensor]) -> Passes | None:
     """The compiled loops, where they serve all these tensors and are worth their compilation."""
-    if sum(t.numel() for t in tensors) < 2 * WORTH_COMPILING or not all(_plain(t) for t in tensors):
+    if sum(t.numel() for t in tensors) < 2 * WORTH_COMPILING or not plain(tensors):
         return None
     return compiled()
-
-
-def _plain(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
-
-
-def _flat(tensor: Tensor) -> Any:
-    """The numbers of a plain tensor, in one dimension: numpy takes a tenth of the time of ``Tensor.reshape``."""
-    return tensor.detach().numpy().reshape(-1)
 
 
 def _chosen(hints: dict[str, Hint], name: str, scores: Tensor, keep: int) -> Tensor:
@@ -209,10 +200,10 @@ def _selected(passes: Passes, chooser: Chooser, name: str, scores: Tensor, weigh
     n = scores.numel()
     if not 1 <= keep < n:
         return weight * top_k_mask(scores, keep)  # all of them, or an error
-    flat = _flat(scores)
-    threshold = _threshold(passes, chooser, name, flat, keep)
+    numbers = flat(scores)
+    threshold = _threshold(passes, chooser, name, numbers, keep)
     found = torch.empty_like(weight)
-    kept = passes.select(flat, _flat(weight), threshold, _flat(found))
+    kept = passes.select(numbers, flat(weight), threshold, flat(found))
     return found if kept == keep else weight * top_k_mask(scores, keep)  # ties, or an error
 
 
@@ -251,11 +242,11 @@ def _scores_gradients(
     passes: Passes | None, grads: list[Tensor], weights: list[Tensor], scores: list[Tensor]
 ) -> list[Tensor]:
     """``dL/dW_eff * W * sign(S)`` of some layers."""
-    if passes is None or torch.is_grad_enabled() or not all(_plain(grad) for grad in grads):
+    if passes is None or torch.is_grad_enabled() or not plain(grads):
         products = torch._foreach_mul(grads, weights)
         torch._foreach_mul_(products, torch._foreach_sign(scores))
         return list(products)
     found = [torch.empty_like(grad) for grad in grads]
     for layer in zip(grads, weights, scores, found, strict=True):
-        passes.scores_gradient(*(_flat(t) for t in layer))
+        passes.scores_gradient(*(flat(t) for t in layer))
     return found

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from avalanche_supermask.loops import jit
+
 __all__ = ["Passes", "compiled"]
 
 Floats = NDArray[np.float32]
@@ -41,18 +43,10 @@ class Passes(NamedTuple):
 def compiled() -> Passes | None:
     """The loops, compiled at their first call; None where numba is not installed."""
     try:
-        from numba import njit
+        # Counts are sums of ones as floats, exact in any order, which vectors need. Products keep theirs.
+        return Passes(jit(_count), jit(_select, fastmath={"reassoc"}), jit(_scores_gradient))
     except ModuleNotFoundError:
         return None
-
-    def jit(function: Callable[..., Any], **options: Any) -> Any:
-        try:
-            return njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # there is no folder that a cache could be written to
-            return njit(nogil=True, **options)(function)
-
-    # Counts are sums of ones as floats, exact in any order, which vectors need. Products keep theirs.
-    return Passes(jit(_count), jit(_select, fastmath={"reassoc"}), jit(_scores_gradient))
 
 
 def _count(scores: Any, low: Any, high: Any, band: Any) -> Any:
