@@ -2,7 +2,7 @@
 
 Accuracies come from a strategy whose evaluator has ``accuracy_metrics(experience=True)``, from a result of the
 leaderboard (a dictionary or its JSON file), or from a matrix: row t holds the accuracies after task t. Overlap and
-capacity come from a `MaskedModel` or from a strategy.
+capacity come from a `MaskedModel` or from a strategy, overlap from such a result, too.
 
     figure = plots.forgetting({"EWC": "results/ewc/seed0.json", "ExSSNeT": strategy})
     figure.savefig("forgetting.png")
@@ -115,20 +115,20 @@ def overlap(source: Any) -> Figure:
     """Share of a task's mask (row) that another task's mask (column) holds too.
 
     Args:
-        source: a `MaskedModel`, or a strategy.
+        source: a `MaskedModel`, a strategy, or a result of the leaderboard that has ``mask_overlap``.
 
     Raises:
         ValueError: no task is learned yet.
     """
+    if isinstance(source, Mapping):
+        return _overlap(source["mask_overlap"])
     model = _model(source)
     keys = model.task_keys
     if not keys:
         raise ValueError("there is no mask to show: no task is learned yet; train on an experience first")
     masks = [torch.cat([mask.flatten() for mask in model.task_mask(key).values()]) for key in keys]
     shared = [[float((mine & other).sum() / mine.sum()) for other in masks] for mine in masks]
-    return _heatmap(
-        shared, xlabel="is also in the mask of task", ylabel="of the mask of task", title="overlap", ticks=keys
-    )
+    return _overlap(shared, keys)
 
 
 def capacity(source: Any) -> Figure:
@@ -214,6 +214,12 @@ def _axes(**labels: str) -> tuple[Figure, Any]:
     axes = figure.add_subplot(**labels)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _overlap(shared: Sequence[Sequence[float]], keys: Sequence[int] | None = None) -> Figure:
+    return _heatmap(
+        shared, xlabel="is also in the mask of task", ylabel="of the mask of task", title="overlap", ticks=keys
+    )
 
 
 def _heatmap(

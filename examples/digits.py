@@ -1,15 +1,20 @@
-"""The stream of the examples: scikit-learn's digits as five tasks. It needs no download, and no other file."""
+"""What the examples share: scikit-learn's digits as five tasks, without a download, and the loop over them."""
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import torch
 from avalanche.benchmarks import tensors_benchmark
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.training.plugins import EvaluationPlugin
 from sklearn.datasets import load_digits
 from torch import nn
 
-__all__ = ["network", "permuted", "stream"]
+from avalanche_supermask import CachedTensors
+
+__all__ = ["learn", "network", "permuted", "stream"]
 
 
 def stream() -> Any:
@@ -32,6 +37,35 @@ def network(outputs: int = 2) -> nn.Module:
     return nn.Sequential(
         nn.Flatten(), nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, outputs)
     )
+
+
+def learn(method: Any, net: nn.Module, *, description: str | None, epochs: int, **arguments: Any) -> Any:
+    """Learn the five tasks with a method, as a script whose ``--epochs`` sets their length, and print the accuracies.
+
+    Args:
+        method: a strategy class.
+        net: its network.
+        description: of the script, for ``--help``.
+        epochs: a task, unless the command line gives others.
+        arguments: of the method.
+
+    Returns:
+        The strategy, trained.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=epochs, help="a task (default %(default)s)")
+    options = parser.parse_args()
+    tasks = stream()
+    strategy = method(
+        net, train_epochs=options.epochs, train_mb_size=32, plugins=[CachedTensors()], seed=0,
+        evaluator=EvaluationPlugin(accuracy_metrics(experience=True), loggers=[]), **arguments,
+    )  # fmt: skip
+    for experience in tasks.train_stream:
+        strategy.train(experience)
+    results = strategy.eval(tasks.test_stream)
+    accuracies = [value for name, value in results.items() if name.startswith("Top1_Acc_Exp/")]
+    print("accuracy of each task:", *map("{:.3f}".format, accuracies))
+    return strategy
 
 
 def _images() -> tuple[torch.Tensor, torch.Tensor]:

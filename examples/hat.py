@@ -14,17 +14,13 @@ the activations of a layer, which is the same for what a unit computes.
     python -m pytest -p examples.hat -k hat tests/test_contract.py
 """
 
-import argparse
 import re
 from typing import Any
 
 import torch
-from avalanche.evaluation.metrics import accuracy_metrics
-from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
 from avalanche_supermask import (
-    CachedTensors,
     MaskedModel,
     Phase,
     SubnetworkPlugin,
@@ -135,22 +131,10 @@ class HAT(SubnetworkStrategy):
 
 def main() -> None:
     """Learn five tasks with it."""
-    from digits import network, stream  # beside this file
+    from digits import learn, network  # beside this file
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=6, help="a task (default %(default)s)")
-    options = parser.parse_args()
     torch.manual_seed(0)
-    tasks = stream()
-    strategy = methods()["hat"](
-        network(), train_epochs=options.epochs, train_mb_size=32, plugins=[CachedTensors()], seed=0,
-        evaluator=EvaluationPlugin(accuracy_metrics(experience=True), loggers=[]),
-    )  # fmt: skip
-    for experience in tasks.train_stream:
-        strategy.train(experience)
-    results = strategy.eval(tasks.test_stream)
-    accuracies = [value for name, value in results.items() if name.startswith("Top1_Acc_Exp/")]
-    print("accuracy of each task:", *map("{:.3f}".format, accuracies))
+    strategy = learn(methods()["hat"], network(), description=__doc__, epochs=6)
     for layer, capacity in strategy.model.capacity().items():
         print(f"{layer}: {capacity.owned} of {capacity.total} weights owned, {capacity.reused} by two tasks or more")
 

@@ -4,15 +4,12 @@ Two hooks make a method, `phases` and `enter_phase`; this one fills in a third, 
 contract tests and a row of the leaderboard.
 """
 
-import argparse
 from typing import Any
 
 import torch
-from avalanche.evaluation.metrics import accuracy_metrics
-from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
-from avalanche_supermask import CachedTensors, MaskedModel, SubnetworkPlugin, SubnetworkStrategy, methods, register
+from avalanche_supermask import MaskedModel, SubnetworkPlugin, SubnetworkStrategy, methods, register
 from avalanche_supermask.plugin import Phase
 from avalanche_supermask.selection import Threshold
 
@@ -45,22 +42,10 @@ class Piggyback(SubnetworkStrategy):
 
 def main() -> None:
     """Learn five tasks with it."""
-    from digits import network, stream  # beside this file
+    from digits import learn, network  # beside this file
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=6, help="a task (default %(default)s)")
-    options = parser.parse_args()
     torch.manual_seed(0)
-    tasks = stream()
-    strategy = methods()["piggyback"](
-        network(), train_epochs=options.epochs, train_mb_size=32, plugins=[CachedTensors()], seed=0,
-        evaluator=EvaluationPlugin(accuracy_metrics(experience=True), loggers=[]),
-    )  # fmt: skip
-    for experience in tasks.train_stream:
-        strategy.train(experience)
-    results = strategy.eval(tasks.test_stream)
-    accuracies = [value for name, value in results.items() if name.startswith("Top1_Acc_Exp/")]
-    print("accuracy of each task:", *map("{:.3f}".format, accuracies))
+    strategy = learn(methods()["piggyback"], network(), description=__doc__, epochs=6)
     for key in strategy.model.task_keys:
         mask = strategy.model.task_mask(key).values()
         print(f"task {key} keeps {sum(int(m.sum()) for m in mask)} of {sum(m.numel() for m in mask)} weights")

@@ -8,15 +8,12 @@ shift, are each task's own, so nothing of an old task moves.
     python -m pytest -p examples.packnet -k packnet tests/test_contract.py
 """
 
-import argparse
 from typing import Any
 
 import torch
-from avalanche.evaluation.metrics import accuracy_metrics
-from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
-from avalanche_supermask import CachedTensors, MaskedModel, SubnetworkPlugin, SubnetworkStrategy, methods, register
+from avalanche_supermask import MaskedModel, SubnetworkPlugin, SubnetworkStrategy, methods, register
 from avalanche_supermask.functional import top_k_mask
 from avalanche_supermask.plugin import Phase
 
@@ -79,26 +76,14 @@ class PackNet(SubnetworkStrategy):
 
 def main() -> None:
     """Learn five tasks in a network with BatchNorm."""
-    from digits import stream  # beside this file
+    from digits import learn  # beside this file
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=8, help="a task (default %(default)s)")
-    options = parser.parse_args()
     torch.manual_seed(0)
-    tasks = stream()
     net = nn.Sequential(
         nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2),
     )  # fmt: skip
-    strategy = methods()["packnet-norm"](
-        net, per_task="norm", train_epochs=options.epochs, train_mb_size=32, plugins=[CachedTensors()], seed=0,
-        evaluator=EvaluationPlugin(accuracy_metrics(experience=True), loggers=[]),
-    )  # fmt: skip
-    for experience in tasks.train_stream:
-        strategy.train(experience)
-    results = strategy.eval(tasks.test_stream)
-    accuracies = [value for name, value in results.items() if name.startswith("Top1_Acc_Exp/")]
-    print("accuracy of each task:", *map("{:.3f}".format, accuracies))
+    strategy = learn(methods()["packnet-norm"], net, description=__doc__, epochs=8, per_task="norm")
     owned = sum(c.owned for c in strategy.model.capacity().values())
     print(f"{owned} of {sum(c.total for c in strategy.model.capacity().values())} weights owned after five tasks")
 

@@ -8,15 +8,12 @@ Every step trains the scores, and with them the weights that no earlier task has
     python -m pytest -p examples.wsn -k wsn tests/test_contract.py
 """
 
-import argparse
 from typing import Any
 
 import torch
-from avalanche.evaluation.metrics import accuracy_metrics
-from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
-from avalanche_supermask import CachedTensors, MaskedModel, SubnetworkPlugin, SubnetworkStrategy, methods, register
+from avalanche_supermask import MaskedModel, SubnetworkPlugin, SubnetworkStrategy, methods, register
 from avalanche_supermask.plugin import Phase
 from avalanche_supermask.selection import selection
 
@@ -58,22 +55,10 @@ class WSN(SubnetworkStrategy):
 
 def main() -> None:
     """Learn five tasks with it."""
-    from digits import network, stream  # beside this file
+    from digits import learn, network  # beside this file
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=6, help="a task (default %(default)s)")
-    options = parser.parse_args()
     torch.manual_seed(0)
-    tasks = stream()
-    strategy = methods()["wsn"](
-        network(), train_epochs=options.epochs, train_mb_size=32, plugins=[CachedTensors()], seed=0,
-        evaluator=EvaluationPlugin(accuracy_metrics(experience=True), loggers=[]),
-    )  # fmt: skip
-    for experience in tasks.train_stream:
-        strategy.train(experience)
-    results = strategy.eval(tasks.test_stream)
-    accuracies = [value for name, value in results.items() if name.startswith("Top1_Acc_Exp/")]
-    print("accuracy of each task:", *map("{:.3f}".format, accuracies))
+    strategy = learn(methods()["wsn"], network(), description=__doc__, epochs=6)
     for layer, capacity in strategy.model.capacity().items():
         print(f"{layer}: {capacity.owned} of {capacity.total} weights owned, {capacity.reused} by two tasks or more")
 

@@ -8,6 +8,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
+from avalanche_supermask import plots
+
 __all__ = ["write_summary"]
 
 
@@ -26,24 +28,11 @@ def write_summary(writer: SummaryWriter, result: dict[str, Any]) -> None:
     wanted = ("average_accuracy", "forgetting", "bytes_per_task", "bytes_total", "train_cpu_seconds")
     numbers = {f"final/{key}": float(result[key]) for key in wanted if result[key] is not None}
     writer.add_hparams(named, numbers, run_name=".")
-    writer.add_figure("accuracy matrix", _matrix(result["accuracy_matrix"], "tested on task", "after task"))
+    writer.add_figure("accuracy matrix", plots.accuracy_matrix(result))
     if result["mask_overlap"]:
-        shown = _matrix(result["mask_overlap"], "is also in the mask of task", "share of the mask of task")
-        writer.add_figure("mask overlap", shown)
+        writer.add_figure("mask overlap", plots.overlap(result))
     if result["free_share"]:
         writer.add_figure("capacity", _capacity(result["free_share"]))
-
-
-def _matrix(values: Sequence[Sequence[float]], across: str, down: str) -> Figure:
-    figure = Figure(layout="tight")
-    axes = figure.add_subplot(xlabel=across, ylabel=down)
-    figure.colorbar(axes.imshow(values, vmin=0, vmax=1, cmap="Blues"))
-    if len(values[0]) <= 10:
-        for row, line in enumerate(values):
-            for column, value in enumerate(line):
-                colour = "white" if value > 0.6 else "black"
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
-    return figure
 
 
 def _capacity(free: Sequence[float]) -> Figure:

@@ -26,6 +26,7 @@ from avalanche_supermask import nested
 from avalanche_supermask.inference.base import Candidates, Per, check_per, first_smallest
 from avalanche_supermask.inference.by_trial import ExpectedEntropy, MaxLogit
 from avalanche_supermask.inference.gaussian import Gaussian
+from avalanche_supermask.inference.kept import Kept
 
 __all__ = ["Combined", "Witness"]
 
@@ -213,7 +214,7 @@ class _With:
 
     def __init__(self, model: Any, task: int, statistics: dict[str, Tensor]) -> None:
         self._model, self._task, self._statistics = model, task, statistics
-        self._kept: list[tuple[Any, Any]] = []
+        self.kept = Kept()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -221,12 +222,3 @@ class _With:
     def statistics(self, task: int) -> dict[str, Tensor]:
         found: dict[str, Tensor] = self._statistics if task == self._task else self._model.statistics(task)
         return found
-
-    def kept(self, key: Any, make: Callable[[], T]) -> T:
-        for known, value in self._kept:
-            if known == key:
-                found: T = value
-                return found
-        made = make()
-        self._kept.append((key, made))
-        return made

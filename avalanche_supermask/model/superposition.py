@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from avalanche.models import MultiTaskModule
@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.func import vmap
 
 from avalanche_supermask.bits.packed_masks import CHUNK_BYTES
+from avalanche_supermask.inference.kept import Kept
 from avalanche_supermask.inference.layer_inputs import common_layers, layer_inputs, owners, shared_layer
 
 __all__ = ["Superposition"]
 
-T = TypeVar("T")
 
 GROUPS = 32  # gradients of the whole network that are alive at a time
 
@@ -48,7 +48,7 @@ class Superposition:
         self._own_places = torch.tensor([place[slot] for slot in own], dtype=torch.long)
         self._basis_places = torch.tensor([place[slot] for slot in basis], dtype=torch.long)
         self._start: tuple[Tensor, dict[str, Tensor]] | None = None
-        self._kept: list[tuple[Any, Any]] = []  # not a dictionary: settings may hold lists
+        self.kept = Kept()  # until the tasks change
 
     @property
     def expected(self) -> Tensor:
@@ -81,16 +81,6 @@ class Superposition:
         """What was gathered of a task when it ended, by name."""
         found: dict[str, Tensor] = self.model.subnetworks.task_statistics(self.keys[task])
         return found
-
-    def kept(self, key: Any, make: Callable[[], T]) -> T:
-        """What was made for this key before, until the tasks change."""
-        for known, value in self._kept:
-            if known == key:
-                found: T = value
-                return found
-        made = make()
-        self._kept.append((key, made))
-        return made
 
     @torch.no_grad()
     def outputs(self, x: Any) -> Iterator[Tensor]:

@@ -280,13 +280,14 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
             model.learn_weights(trainable, mask=mask, restart=False)
             return found_on(model, self._held_out, self._criterion)
 
-        nothing = found(claims.kept(model, claims.claimed))
+        whole = found(claims.seen(model))
+        nothing = found(claims.kept(model, claims.claimed)) if whole.right is None else whole  # only a loss needs it
         result = prune(
             claims.units,
             claims.claimed,
             activity,
             place=len(model.task_keys),
-            before=quality(found(claims.seen(model)), nothing),
+            before=quality(whole, nothing),
             accuracy=lambda claimed: quality(found(claims.kept(model, claimed)), nothing),
             margin=self.margin,
             min_new=self.min_new,
