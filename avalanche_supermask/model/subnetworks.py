@@ -358,8 +358,8 @@ class Subnetworks(nn.Module):
     ) -> None:
         """Add a task that was learned in another model.
 
-        Its values are written to the frozen weights. If they differ from an owned entry, all of them are stored with
-        the task instead.
+        Its values are written to the frozen weights. If one of them differs from the committed value of an owned entry,
+        all of them are stored with the task instead.
 
         Args:
             key: key of the task; it must not be in use.
