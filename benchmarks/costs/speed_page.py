@@ -1,8 +1,8 @@
-"""The page that says what masks cost, written from the result files.
+"""Write the page of the costs of masks, ``docs/speed.md``, from the result files.
 
     python -m benchmarks.costs.speed_page --results benchmarks/results --page docs/speed.md
 
-Every number on it is read from a file; what is asked of a ratio is the target that the project set itself.
+Every measured ratio in its tables is read from a file. The targets are the ratios that the project set itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-NETWORKS = 3  # in the tables, in the order of the targets
+NETWORKS = 3  # Each tuple of targets has one value per network, in the order of the tables' columns.
 ON_CPU = {
     "mask step": (1.2, 1.2, 1.02),
     "weight step": (1.1, 1.08, 1.01),
@@ -40,30 +40,33 @@ MANY = {
 }
 DISK = {"density 0.02": 1.05, "density 0.05": 1.05, "density 0.1": 1.12, "density 0.5": 1.01}
 
-LENET = 784 * 300 + 300 * 100 + 100 * 10  # weights
+LENET = 784 * 300 + 300 * 100 + 100 * 10  # number of weights of LeNet-300-100
 
 PAGE = """# What masks cost
 
-Ratios, measured in one process by calls that alternate. In brackets, where there is one, what we asked of ourselves
-at most; **bold** where that is missed. Written by `python -m benchmarks.costs.speed_page` from the result files that it
-links.
+Every number is a ratio, measured in one process by calls that alternate. The number in brackets, where there is one, is
+the largest ratio that the project set itself as a target; a missed target is **bold**. The page is written by
+`python -m benchmarks.costs.speed_page` from the linked result files.
 
-**The first table is of today's code; the tables of a GPU, of the allocator and of many tasks are older.** When those
-were measured, `functional_call` called the network, and each layer had operators of its own. Tests count what has
-changed for a GPU: a mask step dispatches 13 operators more than the dense one, a weight or free-unit step 2, a
-coefficient step at most 40, whatever the number of layers, and an evaluation none. No GPU has measured that yet.
+**The first table measures the current code. The tables of the allocator, of the GPU and of many tasks are older.** In
+the versions that they measured, `functional_call` called the network, and each layer had its own operators. On a GPU
+the number of operators matters, and tests count it: whatever the number of layers, a mask step dispatches at most 13
+operators more than the dense step, a weight step or free-unit step at most 2, a coefficient step at most 40, and an
+evaluation none. The time of the current code on a GPU has not been measured yet.
 
 ## A step, an evaluation, a mask
 
-Against the same dense network with the same optimizer, on {cpu} ([file](../benchmarks/results/speed.json), commit
-{cpu_commit}):
+A mask step trains scores, a weight step trains weights under a fixed mask, a free-unit step trains the units that no
+earlier task owns (CLNP), and a coefficient step trains the coefficients of a mixture of n masks (ImpressLearn). The
+ratios compare with the same dense network and the same optimizer, on {cpu} ([file](../benchmarks/results/speed.json),
+commit {cpu_commit}):
 
 {cpu_table}
 
-The same with `MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=1073741824` in the environment
-([file](../benchmarks/results/speed_malloc.json), commit {malloc_commit}): glibc else gives the memory of the larger
-temporaries back to the system at the end of a step, and takes it anew, page by page, in the next. Worth setting for
-wide networks on a CPU.
+The next table is the same with `MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=1073741824` in the environment
+([file](../benchmarks/results/speed_malloc.json), commit {malloc_commit}). Without these settings, glibc returns the
+memory of large temporary tensors to the system at the end of a step, and requests it again, page by page, in the next
+step. The settings are useful for wide networks on a CPU.
 
 {malloc_table}
 
@@ -73,57 +76,65 @@ On {gpu} ([file](../benchmarks/results/speed_cuda.json), commit {gpu_commit}):
 
 ## Many tasks
 
-LeNet-300-100 on the same CPU, with numba ([file](../benchmarks/results/scaling.json)). "Mixed batch" is 8 tasks in 128
-samples against 8 dense passes of 16; "one more" is `SupSup.train()` on 50 batches after so many tasks against a fresh
-model; "one-shot" is the inference of a batch's task against a forward and a backward pass and one read of all packed
-bits. The first batch pays for the superposition of the tasks, which the next ones find done.
+The network is LeNet-300-100 on the same CPU, with numba ([file](../benchmarks/results/scaling.json)).
+
+- "Mixed batch" is a batch of 128 samples of 8 tasks, against 8 dense passes of 16 samples.
+- "One more" is `SupSup.train()` on 50 batches in a model that has already learned so many tasks, against the same in a
+  fresh model.
+- "Import" is the import of the module of packed masks, against `import torch`.
+- "One-shot" is the inference of the task of a batch, against one forward pass, one backward pass and one read of all
+  packed bits. The first batch also computes the superposition of the tasks; later batches reuse it.
 
 {many_table}
 
-Avalanche's `train()` with accuracy and loss metrics, against a bare PyTorch loop
-([file](../benchmarks/results/data_path.json)):
+The next table compares Avalanche's `train()`, with accuracy and loss metrics, with a bare PyTorch loop
+([file](../benchmarks/results/data_path.json)). "In memory" uses the plugin `CachedTensors`:
 
 {path_table}
 
 ## Masks on disk
 
-Bytes over the entropy bound, [the same file](../benchmarks/results/speed.json) as the first:
+The table shows bytes over the entropy bound, from [the same file](../benchmarks/results/speed.json) as the first table:
 
 {disk_table}
 
-## Why not less
+## Why the ratios are not lower
 
-**A mask step of an MLP** is bound by memory, not arithmetic. Per weight, a dense step with Adam moves some 40 bytes,
-and does {dense_flops} operations at batch 128. Choosing exactly k by magnitude, masking, and the gradient of the
-scores move about 80 more, pass by pass; with numba (extra `fast`) they are three compiled passes that move 32: scores
-in, to count; scores and weights in, weights out; gradient, weights and scores in, gradient out. A convolution uses
-every weight many times a sample, so that the same passes vanish in it.
+**A mask step of an MLP** is limited by memory traffic, not by arithmetic. Per weight, a dense step with Adam moves
+about 40 bytes and does {dense_flops} operations at batch 128. The exact choice of k weights by magnitude, the
+masking, and the gradient of the scores move about 80 bytes more, one pass after another. With numba (extra `fast`) they
+are three compiled passes that move 32 bytes: the first reads the scores and counts; the second reads scores and weights
+and writes effective weights; the third reads gradient, weights and scores, and writes the gradient of the scores. A
+convolution uses every weight many times per sample, so these passes are a small part of its step.
 
-**A coefficient step** tabulates the sums that fifteen masks can have, at most 32,768 a layer, looks each weight up, and
-adds the gradient up by the same numbers backwards: two random accesses a weight, which no vector instruction makes at
-once. A fifth of all weights is in none of fifteen masks of density 0.1 and adds to the same place, one after the other,
-because the order of a sum is part of its bits. With numba each is one loop. They cost the same whatever the batch, and
-LeNet's dense step does little else with a weight.
+**A coefficient step** tabulates the sums of all subsets of the fifteen masks, at most 32,768 sums per layer, and looks
+one up for each weight. The backward pass adds the gradient up under the same indices. That makes two random memory
+accesses per weight, which vector instructions do not speed up. A fifth of all weights is in none of fifteen masks of
+density 0.1. Their gradients are added to the same sum one after another, because a different order could change its
+bits. With numba, the look-up is one loop and the addition is one loop. The cost does not depend on the batch size, and
+LeNet's dense step does little other work per weight.
 
-**Evaluation** of a finished task is the dense network's, called with the task's tensors written into the modules and
-taken out again. It dispatches no operator that the dense network does not, except a copy of each buffer that a module
-which is not PyTorch's own may move. A task that answers again takes a short way, on which only what could have changed
-is looked at. What is left is some tens of microseconds of Python, which show where a forward pass takes a millisecond.
+**Evaluation** of a finished task calls the dense network. The task's tensors are written into the modules before the
+call, and the modules' own tensors are put back after it. Evaluation dispatches the same operators as the dense network,
+and one copy of each buffer that a module outside PyTorch may change. Repeated calls of a task take a shorter path,
+which checks only what may have changed. The remaining cost is some tens of microseconds of Python, which is
+visible where a forward pass takes a millisecond.
 
-**A mixed batch** sorts the samples by task, puts the outputs back, and reads eight sets of weights (8.5 MB) where the
-dense passes read one (1.06 MB), which stays in the cache: eight plain networks would read as much. Weights of the tasks
-asked for last are kept, up to 64 MiB.
+**A mixed batch** is sorted by task, and the outputs are put back in order. It reads eight sets of weights (8.5 MB),
+while the dense passes read one (1.06 MB) that stays in the cache. Eight plain networks would read as much. The
+effective weights of the most recently used tasks are kept, up to 64 MiB.
 
-**One-shot inference** passes over all masks twice at first, to superpose them and to project the gradient on each, and
-once afterwards. Superposing counts, by adders on whole words. Projecting adds the entries of the gradient that a mask
-selects: {weights:,} additions a task, where reading its bits takes {words:,} words. Vector instructions make 8 or 16
-additions at once, so that a task costs several times its read, and that is what remains where tasks are many. Four bits
-can look up a sum of four entries within a register, which would be several times faster again; neither numpy nor numba
-says that. Without numba the bits are unpacked to floats first.
+**One-shot inference** reads all masks twice for the first batch, once for the superposition and once to project the
+gradient on each mask, and once for each later batch. The superposition counts bits with adders on whole words. The
+projection adds up the entries of the gradient that a mask selects: {weights:,} additions per task, while reading the
+bits of a mask takes {words:,} words. Vector instructions make 8 or 16 additions at once, so a task costs several times
+the time of reading its bits, and this remains where there are many tasks. It would be several times faster to use
+four bits as an index to a table of sums within a register, but neither numpy nor numba can express that. Without numba
+the bits are unpacked to floats first.
 
-**On a GPU** these networks are so small that launching kernels is all the time there is. When the file was measured, a
-mask step launched about twice as many as the dense one. Now one sort chooses the masks of all layers, and one table
-mixes those of all layers; `python -m benchmarks.gpu` measures what that costs.
+**On a GPU** these networks are so small that the time is spent on launching kernels. When the file was measured, a
+mask step launched about twice as many kernels as the dense step. In the current code, one sort chooses the masks of all
+layers, and one table mixes the masks of all layers; `python -m benchmarks.gpu` measures the cost.
 """
 
 
@@ -138,7 +149,7 @@ def main() -> None:
 
 
 def page(results: Path) -> str:
-    """The page, from the files of a folder."""
+    """Return the text of the page, made from the result files in a folder."""
     speed, malloc, cuda, scaling, path = (
         json.loads((results / f"{name}.json").read_text())
         for name in ("speed", "speed_malloc", "speed_cuda", "scaling", "data_path")
@@ -181,7 +192,7 @@ def _networks(rows: Mapping[str, Mapping[str, float]], targets: Mapping[str, Seq
 
 
 def _cell(value: float, most: float | None) -> str:
-    """A ratio to two decimals, and what was asked of it."""
+    """Format a ratio to two decimals, followed by its target, if there is one; a missed target is bold."""
     if most is None:
         return f"{value:.2f}"
     shown = f"{value:.2f}" if round(value, 2) <= most else f"**{value:.2f}**"
