@@ -1,9 +1,9 @@
-"""What every method shares: phases by epoch, task keys, commit, the optimizer's parameters and learning rate.
+"""The part that all methods share: phases, task keys, the commit of a task, and the optimizer's setup.
 
-A method is a `SubnetworkPlugin` that fills in some of six hooks: `phases` and `enter_phase` always; `prepare`,
-`begin_task`, `end_task` and `task_committed` where it has something to do there.
-Phases are told apart by the epoch index alone, so a transition is idempotent, and a task is committed from
-whatever phase it is in when the experience ends.
+A method is a subclass of `SubnetworkPlugin` that overrides some of six hooks. Every method overrides `phases` and
+`enter_phase`. It overrides `prepare`, `begin_task`, `end_task` and `task_committed` only if it has work to do there.
+The epoch index alone determines the phase, so entering a phase is idempotent. When an experience ends, its task is
+committed, whichever phase the task is in.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ __all__ = ["OnRevisit", "Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "ado
 
 Schedule = Literal["constant", "cosine"]
 
-LAST = 8  # mini-batches whose outputs tell how sure a task is of its own data
-POSITIONS = 64  # of each dense output that are kept for it
+LAST = 8  # the entropy of a task on its own data is measured on the outputs of this many last mini-batches
+POSITIONS = 64  # about this many positions of each dense output are kept for that measurement
 
 
 def cosine(done: float) -> float:
-    """Factor of the learning rate when this share of a phase is done: from 1 to 0."""
+    """Return the factor of the learning rate when the share ``done`` of a phase is over; it falls from 1 to 0."""
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 def scheduled(schedule: Schedule, step: int, *, steps: int, rises: bool) -> float:
-    """Factor of the learning rate at a step of a phase.
+    """Return the factor of the learning rate at one step of a phase.
 
     Args:
-        schedule: ``"constant"``: always 1.
-        step: number of steps that are done.
-        steps: of the phase.
-        rises: whether a cosine is approached from below (see `learning_rates.rise`).
+        schedule: ``"constant"``: the factor is always 1; ``"cosine"``: it follows `cosine`.
+        step: number of steps that are already done in this phase.
+        steps: number of steps of the whole phase.
+        rises: whether the factor of a cosine schedule grows from near 0 first (see `learning_rates.rise`).
     """
     if schedule == "constant":
         return 1.0
@@ -59,13 +59,15 @@ def scheduled(schedule: Schedule, step: int, *, steps: int, rises: bool) -> floa
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of epochs inside an experience.
+    """A number of consecutive epochs within an experience.
 
     Attributes:
-        name: of the phase.
-        epochs: its length.
-        lr: its learning rate; ``"rule"``: a rate for each layer, see `learning_rates`; None: the optimizer's.
-        setting: the argument of the method that ``lr`` comes from, for the log; empty: the name, then ``_lr``.
+        name: name of the phase.
+        epochs: number of epochs.
+        lr: learning rate of the phase; ``"rule"``: a separate rate for each layer (see `learning_rates`); None: the
+            learning rate of the optimizer.
+        setting: name under which ``settings_used`` records ``lr``, usually the argument of the method that sets it;
+            an empty string (default) stands for the name of the phase followed by ``_lr``.
     """
 
     name: str
@@ -75,25 +77,28 @@ class Phase:
 
 
 class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
-    """Base of the methods: one subnetwork a task, on a strategy whose model is a `MaskedModel`.
+    """Base class of the methods: it gives each task one subnetwork of the strategy's model, a `MaskedModel`.
 
     Args:
-        task_key: what names a task. ``"task_label"``: Avalanche's label. ``"experience"``: the index of the
-            experience, which then also answers for the task at evaluation. ``"auto"``: the label where labels
-            tell tasks apart, else the index; evaluation is not told the index.
-        schedule: of the learning rate within each phase; ``"constant"`` leaves it to the optimizer and to
-            scheduler plugins.
+        task_key: where the key of a task comes from. ``"task_label"``: Avalanche's task label. ``"experience"``: the
+            index of the experience; the index then also selects the task at evaluation. ``"auto"`` (default): the
+            label if different tasks have different labels, else the index; in the second case evaluation does not use
+            the index.
+        schedule: schedule of the learning rate within each phase, ``"constant"`` or ``"cosine"``. With ``"constant"``
+            (default), the optimizer and scheduler plugins control the learning rate, unless a phase sets one.
 
     Attributes:
-        on_revisit: what happens to an experience of a task that is learned already: ``"error"``; ``"skip"``: nothing,
-            the task answers as before; ``"new"``: it is learned as a task of its own under the next free key, and
-            from then on answers for its label; ``"continue"``: the latest task goes on learning while its own label
-            comes again, and is finished when another task begins (SupSup, ExSSNeT, SSNeT).
-        continues: whether the method can do that (default False): see `continue_task`.
-        rule_applies: whether a learning rate that is None is chosen by the rule of `learning_rates`; else it is the
-            optimizer's. The strategies set it where they made the optimizer themselves.
-        settings_used: what the latest task was learned with, by the name of the argument: numbers that were given, and
-            those that a rule chose. A chosen learning rate is a dictionary, by the name of the layer's weight.
+        on_revisit: what happens when an experience belongs to a task that is already learned. ``"error"``: an error is
+            raised. ``"skip"``: the experience is not trained, and the task stays as it is. ``"new"``: the experience
+            is learned as a separate task under the next free key, and from then on its label stands for the new task.
+            ``"continue"``: training of the latest task continues as long as its own label comes again; the task is
+            finished when another task begins (SupSup, ExSSNeT and SSNeT only).
+        continues: whether the method supports ``on_revisit="continue"`` (default False; see `continue_task`).
+        rule_applies: whether the rule of `learning_rates` replaces a learning rate that is None; if False, the
+            optimizer's rate is used. A strategy sets it to True if it created the optimizer itself.
+        settings_used: settings of the latest task, by the name of the argument, both those that were given and those
+            that a rule chose. A learning rate that a rule chose is a dictionary from the names of the layers' weights
+            to rates.
 
     Raises:
         ValueError: an unknown ``task_key`` or ``schedule``.
@@ -102,7 +107,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     on_revisit: OnRevisit = "error"
     rule_applies = False
     continues = False
-    _model: int | None = None  # id of the strategy's model since training began, or went on from a checkpoint
+    _model: int | None = None  # id of the strategy's model, set when training begins or resumes from a checkpoint
     _told_of_classes = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -120,16 +125,16 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         self._phase: Phase | None = None
         self._lrs: list[float] = []
         self._iterations = 0
-        self._outputs: deque[Tensor] = deque(maxlen=LAST)  # of the latest mini-batches
+        self._outputs: deque[Tensor] = deque(maxlen=LAST)  # outputs for the latest mini-batches
         self._learned_in: dict[int, int] = {}  # task key -> index of its experience
-        self._skips = False  # the experience that is being trained
+        self._skips = False  # whether the current experience is skipped
         self.settings_used: dict[str, Any] = {}
-        self._full_lrs: list[float] = []  # of the optimizer's groups in this phase, before the schedule
+        self._full_lrs: list[float] = []  # rate of each parameter group in this phase, before the schedule's factor
 
-    # ------------------------------------------------------------------ a method fills these in
+    # ------------------------------------------------------------------ hooks that a method overrides
 
     def phases(self, epochs: int) -> list[Phase]:
-        """Phases of an experience of ``epochs`` epochs, in order.
+        """Return the phases of an experience of ``epochs`` epochs, in order.
 
         Raises:
             ValueError: the phases do not fit into that many epochs.
@@ -139,46 +144,48 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         )
 
     def densities(self, model: MaskedModel) -> dict[str, float]:
-        """Share of each masked weight's entries that a task's mask keeps, by name; empty where there is no such share.
+        """Return the density of a task's mask in each masked weight, by name.
 
-        ``init="scaled_constant"`` fits the constants to them.
+        The dictionary is empty (default) if the method has no fixed densities. ``init="scaled_constant"`` scales the
+        constants by these densities.
         """
         return {}
 
     def prepare(self, model: MaskedModel) -> None:
-        """Called before every training, and before the optimizer collects parameters: allocate what learns.
+        """Allocate the trainable tensors of the method.
 
-        The default allocates the scores. A method without scores overrides it with nothing.
+        It is called before every training, and before the optimizer collects its parameters. The default
+        implementation allocates the scores. A method without scores overrides it with an empty method.
         """
         if not len(model.scores):
             model.set_scores(model.fresh_scores(0))
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Called when a task has begun: data, model and optimizer are there, nothing has learned yet."""
+        """Called when a task has begun: data, model and optimizer exist, and no training step was made yet."""
 
     def continue_task(self, strategy: Any, model: MaskedModel, mask: dict[str, Tensor]) -> None:
-        """Called instead of `begin_task` where ``on_revisit="continue"`` goes on with the latest task.
+        """Called instead of `begin_task` when ``on_revisit="continue"`` continues the training of the latest task.
 
-        Weights, heads and statistics are as they were when it was stored. A method that sets ``continues`` sees to it
-        that its scores choose ``mask``.
+        Weights, heads and statistics have the values that were stored with the task. A method that sets ``continues``
+        must set scores here that select ``mask``.
         """
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
-        """Called at the start of each phase: say what learns."""
+        """Called at the start of each phase, to select the tensors that train in it."""
         raise NotImplementedError(
             f"{type(self).__name__} has no enter_phase(): call model.learn_scores() or model.learn_weights() there"
         )
 
     def end_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Called when the last epoch is done and the task is about to be committed; not for one without a step."""
+        """Called after the last epoch, before the task is committed; not called for a task without a training step."""
 
     def task_committed(self, strategy: Any, model: MaskedModel, key: int) -> None:
-        """Called when the task is finished under this key: from here on its outputs never change."""
+        """Called when the task is stored under ``key``: from now on its outputs never change."""
 
     # ------------------------------------------------------------------ Avalanche's callbacks
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Check what was passed, and put what learns into the optimizer."""
+        """Check the strategy's settings, and add the trainable tensors to the optimizer."""
         model = masked_model(strategy)
         refuse_replacement(strategy)
         self._model = id(model)
@@ -193,7 +200,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         adopt_parameters(strategy.optimizer, model)
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """Refuse an experience without samples or numbers, before Avalanche fails to load it; read its labels."""
+        """Refuse an experience that is empty or has text labels, before Avalanche fails on it; read its labels."""
         if len(strategy.experience.dataset) == 0:
             raise ValueError(f"experience {strategy.experience.current_experience} is empty: no sample to learn from")
         refuse_text(strategy.experience)
@@ -222,7 +229,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         self._iterations = 0
         self._outputs.clear()
         if self.rule_applies:
-            one_group(strategy.optimizer)  # an experience that was interrupted left its own
+            one_group(strategy.optimizer)  # an interrupted experience may have left several groups
         self._lrs = [group["lr"] for group in strategy.optimizer.param_groups]
         self._learned_in[key] = strategy.experience.current_experience
         self.settings_used = {"schedule": self.schedule}
@@ -234,7 +241,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         self._enter(first, strategy, goes_on=mask is not None and first == last)
 
     def _begin(self, model: MaskedModel, key: int, label: int | None) -> dict[str, Tensor] | None:
-        """Begin a task; or go on with the latest one, and return its mask."""
+        """Begin a task and return None; or continue the latest task and return its mask."""
         if self.on_revisit == "continue" and key in model.task_keys:
             if key == model.task_keys[-1]:
                 return model.resume()
@@ -246,7 +253,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         return None
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """Enter the phase of this epoch, if it is not the current one."""
+        """Enter the phase of this epoch, unless it is already the current phase."""
         self._model = id(strategy.model)
         if self._skips:
             return
@@ -255,7 +262,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             self._enter(phase, strategy)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Set the learning rate."""
+        """Set the learning rate of this step."""
         self._iterations += 1
         phase, epoch = self._phase_at(strategy.clock.train_exp_epochs, strategy.train_epochs)
         if self.schedule == "cosine":
@@ -264,16 +271,19 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             self._set_lr(strategy.optimizer, scheduled("cosine", step, steps=steps, rises=phase.lr == "rule"))
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Check once a task that the network has an output for every label; remember the latest outputs."""
+        """Check once per task that the network has an output for every label; store the latest outputs."""
         model = masked_model(strategy)
         if self._iterations == 1:
             check_classes(strategy, model)
         logits = latest_logits(strategy, model)
         if logits is not None:
-            self._outputs.append(_few_positions(logits).clone())  # a CUDA graph would write the next ones over these
+            self._outputs.append(_few_positions(logits).clone())  # a CUDA graph overwrites its outputs at the next call
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """Stop where nothing can be learned any more; looked at once an epoch, as a look may wait for the device."""
+        """Stop the training if the loss is not finite.
+
+        The loss is read only once per epoch, because reading it may wait for the device.
+        """
         model = masked_model(strategy)
         if model.active is None or not self._iterations:
             return
@@ -287,7 +297,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         whole_outputs(self._outputs, latest=strategy.clock.train_epoch_iterations)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Commit the task, from whatever phase it is in."""
+        """Commit the task, whichever phase it is in."""
         model = masked_model(strategy)
         if self._skips:
             model.router.assigned, self._skips = None, False
@@ -314,21 +324,21 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         self._outputs.clear()
 
     def before_eval_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """Read the labels from the data where the experience has none."""
+        """Read the labels from the data if the experience has none."""
         strategy.experience = labelled(strategy.experience)
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """With ``task_key="experience"``, the index of the experience names the task."""
+        """With ``task_key="experience"``, let the index of the experience select the task."""
         join(strategy, self)
         if self.task_key == "experience":
             masked_model(strategy).router.assigned = strategy.experience.current_experience
 
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """The labels name the task again."""
+        """Let the labels select the task again."""
         masked_model(strategy).router.assigned = None
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Count samples of classes that the answering task has no output for as wrong, with one warning."""
+        """Count samples of a class as wrong if the evaluated task has no output for it; warn once."""
         missing = complete_classes(strategy, masked_model(strategy), warn=not self._told_of_classes)
         self._told_of_classes |= missing
 
@@ -343,7 +353,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             raise ValueError(f"{name}.phases({epochs}) must fill {epochs} epochs; got {lengths}")
 
     def _phase_at(self, epoch: int, epochs: int) -> tuple[Phase, int]:
-        """Phase of an epoch, and the epoch's index within it."""
+        """Return the phase of an epoch, and the index of the epoch within that phase."""
         phases = [phase for phase in self.phases(epochs) if phase.epochs > 0]
         for phase in phases:
             if epoch < phase.epochs:
@@ -354,7 +364,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     def _enter(self, phase: Phase, strategy: Any, *, goes_on: bool = False) -> None:
         self._phase = phase
         self.enter_phase(phase, strategy.model)
-        # What was learned about one kind of parameter says nothing of another: momentum would carry it over.
+        # Other tensors train in this phase, so momentum from the previous phase would mislead the optimizer.
         strategy.make_optimizer(reset_optimizer_state=not goes_on)
         setting = phase.setting or f"{phase.name}_lr"
         if phase.lr == "rule":
@@ -371,11 +381,11 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             self._set_lr(strategy.optimizer, 1.0)
 
     def _drives_lr(self, strategy: Any) -> bool:
-        """Whether the learning rate is ours to set; else it is the optimizer's and the schedulers'."""
+        """Whether this plugin sets the learning rate; if not, the optimizer and its schedulers do."""
         return self.schedule == "cosine" or any(p.lr is not None for p in self.phases(strategy.train_epochs))
 
     def _rate(self, given: float | None) -> float | Literal["rule"] | None:
-        """A phase's rate: what was given, else the rule where it applies, else the optimizer's."""
+        """Return ``given`` if it is not None; otherwise ``"rule"`` if the rule applies, or None for the optimizer's."""
         return "rule" if given is None and self.rule_applies else given
 
     def _set_lr(self, optimizer: Optimizer, factor: float) -> None:
@@ -384,10 +394,10 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
 
 
 def refuse_replacement(strategy: Any) -> None:
-    """Refuse GDumb, which begins every experience with a fresh copy of the model.
+    """Refuse `GDumbPlugin`, which begins every experience with a fresh copy of the model.
 
     Raises:
-        ValueError: it is among the plugins.
+        ValueError: the strategy has this plugin.
     """
     if any(isinstance(plugin, GDumbPlugin) for plugin in strategy.plugins):
         raise ValueError(
@@ -397,10 +407,10 @@ def refuse_replacement(strategy: Any) -> None:
 
 
 def masked_model(strategy: Any) -> MaskedModel:
-    """The strategy's model.
+    """Return the strategy's model.
 
     Raises:
-        TypeError: it is not a `MaskedModel`.
+        TypeError: the model is not a `MaskedModel`.
     """
     if not isinstance(strategy.model, MaskedModel):
         raise TypeError(
@@ -411,21 +421,23 @@ def masked_model(strategy: Any) -> MaskedModel:
 
 
 def adopt_parameters(optimizer: Optimizer, model: MaskedModel, original: nn.Module | None = None) -> None:
-    """Put the model's parameters into the optimizer's own groups; its class, settings and groups stay.
+    """Put the model's parameters into the existing groups of an optimizer; its class and settings do not change.
 
-    A parameter of ``original``, the network that was copied into the model, is replaced by its copy. The
-    scores, coefficients and chosen values of a weight join its group, and what is in no group joins the first.
+    Each parameter of ``original``, the network that was copied into the model, is replaced by its copy. The scores,
+    the coefficients and the values of chosen entries of a weight join the group of that weight. A parameter that
+    belongs to no group joins the first group.
 
     Args:
-        optimizer: changed in place.
-        model: whose parameters learn.
-        original: the network on which the optimizer was built, if not on the model.
+        optimizer: the optimizer, changed in place.
+        model: the model whose parameters the optimizer shall train.
+        original: the network whose parameters the optimizer was created with; None: it was created with those of
+            the model.
     """
     copies = dict(model.net.named_parameters())
     if original is not None:
         renamed = {id(p): copies[name] for name, p in original.named_parameters() if name in copies}
         for group in optimizer.param_groups:
-            # In place: an optimizer may hold on to the list, as LBFGS does.
+            # The list is changed in place because an optimizer may keep a reference to it, as LBFGS does.
             group["params"][:] = [renamed.get(id(p), p) for p in group["params"]]
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     tasks = model.subnetworks
@@ -438,5 +450,5 @@ def adopt_parameters(optimizer: Optimizer, model: MaskedModel, original: nn.Modu
 
 
 def _few_positions(logits: Tensor) -> Tensor:
-    """Logits ``(batch, classes, *positions)`` at a few positions, evenly spread: enough to tell a mean entropy by."""
+    """Return the logits ``(batch, classes, *positions)`` at a few evenly spread positions, for a mean entropy."""
     return logits if logits.dim() == 2 else logits.flatten(2)[..., :: max(1, logits[0, 0].numel() // POSITIONS)]

@@ -1,4 +1,4 @@
-"""The thin common part of the strategies: a wrapped network, an optimizer, a method's plugin, a template."""
+"""The common base of the strategies: it wraps the network, makes the optimizer and adds the method's plugin."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = [
 
 
 class StrategyArguments(TypedDict, total=False):
-    """Arguments of every Avalanche strategy, with Avalanche's names, defaults and meaning; and three of ours."""
+    """Arguments of every Avalanche strategy, with Avalanche's names, defaults and meaning, and three of our own."""
 
     criterion: nn.Module | Callable[[Tensor, Tensor], Tensor]
     train_mb_size: int
@@ -72,16 +72,16 @@ class ModelArguments(TypedDict, total=False):
 
 
 class AllArguments(StrategyArguments, ModelArguments, total=False):
-    """What a strategy takes besides its method's own arguments."""
+    """Arguments that a strategy takes in addition to those of its method."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """When a method has to be told which task a sample belongs to.
+    """When a method needs the identity of the task.
 
     Attributes:
-        training: whether each experience must be one task.
-        test: whether labels must name the task at test; False where the task can be found from the input.
+        training: whether each experience must belong to one known task.
+        test: whether task labels are required at test; False if the task can be inferred from the input.
     """
 
     training: bool
@@ -89,17 +89,17 @@ class Scenario:
 
 
 class ModelFirst(SupervisedTemplate):  # type: ignore[misc]
-    """A template whose strategies take their model as the first argument, and everything else by name."""
+    """A template whose strategies take the model as first argument, and all other arguments by name."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # Avalanche wraps every subclass' __init__ to warn about positional arguments; ours are keyword-only
-        # except the model, which may come first without a warning.
+        # Avalanche wraps the __init__ of every subclass to warn about positional arguments. Ours are keyword-only,
+        # except the model, which may be positional without a warning.
         super(BaseTemplate, cls).__init_subclass__(**kwargs)
 
     mbatch: Any
 
     def _unpack_minibatch(self) -> None:
-        """Move a minibatch of any structure to the device; Avalanche's own moves tensors only."""
+        """Move a minibatch of any structure to the device; Avalanche's own method moves only tensors."""
         whole = isinstance(self.mbatch, (list, tuple))
         self.mbatch = (
             [nested.moved(part, self.device) for part in self.mbatch]
@@ -109,35 +109,38 @@ class ModelFirst(SupervisedTemplate):  # type: ignore[misc]
 
 
 class SubnetworkStrategy(ModelFirst):
-    """Base of the strategies: wraps the network and adds the method's plugin after the caller's.
+    """Base class of the strategies: it wraps the network and adds the method's plugin after the caller's plugins.
 
     Args:
-        model: any module, deep-copied and wrapped; or a `MaskedModel`, used as it is.
-        method: the method's plugin.
-        optimizer: used as it is, on its own groups; None for ``default_optimizer``.
-        default_lr: learning rate of Adam, the papers' optimizer, where ``optimizer`` is None.
-        task_inference: who names the task at evaluation (see `MaskedModel`). If ``init`` is left out, it is
-            ``"scaled_constant"``, or ``"signed_constant"`` where the outputs name the task (any way except given and
-            gaussian).
-        logits: which tensor of the network's output is the logits (see `MaskedModel`).
-        on_revisit: what happens to an experience of a task that is learned already: ``"error"``; ``"skip"``: nothing;
-            ``"new"``: it is learned as a task of its own; ``"continue"``: the latest task goes on learning.
-        arguments: of `MaskedModel` (see `ModelArguments`) and of any Avalanche strategy (see `StrategyArguments`).
+        model: any module, which is deep-copied and wrapped; or a `MaskedModel`, which is used directly.
+        method: the plugin of the method.
+        optimizer: an optimizer, whose settings and parameter groups are kept; None: Adam at ``default_lr``, fused
+            if possible.
+        default_lr: learning rate of Adam, the papers' optimizer, if ``optimizer`` is None.
+        task_inference: how the task is chosen at evaluation (see `MaskedModel`). The default of ``init`` depends on
+            it: ``"scaled_constant"`` for ``"given"`` (default) and ``"gaussian"``; ``"signed_constant"`` for all other
+            ways, because they infer the task from the outputs.
+        logits: which tensor of the network's output holds the logits (see `MaskedModel`).
+        on_revisit: what happens when an experience belongs to a task that is already learned. ``"error"`` (default):
+            an error is raised. ``"skip"``: the experience is not trained. ``"new"``: it is learned as a separate task.
+            ``"continue"``: training of the latest task continues.
+        arguments: arguments of `MaskedModel` (see `ModelArguments`) and of any Avalanche strategy (see
+            `StrategyArguments`).
 
     Raises:
         TypeError: an unknown argument.
-        ValueError: arguments for the wrapping of a model that is wrapped already in another way, an unknown
-            ``on_revisit``, or a device that this machine has not.
+        ValueError: wrapping arguments that contradict a model that is already wrapped, an unknown ``on_revisit``, or a
+            device that this machine does not have.
     """
 
     scenario = Scenario(training=True, test=False)
-    """When the method has to be told the task; every mask method finds it at test with ``task_inference=``."""
+    """When the method needs the identity of the task. At test, ``task_inference=`` lets every mask method infer it."""
 
     forgets = False
-    """Whether old tasks may change; True only in controls, which the contract tests expect to fail."""
+    """Whether the outputs of old tasks may change; True only for controls, for which the contract requires a change."""
 
     any_module = True
-    """Whether every module will do; False where some layers are refused with an error."""
+    """Whether the method accepts every module; False if it refuses some layers with an error."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -161,7 +164,7 @@ class SubnetworkStrategy(ModelFirst):
         method.on_revisit = on_revisit
         method.rule_applies = optimizer is None
         if "train_epochs" in arguments and type(method).phases is not SubnetworkPlugin.phases:
-            method.phases(arguments["train_epochs"])  # complains now, not when training starts
+            method.phases(arguments["train_epochs"])  # raises an error now, not when training starts
         wrapping = {name: arguments.pop(name) for name in ModelArguments.__annotations__ if name in arguments}
         if isinstance(model, MaskedModel):
             _check_wrapping(model, wrapping)
@@ -185,7 +188,7 @@ class SubnetworkStrategy(ModelFirst):
 
     @property
     def method(self) -> Any:
-        """The method's plugin, a `SubnetworkPlugin`: its ``settings_used`` says how the latest task was learned."""
+        """The plugin of the method; its ``settings_used`` holds the settings of the latest task."""
         return next(plugin for plugin in self.plugins if isinstance(plugin, SubnetworkPlugin))
 
     def __repr__(self) -> str:
@@ -194,7 +197,7 @@ class SubnetworkStrategy(ModelFirst):
         return f"{type(self).__name__}({shown}model={self.model!r})"
 
     def _check_arguments(self, arguments: Mapping[str, Any]) -> None:
-        """Refuse what no strategy takes, before anything else is looked at."""
+        """Refuse unknown arguments before anything else is checked."""
         taken = {*inspect.signature(type(self).__init__).parameters} - {"self", "arguments", "method", "default_lr"}
         known = taken | {*StrategyArguments.__annotations__, *ModelArguments.__annotations__}
         for name in arguments:
@@ -206,31 +209,31 @@ class SubnetworkStrategy(ModelFirst):
 
 
 def _plugin_of(cls: type) -> list[type]:
-    """The plugin of a strategy, as the class annotates its ``method``."""
+    """Return a list with the plugin class that a strategy class annotates as its ``method``; empty without one."""
     named = inspect.get_annotations(cls).get("method")
     found = getattr(sys.modules[cls.__module__], named, None) if isinstance(named, str) else named
     return [found] if inspect.isclass(found) else []
 
 
 def _default_init(task_inference: str | Inference) -> Init:
-    """Scaled constants; unscaled ones where the outputs of the masks have to tell which task an input belongs to.
+    """Return scaled constants; or unscaled constants if the task is inferred from the outputs of the masks.
 
-    With scaled constants, inference by outputs or their gradients was seen to name the wrong task.
+    Experiments showed that inference from outputs or their gradients finds the wrong task with scaled constants.
     """
     by_labels_or_inputs = isinstance(task_inference, str) and task_inference in ("given", "gaussian")
     return "scaled_constant" if by_labels_or_inputs else "signed_constant"
 
 
 def _tells(name: str, value: Any) -> bool:
-    """Whether a setting of a method belongs into its short form."""
+    """Whether ``repr`` of a strategy shows this setting of its method."""
     return not name.startswith("_") and isinstance(value, (int, float, str)) and name not in ("task_key", "schedule")
 
 
 def check_device(device: str | torch.device) -> None:
-    """Complain now of a device that this machine has not, instead of at the first batch.
+    """Check that this machine has a device, before the first batch fails on it.
 
     Raises:
-        ValueError: it has none of that name.
+        ValueError: the machine has no such device.
     """
     try:
         wanted = torch.device(device)
@@ -246,7 +249,7 @@ def check_device(device: str | torch.device) -> None:
 
 
 def _check_wrapping(model: MaskedModel, wrapping: Mapping[str, Any]) -> None:
-    """Refuse arguments that would wrap a model in another way than it is."""
+    """Refuse arguments that contradict the way in which a model is already wrapped."""
     as_it_is = {"frozen": "keep", **model.wrapping, "seed": model.seed, "values": None}
     others = [
         name
@@ -262,7 +265,7 @@ def _check_wrapping(model: MaskedModel, wrapping: Mapping[str, Any]) -> None:
 
 
 def fused_adam(parameters: Iterable[Tensor], lr: float) -> Adam:
-    """Adam, the papers' optimizer; fused where this PyTorch can, which halves its share of a step on a CPU."""
+    """Return Adam, the papers' optimizer; fused if PyTorch supports it, which halves Adam's time per step on a CPU."""
     parameters = list(parameters)
     try:
         return Adam(parameters, lr=lr, fused=True)

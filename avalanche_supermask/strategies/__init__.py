@@ -1,4 +1,4 @@
-"""One file a method: paper, idea, equations, deviations; the plugin; a thin strategy."""
+"""The methods, one file or folder each: paper, idea, equations and deviations, then the plugin and the strategy."""
 
 from avalanche_supermask.registry import methods
 from avalanche_supermask.strategies.clnp.strategy import CLNP, CLNPPlugin

@@ -1,24 +1,25 @@
-"""ExSSNeT: find a mask, then train the weights that only this task's mask owns. SSNeT and KKT.
+"""ExSSNeT: train a mask, then train the weights that only the mask of this task uses. Also SSNeT and KKT.
 
 Yadav & Bansal, "Exclusive Supermask Subnetwork Training for Continual Learning", Findings of ACL 2023.
 
-Idea. SupSup keeps its weights random. ExSSNeT also trains them, but only those that no earlier task uses, so
-that nothing is forgotten. Task t, inside the experience's ``train_epochs``:
+Idea. SupSup never trains its random weights. ExSSNeT also trains weights, but only those that no earlier task uses,
+so that nothing is forgotten. The ``train_epochs`` of task t are divided into two phases:
 
-    1. mask phase     scores learn, weights stand still          M_t = top_k(|S_t|)
-    2. weight phase   the mask stands still, F_t learns          F_t = M_t ∧ ¬(M_0 ∨ … ∨ M_{t-1})
+    1. mask phase     the scores train, the weights are fixed    M_t = top_k(|S_t|)
+    2. weight phase   the mask is fixed, the weights F_t train   F_t = M_t ∧ ¬(M_0 ∨ … ∨ M_{t-1})
 
-The forward pass uses the whole mask, W ⊙ M_t, in both phases: entries shared with earlier tasks keep the
-earlier task's values. SSNeT trains all of M_t, overwrites what it shares and so forgets: the control.
+The forward pass uses the whole mask, W ⊙ M_t, in both phases. Entries that are shared with earlier tasks keep the
+values of the earlier tasks. SSNeT trains all entries of M_t and overwrites the shared entries. So it forgets, and
+serves as a control.
 
-KKT starts S_t from the old task under whose subnetwork a KNN classifier separates the new classes best (see
-`transfer`). The published form copies that task's scores outright. The copy overlaps the old mask, so few
-exclusive weights are left to train; ``kkt_strength`` < 1 mixes the copy with fresh scores.
+KKT initialises the scores S_t from an old task: the task under whose subnetwork a KNN classifier separates the new
+classes best (see `kkt`). The published form copies the scores of that task. The copied scores select the old mask, so
+few exclusive weights are left to train; ``kkt_strength`` < 1 mixes the copy with fresh scores.
 
-Deviations. The mask phase uses its own learning rate (the published code used the weight phase's for both).
-The epochs of a phase are the last ones; no epoch is chosen on any data. A weight phase that did not lower the training
-loss is undone (see `safeguard`). Old scores are rebuilt from the bit
-masks unless ``keep_scores`` is set.
+Deviations. The mask phase has its own learning rate (the published code uses the rate of the weight phase for both).
+Each phase ends with the state after its last epoch; no epoch is selected on any data. A weight phase that did not
+lower the training loss is undone (see `safeguard`). Old scores are rebuilt from the bit masks unless ``keep_scores``
+is set.
 """
 
 from __future__ import annotations
@@ -49,31 +50,35 @@ from avalanche_supermask.strategy_batch import minibatch, outputs_for
 
 __all__ = ["ExSSNeT", "ExSSNeTPlugin", "SSNeT"]
 
-FEW = 0.1  # share of the weights that is free: with less, the mask phase gets all epochs
+FEW = 0.1  # if a smaller share of the weights than this is free, the mask phase gets all epochs
 
 
 class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[call-arg]
-    """ExSSNeT as a plugin of any template whose model is a `MaskedModel`.
+    """ExSSNeT as a plugin for any template whose model is a `MaskedModel`.
 
     Args:
-        density: fraction of weights kept; ``"auto"`` (default): 0.1, the paper's, and more in small layers.
-        block: keep whole blocks of so many outputs and inputs, as ``(16, 16)``; None (the paper's): single weights.
-        weight_epochs: last epochs of an experience, in which weights train; None: a quarter of ``train_epochs``,
-            rounded (2: none, 3 to 6: one), or none where less than a tenth of the weights is free; half for SSNeT.
-        exclusive: train only weights that no earlier task uses; False is SSNeT, which forgets.
-        kkt: None (the default, as published), ``"knn_best"``, ``"knn_always"`` or ``"knn_all"``.
-        kkt_neighbours: neighbours that vote (default 200, the published code's).
-        kkt_share: share of the training data that the KNN test sees (default 0.2, the published code's).
-        kkt_strength: 1.0 copies the old scores (the paper's form); less mixes them with fresh ones.
-        keep_scores: keep the scores of finished tasks, 32 bits per weight and task, for KKT to copy; by default
-            they are rebuilt from the bit masks.
-        mask_lr: learning rate of the mask phase; None: the optimizer's, or chosen for each layer where
-            the strategy made the optimizer.
-        weight_lr: learning rate of the weight phase; None: the optimizer's, or chosen for each layer where
-            the strategy made the optimizer.
+        density: fraction of weights that a mask keeps. ``"auto"`` (default): 0.1, as in the paper, and more in small
+            layers, so that every unit keeps a few weights. None: masks that keep the weights whose score is at least 0.
+        weight_epochs: length of the weight phase, which is the last part of ``train_epochs``. None (default): a quarter
+            of ``train_epochs``, rounded (0 of 2 epochs, 1 of 3 to 6), or 0 if less than a tenth of the weights is free;
+            for SSNeT half of them.
+        exclusive: whether only weights that no earlier task uses are trained (default True); False is SSNeT, which
+            forgets.
+        kkt: how KKT chooses the old tasks whose scores the new task starts from. None (default, as published): no KKT.
+            ``"knn_best"``: the task with the best KNN accuracy, if that is better than chance. ``"knn_always"``: the
+            task with the best KNN accuracy. ``"knn_all"``: the mean of all tasks that are better than chance.
+        kkt_neighbours: number of neighbours that vote (default 200, as in the published code).
+        kkt_share: share of the training data that the KNN test uses (default 0.2, as in the published code).
+        kkt_strength: weight of the old scores, in [0, 1]. 1.0 (default, as in the paper) copies them; a smaller value
+            mixes them with fresh scores.
+        keep_scores: whether the scores of finished tasks are stored for KKT, 32 bits per weight and task. By default
+            (False), KKT rebuilds them from the bit masks.
+        mask_lr: learning rate of the mask phase; None (default): the optimizer's rate, or a rate that a rule chooses
+            for each layer if the strategy created the optimizer (see `learning_rates`).
+        weight_lr: learning rate of the weight phase; None (default): as for ``mask_lr``.
 
     Raises:
-        ValueError: an unknown option; when training starts, ``weight_epochs`` outside ``train_epochs``.
+        ValueError: an unknown option; when training starts, a ``weight_epochs`` larger than ``train_epochs``.
     """
 
     def __init__(
@@ -120,13 +125,13 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         self.keep_scores = keep_scores
         self.weight_lr = weight_lr
         self.knn_accuracies: dict[int, dict[int, float]] = {}  # new task -> old task -> accuracy
-        self.sources: dict[int, list[int]] = {}  # new task -> old tasks it started from
+        self.sources: dict[int, list[int]] = {}  # new task -> old tasks whose scores it started from
         self._scores_of: dict[int, dict[str, Tensor]] = {}
-        self._few_free = False  # weights, when the task begins
+        self._few_free = False  # whether few weights were free when the task began
         self._guard = Safeguard()
 
     def phases(self, epochs: int) -> list[Phase]:
-        """The mask phase, then the weight phase."""
+        """Return the mask phase and the weight phase."""
         weight = self.weight_epochs
         if weight is None:
             weight = 0 if self._few_free else (epochs + 1) // 4 if self.exclusive else epochs // 2
@@ -140,7 +145,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         ]
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Fresh scores, or those that KKT finds."""
+        """Set the initial scores: fresh scores, or those that KKT chooses."""
         super().begin_task(strategy, model)
         self._guard.clear()
         owned = model.subnetworks.owned() if self.exclusive and model.task_keys else {}
@@ -150,18 +155,18 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
             self._transfer_knowledge(strategy, model)
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
-        """Scores learn; or the mask stands still and the weights learn that are this task's alone."""
+        """Train the scores; or fix the mask and train the weights that only this task uses."""
         if phase.name == "mask":
             super().enter_phase(phase, model)
             return
-        if model.subnetworks.phase is None:  # no mask phase before: the mask is that of the initial scores
+        if model.subnetworks.phase is None:  # without a mask phase, the initial scores select the mask
             super().enter_phase(phase, model)
         mask, owned = model.current_mask(), model.owned()
         trainable = {name: m & ~owned[name] if self.exclusive else m for name, m in mask.items()}
         model.learn_weights(trainable, overwrite=not self.exclusive)
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Remember the last batches of the mask phase."""
+        """Store the last batches of the mask phase for the safeguard."""
         super().after_training_iteration(strategy, **kwargs)
         if self._phase is not None and self._phase.name == "mask":
             self._guard.see(strategy.mb_x, strategy.mb_y, strategy.mb_task_id)
@@ -170,7 +175,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         self.__dict__.update({"_guard": Safeguard(), "_few_free": False, **state})  # 0.1.0 had no safeguard
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """Enter the phase of this epoch; the weight phase is guarded."""
+        """Enter the phase of this epoch; start the safeguard when the weight phase begins."""
         before = self._phase
         super().before_training_epoch(strategy, **kwargs)
         entered = self._phase is not before and self._phase is not None and self._phase.name == "weight"
@@ -178,7 +183,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
             self._guard.begin(strategy.model, partial(_loss, strategy))
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """A weight phase that diverged ends, and the task is as the mask phase left it."""
+        """End and undo a weight phase that diverged; the task then has the state after the mask phase."""
         if self._guard.before is None or everywhere(bool(torch.as_tensor(strategy.loss).isfinite().all())):
             super().after_training_epoch(strategy, **kwargs)
         else:
@@ -186,7 +191,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
             strategy.stop_training()
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """KKT's nearest-neighbour test needs one class number a sample: said at the very first batch."""
+        """Check at the first batch that every sample has one class number, which the KNN test of KKT needs."""
         targets = strategy.mb_y
         if self.kkt is not None and self._iterations == 1 and (targets.dim() != 1 or targets.is_floating_point()):
             strategy.model.abandon()
@@ -197,7 +202,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         super().after_forward(strategy, **kwargs)
 
     def end_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Undo a weight phase that ended worse than it began; keep the scores, where KKT shall copy them."""
+        """Undo a weight phase that did not lower the loss; store the scores if ``keep_scores`` is set."""
         if self._guard.before is not None:
             self.settings_used["weight_phase_kept"] = self._guard.end(model, partial(_loss, strategy))
         if self._guard.got_much_worse and self._rate(self.weight_lr) != "rule":
@@ -242,14 +247,14 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         )
 
     def _old_scores(self, model: MaskedModel, old: int, fresh: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Kept scores of an old task, or fresh ones in the order of its mask: both select that mask."""
+        """Return the stored scores of an old task, or fresh scores that select its mask."""
         if old in self._scores_of:
             return self._scores_of[old]
         mask = model.task_mask(old)
         return {name: scores_of_mask(s, mask[name].cpu(), self.density) for name, s in fresh.items()}
 
     def _sample(self, strategy: Any, seed: int) -> tuple[list[Any], Tensor]:
-        """Seeded share of the current training data: its batches, and all labels."""
+        """Return a random share of the current training data, drawn with a seed: its batches, and all labels."""
         dataset = strategy.experience.dataset
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(dataset), generator=generator)
@@ -268,35 +273,32 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
 
 
 def _loss(strategy: Any, x: Any, y: Any, task_labels: Any) -> Tensor:
-    """The criterion of a batch, without what plugins add."""
+    """Return the criterion's loss for a batch, without the terms that plugins add."""
     loss: Tensor = strategy._criterion(avalanche_forward(strategy.model, x, task_labels), y)
     return loss
 
 
 def _free_share(owned: Mapping[str, Tensor]) -> float:
-    """Share of all weights that no finished task uses."""
+    """Return the share of all weights that no finished task uses."""
     return 1 - sum(int(m.sum()) for m in owned.values()) / sum(m.numel() for m in owned.values())
 
 
 @register("exssnet")
 class ExSSNeT(SubnetworkStrategy):
-    """ExSSNeT (Yadav & Bansal 2023): SupSup's mask, then the weights that only this task's mask owns.
+    """ExSSNeT (Yadav & Bansal 2023): it trains a mask as SupSup does, then the weights that only this mask uses.
 
-    Uses task identities. Forgets nothing: outputs of finished tasks stay bit-identical.
+    It needs the identity of the task in training, and at test unless ``task_inference`` infers the task. It forgets
+    nothing: the outputs of finished tasks stay bit-identical.
 
     Args:
-        model: any module; deep-copied and wrapped in a `MaskedModel`.
-        optimizer: None for Adam with a cosine schedule in each phase.
-        density: fraction of weights kept; ``"auto"`` (default): 0.1, and more in small layers.
-        layer_densities: ``"balanced"`` (chosen where it is None), ``"uniform"`` or ``"erdos_renyi"``.
-        weight_epochs: last epochs of ``train_epochs`` in which weights train; None: a quarter (2: none, 3 to 6: one),
-            or none where less than a tenth of the weights is free.
-        mask_lr: learning rate of the mask phase; None: chosen for each layer by a rule (`learning_rates`); with an
-            optimizer of yours, None keeps its own.
-        weight_lr: learning rate of the weight phase; None: like ``mask_lr``.
-        task_key: ``"auto"``, ``"task_label"`` or ``"experience"``.
-        schedule: ``"constant"`` or ``"cosine"``; by default cosine for our optimizer, constant for yours.
-        arguments: of `MaskedModel` and of any Avalanche strategy.
+        model: any module; it is deep-copied and wrapped in a `MaskedModel`.
+        optimizer: an optimizer with the parameters of ``model``; None (default): Adam.
+        mask_lr: learning rate of the mask phase; None (default): the rate of the optimizer that was passed, or a rate
+            that a rule chooses for each layer if none was passed (see `learning_rates`).
+        weight_lr: learning rate of the weight phase; None (default): as for ``mask_lr``.
+        schedule: schedule of the learning rate within each phase, ``"constant"`` or ``"cosine"``; None (default):
+            cosine if no optimizer was passed, else constant.
+        arguments: arguments of `MaskedModel` and of any Avalanche strategy.
 
     Example:
         >>> strategy = ExSSNeT(nn.Linear(4, 2), density=0.5, train_epochs=10, weight_epochs=5, evaluator=None)
@@ -339,7 +341,7 @@ class ExSSNeT(SubnetworkStrategy):
 
 @register("ssnet")
 class SSNeT(ExSSNeT):
-    """SSNeT: like ExSSNeT, but trains the whole mask, also what earlier tasks use. It forgets; use it as a control."""
+    """SSNeT: like ExSSNeT, but it also trains weights that earlier tasks use. It forgets, and serves as a control."""
 
     forgets = True
     _exclusive = False

@@ -1,9 +1,9 @@
-"""A Hopfield network as a memory of masks: one matrix of constant size, however many masks it holds.
+"""A Hopfield network that stores masks: one matrix, whose size does not depend on the number of masks.
 
-Storkey, "Increasing the capacity of a Hopfield network without sacrificing functionality", 1997; as SupSup uses it.
-A pattern z in {-1, +1}^d is stored by a change of the weights Ψ (d x d) so that it is a minimum of the energy
-``E(z) = -1/2 zᵀ Ψ z``. About ``d / sqrt(2 ln d)`` patterns fit; the matrix takes ``4 d²`` bytes from the start, as
-much as 32 d plain bit masks.
+Storkey, "Increasing the capacity of a Hopfield network without sacrificing functionality", 1997. SupSup uses this
+network. To store a pattern z in {-1, +1}^d, the weights Ψ (d x d) are changed so that z is a minimum of the energy
+``E(z) = -1/2 zᵀ Ψ z``. About ``d / sqrt(2 ln d)`` patterns fit. The matrix takes ``4 d²`` bytes from the start, which
+is the size of 32 d plain bit masks.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ __all__ = ["Hopfield"]
 
 
 class Hopfield(nn.Module):
-    """A Hopfield network that learns by Storkey's rule.
+    """A Hopfield network that stores patterns by Storkey's rule.
 
     Args:
-        units: d, the length of a pattern.
+        units: length d of a pattern.
 
     Example:
         >>> memory = Hopfield(4)
@@ -34,12 +34,12 @@ class Hopfield(nn.Module):
     def __init__(self, units: int) -> None:
         super().__init__()
         self.register_buffer("weights", torch.zeros(units, units))
-        self.register_buffer("mean", torch.zeros(units))  # of the stored patterns: where a search begins
+        self.register_buffer("mean", torch.zeros(units))  # mean of the stored patterns, where a search begins
         self.register_buffer("stored", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
     def store(self, pattern: Tensor) -> None:
-        """Add a pattern of -1 and +1: ``Ψ += (z zᵀ - I - z hᵀ - h zᵀ) / d`` with ``h = Ψ z``."""
+        """Store a pattern of -1 and +1: ``Ψ += (z zᵀ - I - z hᵀ - h zᵀ) / d`` with ``h = Ψ z``."""
         z = pattern.to(self.weights)
         h = self.weights @ z
         self.weights += (torch.outer(z, z) - torch.outer(z, h) - torch.outer(h, z)) / len(z)
@@ -48,12 +48,17 @@ class Hopfield(nn.Module):
         self.mean += (z - self.mean) / self.stored
 
     def energy(self, pattern: Tensor) -> Tensor:
-        """``E(z) = -1/2 zᵀ Ψ z``, differentiable in z."""
+        """Return the energy ``E(z) = -1/2 zᵀ Ψ z``, differentiable in z."""
         return -0.5 * pattern @ (self.weights @ pattern)
 
     @torch.no_grad()
     def settle(self, pattern: Tensor, *, sweeps: int = 20) -> Tensor:
-        """The pattern that the network falls into from this one: ``z <- sign(Ψ z)`` until nothing moves."""
+        """Return the pattern to which this one converges: ``z <- sign(Ψ z)`` is repeated until z does not change.
+
+        Args:
+            pattern: initial pattern z.
+            sweeps: largest number of updates (default 20).
+        """
         z = pattern.to(self.weights)
         for _ in range(sweeps):
             field = self.weights @ z

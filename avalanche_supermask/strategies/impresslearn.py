@@ -1,28 +1,31 @@
-"""ImpressLearn: a new task for a handful of numbers, as a learned mixture of masks that are there already.
+"""ImpressLearn: a new task is a trained mixture of existing masks, and costs only a few numbers per layer.
 
 Bhardwaj et al., "ImpressLearn: Continual Learning via Combined Task Impressions", 2022 (arXiv 2210.01987).
 
-Idea. Over random weights W that never change, find n masks M_1 … M_n, the basis ("impressions"). Every further task
-trains only coefficients of them, one a mask and layer:
+Idea. The random weights W never change. First a basis of n masks M_1, …, M_n is made ("impressions"). Every further
+task trains only coefficients of these masks, one per mask and layer:
 
     W_eff,l = W_l ⊙ Σ_i a_{l,i} M_{l,i}        a_{l,i} starts at 1/n
     dL/da_{l,i} = <dL/dW_eff,l , W_l ⊙ M_{l,i}>
 
-so it stores n L numbers where SupSup stores a bit per weight. Coefficients are any reals; the penalty
-``λ Σ_l (|a_l|_1 - 1)²`` keeps them near a mean. The basis is, by ``basis``:
+With L layers, the task stores n L numbers; SupSup stores one bit per weight. The coefficients are real numbers of any
+sign; the penalty ``λ Σ_l (|a_l|_1 - 1)²`` keeps the mixture close to a weighted mean. The argument ``basis`` says
+where the masks come from:
 
-* ``"heterogeneous"``: SupSup's masks of the first n tasks, which keep their own;
-* ``"homogeneous"``: n masks of the first task, from n seeds; that task keeps the first;
-* ``"random"``: n masks of scores that never learned; every task is a mixture;
-* ``"tasks"`` (ours): the masks of the first n tasks that the model has learned already, by whatever method. With
-  ``outside="base"`` and tasks of `SparseFineTuning`, a mixture is a sum of their changes of a pretrained network,
-  W_base,l + Σ_i a_{l,i} M_{l,i} ⊙ (V_l - W_base,l): task vectors, with a coefficient for each and layer.
+* ``"heterogeneous"``: SupSup's masks of the first n tasks; each of these tasks keeps its own mask.
+* ``"homogeneous"``: n masks of the first task, from n different seeds; the task itself uses the first of them.
+* ``"random"``: n masks from scores that were never trained; every task is a mixture.
+* ``"tasks"`` (not in the paper): the masks of the first n tasks that the model has already learned, with any method.
+  With ``outside="base"`` and tasks of `SparseFineTuning`, a mixture is a sum of the changes that these tasks made to a
+  pretrained network: W_base,l + Σ_i a_{l,i} M_{l,i} ⊙ (V_l - W_base,l). These are task vectors, with a coefficient
+  per task and layer.
 
-Norm statistics are each task's own, as the published code has them.
+Each task has its own norm statistics, as in the published code.
 
-Deviations. The paper's output layer is masked and mixed like the others; ``head="linear"`` gives each task a trained
-one instead. Homogeneous masks after the first are trained on copies before the first task's own, ``basis_epochs``
-each, in addition to ``train_epochs``. ``alpha_scope="global"`` mixes all layers alike, an ablation.
+Deviations. In the paper, the output layer is masked and mixed like the other layers; ``head="linear"`` gives each task
+a trained output layer instead. All homogeneous masks except the first are trained on copies of the model, before the
+first task's own mask. Each takes ``basis_epochs`` epochs in addition to ``train_epochs``. ``alpha_scope="global"``
+uses the same coefficients in all layers; it is an ablation.
 """
 
 from __future__ import annotations
@@ -52,22 +55,26 @@ Basis = Literal["heterogeneous", "homogeneous", "random", "tasks"]
 
 
 class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[call-arg]
-    """ImpressLearn as a plugin of any template whose model is a `MaskedModel`.
+    """ImpressLearn as a plugin for any template whose model is a `MaskedModel`.
 
     Args:
-        n_basis: masks of the basis, n (default 10; the paper sweeps it).
-        basis: where they come from: ``"heterogeneous"``, ``"homogeneous"``, ``"random"`` or ``"tasks"``.
-        density: fraction of the weights that a mask of the basis keeps (default 0.25, the published notebook's).
-        layer_densities: how the density is shared out among the layers, ``"balanced"`` (chosen where it is None),
-            ``"uniform"`` or ``"erdos_renyi"`` (the published code's for convolutional networks).
-        alpha_scope: ``"layer"``: n coefficients per layer; ``"global"``: n in all.
-        own_last_mask: a mixture trains a mask of its own for the last masked layer (the published hybrid).
-        penalty: λ (default 0; the published code's for convolutional networks is 0.005).
-        basis_epochs: epochs of each homogeneous mask but the first; None: ``train_epochs``.
-        mask_lr: learning rate of the scores; None: the optimizer's, or chosen for each layer where
-            the strategy made the optimizer.
-        coefficient_lr: learning rate of the coefficients; None: the optimizer's, or chosen for each layer where
-            the strategy made the optimizer.
+        n_basis: number n of masks in the basis (default 10; the paper tries several values).
+        basis: where the masks of the basis come from. ``"heterogeneous"`` (default): the first n tasks.
+            ``"homogeneous"``: n seeds on the first task. ``"random"``: untrained scores. ``"tasks"``: n tasks that the
+            model has already learned.
+        density: fraction of the weights that a mask of the basis keeps (default 0.25, as in the published notebook).
+        layer_densities: how the density is divided among the layers: ``"uniform"`` (used if the argument is None),
+            ``"balanced"``, or ``"erdos_renyi"`` (in the published code for convolutional networks).
+        alpha_scope: ``"layer"`` (default): n coefficients per layer; ``"global"``: n coefficients for all layers
+            together.
+        own_last_mask: whether a mixture trains its own mask for the last masked layer (default False; True is the
+            published hybrid).
+        penalty: strength λ of the penalty on the coefficients (default 0; 0.005 in the published code for
+            convolutional networks).
+        basis_epochs: number of epochs for each homogeneous mask except the first; None (default): ``train_epochs``.
+        mask_lr: learning rate of the scores; None (default): the optimizer's rate, or a rate that a rule chooses for
+            each layer if the strategy created the optimizer (see `learning_rates`).
+        coefficient_lr: learning rate of the coefficients; None (default): as for ``mask_lr``.
 
     Raises:
         ValueError: an unknown or impossible option.
@@ -103,19 +110,19 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
         self.density, self.layer_densities = density, layer_densities or "uniform"
         self.own_last_mask, self.penalty, self.basis_epochs = own_last_mask, penalty, basis_epochs
         self.mask_lr, self.coefficient_lr = mask_lr, coefficient_lr
-        self._mixing = False  # whether the task being learned is a mixture
-        self._extra: list[dict[str, Tensor]] = []  # homogeneous masks of the first task, until it is committed
+        self._mixing = False  # whether the current task is a mixture
+        self._extra: list[dict[str, Tensor]] = []  # further homogeneous masks, until the first task is committed
 
     # ------------------------------------------------------------------ the lifecycle of a task
 
     def phases(self, epochs: int) -> list[Phase]:
-        """A task learns a mask of the basis, or coefficients."""
+        """Return a single phase: the task trains scores for a mask of the basis, or it trains coefficients."""
         if self._mixing:
             return [Phase("coefficients", epochs, self._rate(self.coefficient_lr), "coefficient_lr")]
         return [Phase("mask", epochs, self._rate(self.mask_lr))]
 
     def prepare(self, model: MaskedModel) -> None:
-        """Allocate scores and coefficients; let learned tasks be the basis, if they are to be."""
+        """Allocate scores and coefficients; with ``basis="tasks"``, put the masks of learned tasks into the basis."""
         if self.basis == "tasks" and not model.subnetworks.mixtures.basis:
             if len(model.task_keys) < self.n_basis:
                 raise ValueError(
@@ -130,7 +137,7 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
         model.subnetworks.mixtures.allocate(names, like, self.n_basis)
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Fill the basis if it takes no task, or fresh scores for a task that adds a mask to it."""
+        """Make the masks of the basis that need no task, and set fresh scores."""
         self.settings_used |= {"density": self.density, "layer_densities": self.densities(model)}
         basis = model.subnetworks.mixtures.basis
         if self.basis == "random" and not basis:
@@ -144,7 +151,7 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
         model.set_scores(model.fresh_scores(model.active or 0))
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
-        """The scores learn, or the coefficients."""
+        """Train the scores, or the coefficients."""
         if phase.name == "mask":
             model.learn_scores(self._select(model))
         else:
@@ -152,7 +159,7 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
             model.learn_coefficients(own=own, select=self._select(model) if own else None)
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """Gradient of ``λ (|a|_1 - 1)²``, layer by layer."""
+        """Add the gradient of the penalty ``λ (|a|_1 - 1)²`` of each layer."""
         if not (self.penalty and self._mixing):
             return
         for a in strategy.model.subnetworks.mixtures.coefficients.values():
@@ -161,7 +168,7 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
                 a.grad += 2 * self.penalty * (value.abs().sum() - 1) * value.sign()
 
     def task_committed(self, strategy: Any, model: MaskedModel, key: int) -> None:
-        """A task that learned a mask adds it to the basis."""
+        """Add the mask that the task trained to the basis."""
         if not self._mixing:
             model.subnetworks.add_to_basis(key)
             for mask in self._extra:
@@ -177,7 +184,7 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
         return selection(model.masked_shapes, density=self.density, layer_densities=self.layer_densities)
 
     def densities(self, model: MaskedModel) -> dict[str, float]:
-        """Share of each masked weight's entries that a mask of the basis keeps, by name."""
+        """Return the density of a mask of the basis in each masked weight, by name."""
         select = self._select(model)
         return {name: select.density(name, shape) for name, shape in model.masked_shapes.items()}
 
@@ -186,7 +193,7 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
         return {name: select.mask(name, scores) for name, scores in model.scores.items()}
 
     def _seeded_mask(self, strategy: Any, model: MaskedModel, key: int) -> dict[str, Tensor]:
-        """One more mask for the first task, from a start of its own, trained on a copy."""
+        """Train one more mask for the first task, from other initial scores, on a copy of the model."""
         trial = copy.deepcopy(model)
         trial.set_scores(trial.fresh_scores(key))
         trial.learn_scores(self._select(trial))
@@ -205,25 +212,22 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
 
 @register("impresslearn")
 class ImpressLearn(SubnetworkStrategy):
-    """ImpressLearn (Bhardwaj et al. 2022): after the first few, a task is a learned mix of their masks.
+    """ImpressLearn (Bhardwaj et al. 2022): after the first tasks, each task is a trained mixture of their masks.
 
-    Uses task identities, in training and (with ``task_inference="given"``) at test; without them, the paper's claim and
-    our measurements favour ``task_inference="entropy"``.
+    It needs the identity of the task in training, and at test unless ``task_inference`` infers the task. For that, the
+    paper's claim and our measurements favour ``task_inference="entropy"``.
 
     Args:
-        model: any module; deep-copied and wrapped in a `MaskedModel`.
-        optimizer: None for Adam with a cosine schedule.
-        basis: ``"heterogeneous"``, ``"homogeneous"``, ``"random"`` or ``"tasks"``.
-        density: fraction of the weights that a mask of the basis keeps.
-        layer_densities: ``"uniform"`` (chosen where it is None), ``"balanced"`` or ``"erdos_renyi"``.
-        alpha_scope: ``"layer"`` or ``"global"``.
-        head: ``"masked"``: the output layer is mixed like the others; ``"linear"``: each task trains its own.
-        mask_lr: learning rate of the scores; None: chosen for each layer by a rule (`learning_rates`); with an
-            optimizer of yours, None keeps its own.
-        coefficient_lr: learning rate of the coefficients; None: like ``mask_lr``.
-        task_key: ``"auto"``, ``"task_label"`` or ``"experience"``.
-        schedule: ``"constant"`` or ``"cosine"``; by default cosine for our optimizer, constant for yours.
-        arguments: of `MaskedModel` and of any Avalanche strategy.
+        model: any module; it is deep-copied and wrapped in a `MaskedModel`.
+        optimizer: an optimizer with the parameters of ``model``; None (default): Adam.
+        head: ``"masked"`` (default): the output layer is mixed like the other layers; ``"linear"``: each task trains
+            its own output layer.
+        mask_lr: learning rate of the scores; None (default): the rate of the optimizer that was passed, or a rate that
+            a rule chooses for each layer if none was passed (see `learning_rates`).
+        coefficient_lr: learning rate of the coefficients; None (default): as for ``mask_lr``.
+        schedule: schedule of the learning rate, ``"constant"`` or ``"cosine"``; None (default): cosine if no optimizer
+            was passed, else constant.
+        arguments: arguments of `MaskedModel` and of any Avalanche strategy.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -263,22 +267,23 @@ class ImpressLearn(SubnetworkStrategy):
         if head == "linear" and not isinstance(model, MaskedModel):
             arguments["own"] = [*arguments.get("own", ()), re.escape(f"{output_layer(model)}.".lstrip(".")) + ".*"]
         if not isinstance(model, MaskedModel):
-            arguments.setdefault("init", "signed_constant")  # coefficients learn the size of the weights by themselves
+            # The coefficients adapt the size of the weights, so the constants need no scaling.
+            arguments.setdefault("init", "signed_constant")
         super().__init__(model=model, method=method, optimizer=optimizer, default_lr=mask_lr or 1e-3, **arguments)
 
     def adapt(self, experience: Any, *, test: Any, every: int = 10) -> list[tuple[int, float]]:
-        """Learn one more task from the basis as it is, watching the accuracy after every few steps.
+        """Learn one more task as a mixture of the existing basis, and measure the accuracy every few steps.
 
-        The curve goes to the evaluator's loggers as ``AccuracyOverSteps``; give another strategy's evaluator that
-        metric for the same curve of its own.
+        The evaluator's loggers record the curve as `AccuracyOverSteps`. Add this metric to the evaluator of another
+        strategy to record a curve for comparison.
 
         Args:
-            experience: to learn from.
-            test: experience on which the accuracy is measured.
-            every: steps between two measurements.
+            experience: the experience to learn.
+            test: the experience on which the accuracy is measured.
+            every: number of steps between two measurements (default 10).
 
         Returns:
-            ``(steps, accuracy)`` from before the first step to after the last.
+            Pairs ``(steps, accuracy)``, the first before the first step and the last after the last step.
 
         Raises:
             ValueError: the basis is not complete.

@@ -1,15 +1,15 @@
-"""KKT: start a new task's scores from the old task that a nearest-neighbour test finds most useful.
+"""KKT: start the scores of a new task from the old task that a nearest-neighbour test finds most useful.
 
 Yadav & Bansal, "Exclusive Supermask Subnetwork Training for Continual Learning", Findings of ACL 2023.
 
-For each old task, the new task's training images pass through that task's subnetwork; a KNN classifier on the
-features before the output layer tells how well it separates the new classes. Two thirds of the features are
-searched, one third is classified. Data of the current task's training set alone are used, the same images for
-every old task, and nothing of the network changes.
+For each old task, the training images of the new task pass through the subnetwork of the old task. The accuracy of a
+KNN classifier on the features before the output layer measures how well this subnetwork separates the new classes. Two
+thirds of the features are searched for neighbours, and one third is classified. The test uses only training data of
+the current task, the same images for every old task, and it does not change the network.
 
-Deviations. Features are the output layer's input (after the last activation). The old scores themselves need
-32 bits per weight and task; by default they are rebuilt from the stored bit mask. Fewer neighbours vote where a
-class has fewer samples than the published 200: with all of them voting, every old task would look useless.
+Deviations. The features are the inputs of the output layer (after the last activation). Storing the old scores takes
+32 bits per weight and task; by default they are rebuilt from the stored bit mask. If a class has fewer samples than the
+published 200 neighbours, fewer neighbours vote. With 200 votes, every old task would look useless in that case.
 """
 
 from __future__ import annotations
@@ -28,20 +28,22 @@ __all__ = ["Sources", "choose_sources", "features", "knn_accuracy"]
 
 Sources = Literal["knn_best", "knn_always", "knn_all"]
 
-TRAIN_SHARE = 0.66  # of the features; the rest is classified
+TRAIN_SHARE = 0.66  # share of the features that is searched for neighbours; the rest is classified
 
 
 def knn_accuracy(features: Tensor, labels: Tensor, *, k: int = 200) -> float:
-    """Accuracy of a k-nearest-neighbour vote, Euclidean, exact; ties go to the smallest label.
+    """Return the accuracy of a k-nearest-neighbour vote with exact Euclidean distances.
+
+    A tie between classes goes to the smallest label.
 
     Args:
-        features: ``(n, d)``; the first 66 % are searched, the rest is classified.
-        labels: ``(n,)``, integers from 0.
-        k: neighbours that vote (default 200, the published code's), at most as many as a class has on average:
-            where more vote, the largest class wins whatever the features say.
+        features: features ``(n, d)``; the first 66 % are searched for neighbours, the rest is classified.
+        labels: class numbers ``(n,)``, integers from 0.
+        k: number of neighbours that vote (default 200, as in the published code). It is reduced to the average number
+            of searched samples per class, because with more votes the largest class wins whatever the features are.
 
     Returns:
-        A number in [0, 1]; 0 where there are too few samples to split.
+        A number in [0, 1]; 0 if there are too few samples to split.
     """
     import faiss
 
@@ -63,7 +65,7 @@ def knn_accuracy(features: Tensor, labels: Tensor, *, k: int = 200) -> float:
 
 @contextmanager
 def _output_layer_input(model: MaskedModel) -> Iterator[list[Tensor]]:
-    """Catches what flows into the last layer that holds weights, whichever that is in this network."""
+    """Record the input of the layer with weights that is called last in a forward pass."""
     caught: list[Tensor] = []
 
     def catch(_: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -81,13 +83,13 @@ def _output_layer_input(model: MaskedModel) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def features(model: MaskedModel, task: int, batches: list[Any], *, call: Callable[[Any], Any] | None = None) -> Tensor:
-    """Inputs of the output layer for these batches, under an old task's subnetwork: ``(n, d)``.
+    """Return the inputs of the output layer for some batches, under the subnetwork of an old task: ``(n, d)``.
 
     Args:
-        model: of the task.
-        task: its key.
-        batches: inputs.
-        call: what calls the model with one of them under that task; None: ``model.forward_task``.
+        model: the model that holds the task.
+        task: key of the task.
+        batches: batches of inputs.
+        call: function that calls the model with one batch under that task; None (default): ``model.forward_task``.
     """
     was_training = model.training
     model.eval()
@@ -104,13 +106,13 @@ def features(model: MaskedModel, task: int, batches: list[Any], *, call: Callabl
 
 
 def choose_sources(accuracies: Mapping[int, float], *, rule: Sources, chance: float) -> list[int]:
-    """Old tasks whose scores a new task starts from; ties go to the task learned first.
+    """Return the old tasks whose scores a new task starts from; a tie goes to the task that was learned first.
 
     Args:
-        accuracies: KNN accuracy under each old task.
-        rule: ``knn_best``: the best, if better than chance; ``knn_always``: the best; ``knn_all``: all that
-            are better than chance (their mean is used).
-        chance: ``1 / classes``.
+        accuracies: KNN accuracy under each old task, by key.
+        rule: ``"knn_best"``: the best task, if it is better than chance; ``"knn_always"``: the best task;
+            ``"knn_all"``: all tasks that are better than chance (the mean of their scores is used).
+        chance: accuracy of a random guess, ``1 / classes``.
 
     Example:
         >>> choose_sources({0: 0.4, 1: 0.8, 2: 0.6}, rule="knn_all", chance=0.5)

@@ -1,7 +1,7 @@
-"""A phase that may not end worse than it began: compared on the same training batches, and undone if it did.
+"""A safeguard for a training phase: the phase is undone if it did not lower the training loss.
 
-The batches are the last ones of the phase before, so nothing is held out, nothing is drawn at random, and the cost is a
-few forward passes.
+The loss before and after the phase is measured on the same batches, the last batches of the previous phase. So no data
+are held out, nothing is drawn at random, and the cost is a few forward passes.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ BATCHES = 8
 
 
 class Safeguard:
-    """Keeps what a phase started from, and takes it back if the phase did not lower the training loss.
+    """Stores the state at the start of a phase, and restores it if the phase did not lower the training loss.
 
     Attributes:
         before: mean loss when the phase began; None: no phase is guarded.
-        after: mean loss when it ended, or None.
+        after: mean loss when the phase ended; None before that.
     """
 
     def __init__(self) -> None:
@@ -43,15 +43,15 @@ class Safeguard:
         self.before = self.after = None
 
     def see(self, x: Any, y: Any, task_labels: Any) -> None:
-        """Remember a batch of the phase before."""
+        """Store a batch of the previous phase; only the last 8 are kept."""
         self._batches.append((x, y, task_labels))
 
     def begin(self, model: MaskedModel, loss: Callable[[Any, Any, Any], Tensor]) -> None:
-        """Begin the guarded phase; nothing is guarded where no batch was seen before.
+        """Begin the guarded phase; without any stored batch, nothing is guarded.
 
         Args:
-            model: its weights are the committed ones.
-            loss: mean loss of a batch of inputs, labels and task labels.
+            model: the model, whose weights have the committed values.
+            loss: function that returns the mean loss of a batch of inputs, labels and task labels.
         """
         if not self._batches:
             return
@@ -60,7 +60,7 @@ class Safeguard:
         self.before = self._loss(model, loss)
 
     def end(self, model: MaskedModel, loss: Callable[[Any, Any, Any], Tensor]) -> bool:
-        """End the guarded phase; returns whether what it learned is kept."""
+        """End the guarded phase, and undo it if it did not lower the loss; return whether it is kept."""
         if self.before is None:
             return True
         if self.after is None:
@@ -71,18 +71,21 @@ class Safeguard:
         return better
 
     def end_diverged(self, model: MaskedModel) -> None:
-        """End a phase whose loss is NaN or infinite: it is undone."""
+        """End and undo a phase whose loss is NaN or infinite."""
         self.after = math.inf
         self.undo(model)
 
     @property
     def got_much_worse(self) -> bool:
-        """Whether the loss more than doubled, by a half at least: the phase did not just find nothing to learn."""
+        """Whether the loss after the phase is greater than twice the loss before it plus 0.5.
+
+        Such an increase is too large to mean that the phase merely could not improve the loss.
+        """
         return self.before is not None and self.after is not None and self.after > 2 * self.before + 0.5
 
     @torch.no_grad()
     def undo(self, model: MaskedModel) -> None:
-        """Take everything back to where the phase began: the committed weights, and what is the task's own."""
+        """Restore the state at the start of the phase: the committed weights, and the task's own tensors."""
         for name, live in (*model.net.named_parameters(), *model.net.named_buffers()):
             live.copy_(self._kept[name] if name in self._kept else model.subnetworks.frozen[name])
 

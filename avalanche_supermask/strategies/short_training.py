@@ -1,4 +1,4 @@
-"""Short trainings of a copy, to try a setting before a task is learned with it."""
+"""Train a copy of a model, to test a setting or to make one more mask before a task is learned."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def train_copy(
     schedule: Schedule = "constant",
     seed: int | None = None,
 ) -> None:
-    """Train what learns in a model, in place, by Adam, and leave torch's random state as it was.
+    """Train the trainable tensors of a model in place with Adam; torch's random state on the CPU is restored.
 
     Args:
-        model: a copy whose phase has begun.
-        batches: loader of minibatches ``[x, y, ..., task_label]``; passed over once an epoch.
-        lr: learning rate; ``"rule"``: one for each layer (see `learning_rates`).
-        epochs: passes.
-        criterion: loss of outputs and labels.
-        device: of the model.
-        after_backward: called with the model when the gradients are there.
-        schedule: of the learning rate.
-        seed: of the order of the batches; None: the order that comes next.
+        model: a copy of the model, whose phase has begun.
+        batches: loader of minibatches ``[x, y, ..., task_label]``; each epoch is one pass over it.
+        lr: learning rate; ``"rule"``: a separate rate for each layer (see `learning_rates`).
+        epochs: number of passes over the batches.
+        criterion: function that returns the loss of outputs and labels.
+        device: device of the model.
+        after_backward: function that is called with the model after each backward pass, when gradients exist.
+        schedule: schedule of the learning rate, ``"constant"`` (default) or ``"cosine"``.
+        seed: seed for the order of the batches; None (default): torch's current random state determines the order.
     """
     total = epochs * len(batches)
     learning = [p for p in model.parameters() if p.requires_grad]

@@ -2,18 +2,19 @@
 
 Wortsman et al., "Supermasks in Superposition", NeurIPS 2020.
 
-Idea. Draw the weights W once, as signed constants. For each task learn scores S by which a mask M selects
-weights, and store only the mask: the network of the task is f(x, W ⊙ M). Training a task touches nothing that
-another task uses.
+Idea. The weights W are drawn once, as signed constants. For each task, scores S are trained, and a mask M selects
+weights by these scores. Only the mask is stored: the network of the task is f(x, W ⊙ M). Training one task changes
+nothing that another task uses.
 
-    M = top_k(|S|)  a layer     dL/dS = sign(S) ⊙ dL/dW_eff ⊙ W     (edge-popup, straight-through)
+    M = top_k(|S|) per layer    dL/dS = sign(S) ⊙ dL/dW_eff ⊙ W     (edge-popup, straight-through)
     M = [S >= 0]                dL/dS = dL/dW_eff ⊙ W               (density=None)
 
-Transfer starts the scores of a task from those of the tasks before: ``"scores"`` from their running mean
-(the published code's last form); ``"masks"`` keeps the fresh values but puts them in the order of the running
-mean of the masks (an earlier form, which needs no scores of old tasks).
+Transfer derives the initial scores of a task from earlier tasks. With ``"scores"`` they are the running mean of the
+scores of earlier tasks (the last form of the published code). With ``"masks"`` they are fresh values, sorted into the
+order of the running mean of the masks (an earlier form, which needs no scores of old tasks).
 
-Deviations. The number kept is exactly ``max(1, round(k n))``; the published code's is one off at some (k, n).
+Deviations. A mask that keeps the fraction k of n weights keeps exactly ``max(1, round(k n))`` of them; the published
+code keeps one more or one less for some (k, n).
 """
 
 from __future__ import annotations
@@ -42,21 +43,24 @@ Transfer = Literal["none", "scores", "masks"]
 
 
 class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[call-arg]
-    """SupSup as a plugin of any template whose model is a `MaskedModel`.
+    """SupSup as a plugin for any template whose model is a `MaskedModel`.
 
     Args:
-        density: fraction of weights kept; ``"auto"`` (default): 0.1, and more in small layers, so that every unit keeps
-            a few weights; None for threshold-at-zero masks.
-        layer_densities: at the same overall density, ``"uniform"``; ``"erdos_renyi"`` (the paper's for SplitCIFAR100);
-            or ``"balanced"``, the rule where it is None: uniform, but with a few weights for every unit, so that a
-            small output layer does not lose its last ones at a low density.
-        block: keep whole blocks of so many outputs and inputs, as ``(16, 16)``; None (the paper's): single weights.
-        transfer: where a task's scores start: ``"none"`` (fresh), ``"scores"`` or ``"masks"`` (see the module).
-        mask_lr: learning rate of the scores; None: the optimizer's, or chosen for each layer where the strategy made
-            the optimizer.
+        density: fraction of weights that a mask keeps. ``"auto"`` (default): 0.1, and more in small layers, so that
+            every unit keeps a few weights. None: masks that keep the weights whose score is at least 0.
+        layer_densities: how the overall density is divided among the layers. ``"uniform"``: every layer has the same
+            density. ``"erdos_renyi"``: small layers have a higher density (the paper's choice for SplitCIFAR100).
+            ``"balanced"`` (used if the argument is None): uniform, but every unit keeps a few weights, so that a small
+            output layer does not lose its last weights at a low density.
+        block: keep whole blocks of this many outputs and inputs, for example ``(16, 16)``; None (default, as in the
+            paper): keep single weights.
+        transfer: initial scores of a task. ``"none"`` (default): fresh random scores. ``"scores"``: the mean scores of
+            earlier tasks. ``"masks"``: fresh scores, sorted into the order of the mean mask of earlier tasks.
+        mask_lr: learning rate of the scores; None (default): the optimizer's rate, or a rate that a rule chooses for
+            each layer if the strategy created the optimizer (see `learning_rates`).
 
     Raises:
-        ValueError: density outside (0, 1], or an unknown option.
+        ValueError: a density outside (0, 1], or an unknown option.
     """
 
     def __init__(
@@ -73,7 +77,7 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         super().__init__(task_key=task_key, schedule=schedule)
         selection(
             {}, density=density, layer_densities=layer_densities, block=block
-        )  # complain now, not when training starts
+        )  # raises an error now, not when training starts
         if transfer not in ("none", "scores", "masks"):
             raise ValueError(f"transfer must be 'none', 'scores' or 'masks'; got {transfer!r}")
         self.density = density
@@ -81,24 +85,24 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         self.block = block
         self.transfer: Transfer = transfer
         self.mask_lr = mask_lr
-        self._mean: dict[str, Tensor] = {}  # running mean of those of earlier tasks
+        self._mean: dict[str, Tensor] = {}  # running mean of the scores or masks of earlier tasks, for transfer
         self._tasks_in_mean = 0
 
     continues = True
     _latest: Mapping[str, Tensor] = MappingProxyType({})  # scores or mask of the latest task, for transfer
 
     def phases(self, epochs: int) -> list[Phase]:
-        """One phase: the scores learn."""
+        """Return a single phase, in which the scores train."""
         return [Phase("mask", epochs, self._rate(self.mask_lr))]
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Fresh scores, or what transfer makes of them."""
+        """Set the initial scores: fresh scores, or those that transfer derives from earlier tasks."""
         self._count_latest()
         self.settings_used |= {"density": self._overall(model), "layer_densities": self.densities(model)}
         model.set_scores(self._initial_scores(model))
 
     def continue_task(self, strategy: Any, model: MaskedModel, mask: dict[str, Tensor]) -> None:
-        """The scores that are there; where they do not choose the mask (after a load), fresh ones that do."""
+        """Keep the current scores if they select ``mask``; otherwise (after a load) set fresh scores that do."""
         select = self._select(model)
         if any(not torch.equal(select.mask(name, s), mask[name].to(s.device)) for name, s in model.scores.items()):
             fresh = model.fresh_scores(model.active or 0)
@@ -113,7 +117,7 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         return {name: reordered(values, self._mean[name].cpu()) for name, values in fresh.items()}
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
-        """The scores learn."""
+        """Train the scores."""
         model.learn_scores(self._select(model))
 
     def _select(self, model: MaskedModel) -> Selection:
@@ -122,19 +126,22 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         )
 
     def densities(self, model: MaskedModel) -> dict[str, float]:
-        """Share of each masked weight's entries that a task's mask keeps, by name."""
+        """Return the density of a task's mask in each masked weight, by name."""
         select = self._select(model)
         return {name: select.density(name, shape) for name, shape in model.masked_shapes.items()}
 
     def _overall(self, model: MaskedModel) -> float | None:
-        """The density that was given, or what it is of all weights where nobody gave one."""
+        """Return the density that was given; with ``"auto"``, the resulting fraction of all masked weights."""
         if self.density != "auto":
             return self.density
         sizes = {name: math.prod(shape) for name, shape in model.masked_shapes.items()}
         return sum(share * sizes[name] for name, share in self.densities(model).items()) / sum(sizes.values())
 
     def end_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Remember for transfer what was learned; it counts once the next task begins, as this one may go on."""
+        """Store the scores or the mask for transfer.
+
+        They join the running mean only when the next task begins, because training of this task may still continue.
+        """
         if self.transfer != "none":
             learned = model.scores if self.transfer == "scores" else model.current_mask()
             self._latest = {name: value.detach().float().clone() for name, value in learned.items()}
@@ -149,7 +156,7 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
 
 
 def scores_of_mask(fresh: Tensor, mask: Tensor, density: Density) -> Tensor:
-    """Fresh scores, reordered, or with other signs where masks are thresholds, so that they choose this mask."""
+    """Return fresh scores that select this mask: reordered, or with other signs if masks are thresholds."""
     if density is None:
         return torch.where(mask, fresh.abs(), -fresh.abs().clamp_min(torch.finfo(fresh.dtype).tiny))
     return reordered(fresh, mask)
@@ -159,21 +166,16 @@ def scores_of_mask(fresh: Tensor, mask: Tensor, density: Density) -> Tensor:
 class SupSup(SubnetworkStrategy):
     """SupSup (Wortsman et al. 2020): a mask for each task over fixed random weights.
 
-    Uses task identities, in training and (with ``task_inference="given"``) at test.
+    It needs the identity of the task in training, and at test unless ``task_inference`` infers the task.
 
     Args:
-        model: any module; deep-copied and wrapped in a `MaskedModel`.
-        optimizer: None for Adam with a cosine schedule.
-        density: fraction of weights kept; ``"auto"`` (default): 0.1, and more in small layers; None for
-            threshold-at-zero masks.
-        layer_densities: ``"balanced"`` (chosen where it is None), ``"uniform"`` or ``"erdos_renyi"``.
-        block: keep whole blocks of so many outputs and inputs, as ``(16, 16)``; None (the paper's): single weights.
-        transfer: ``"none"``, ``"scores"`` or ``"masks"``.
-        mask_lr: learning rate of the scores; None: chosen for each layer by a rule (`learning_rates`); with an
-            optimizer of yours, None keeps its own.
-        task_key: ``"auto"``, ``"task_label"`` or ``"experience"``.
-        schedule: ``"constant"`` or ``"cosine"``; by default cosine for our optimizer, constant for yours.
-        arguments: of `MaskedModel` and of any Avalanche strategy.
+        model: any module; it is deep-copied and wrapped in a `MaskedModel`.
+        optimizer: an optimizer with the parameters of ``model``; None (default): Adam.
+        mask_lr: learning rate of the scores; None (default): the rate of the optimizer that was passed, or a rate that
+            a rule chooses for each layer if none was passed (see `learning_rates`).
+        schedule: schedule of the learning rate, ``"constant"`` or ``"cosine"``; None (default): cosine if no optimizer
+            was passed, else constant.
+        arguments: arguments of `MaskedModel` and of any Avalanche strategy.
 
     Example:
         >>> strategy = SupSup(nn.Linear(4, 2), density=0.5, train_epochs=2, evaluator=None)
