@@ -1,22 +1,27 @@
-"""Who is the task? Finding it from the inputs alone, for every method.
+"""Task inference: finding the task of a sample from its inputs alone, for every method.
 
-Wortsman et al., "Supermasks in Superposition", NeurIPS 2020, sections 3.3 to 3.5; and two plain alternatives.
+The methods are those of Wortsman et al., "Supermasks in Superposition", NeurIPS 2020, sections 3.3 to 3.5, and a few
+others.
 
 The superposition of K learned tasks is the network with the weights ``W ⊙ Σ a_i M_i``, ``a_i = 1/K``. An objective
-of its outputs p is small where the network is sure:
+of its outputs p is small if the network is confident:
 
     H(p) = -Σ_c softmax(p)_c log softmax(p)_c       entropy
-    G(p) = logsumexp(p), the first ``classes`` logits held constant: what training pushed down is low on known data
+    G(p) = logsumexp(p), with the first ``classes`` logits held constant
 
-`OneShot` takes one gradient: ``t = argmin_i dL/da_i``. `Binary` halves the candidates by it, log2 K times. `Entropy`
-and `MaxLogit` try each task; `ExpectedEntropy` (ours) does not take a task's word for it where the task is less sure
-than it was of its own training data. `EntropyDescent` names none, but fits ImpressLearn's mixture to the batch. The
-superposition and its gradient, ``dL/da_i = <dL/dW_sup ⊙ W, M_i>``, come from packed bits, a few tasks at a time; no
-task has a float copy of a layer.
+G depends on the superfluous logits, which training made small for known data.
 
-What a task has for itself (running statistics, own parameters) is superposed with the same coefficients. Heads under
-different names (Avalanche's multi-head modules) cannot be: only the methods that try each task serve such networks. The
-paper uses inference on MNIST-like streams; on harder ones it is weak, as the networks are badly calibrated.
+`OneShot` computes one gradient: ``t = argmin_i dL/da_i``. `Binary` halves the set of candidates by this gradient,
+log2 K times. `Entropy` and `MaxLogit` try each task. `ExpectedEntropy` (ours) also gives a penalty to a task that is
+less confident than it was on its own training data. `Gaussian` compares features with those of each task, and
+`Combined` adds the costs of several methods. `EntropyDescent` names no task, but fits ImpressLearn's mixture to the
+batch. The superposition and its gradient, ``dL/da_i = <dL/dW_sup ⊙ W, M_i>``, are computed from packed bits, a few
+tasks at a time; no float copy of a layer is made per task.
+
+The private tensors of a task (running statistics, own parameters) are superposed with the same coefficients. Heads
+under different names (Avalanche's multi-head modules) cannot be superposed, so `OneShot`, `Binary` and `EntropyDescent`
+do not support such networks. The paper uses inference on MNIST-like streams; on harder streams it is weak, because the
+networks are badly calibrated.
 """
 
 from __future__ import annotations
@@ -60,10 +65,10 @@ _NAMES: dict[str, Callable[[], Inference]] = {
 
 
 def by_name(inference: str | Inference) -> Inference | None:
-    """The method of a name, or the object that was given; None for ``"given"``.
+    """The inference method with this name, or the object that was given; None for ``"given"``.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
     """
     if not isinstance(inference, str):
         return inference

@@ -1,4 +1,4 @@
-"""What every way to find a task shares: the model it sees, its type, and the entropy of outputs."""
+"""Shared parts of all inference methods: the interface of the model, their own type, and the entropy of outputs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ T = TypeVar("T")
 
 
 class Answer(NamedTuple):
-    """The task of each sample, and outputs that stand for those of its subnetwork.
+    """The task of each sample, and outputs that replace those of the task's subnetwork.
 
     Attributes:
-        tasks: numbers of the tasks, int64 ``(batch,)``.
+        tasks: number of the task of each sample, int64 ``(batch,)``.
         outputs: logits ``(batch, classes)``.
     """
 
@@ -38,14 +38,14 @@ class Answer(NamedTuple):
 
 
 class Candidates(Protocol):
-    """What inference asks of a model with K learned tasks, numbered in the order in which they were learned."""
+    """The interface of a model with K learned tasks for inference; tasks are numbered in the order of learning."""
 
     def outputs(self, x: Any) -> Iterator[Tensor]:
-        """Logits under every task in turn, a few tasks at a time: ``(tasks, batch, classes, *positions)``."""
+        """Logits of every task in order, a few tasks at a time: ``(tasks, batch, classes, *positions)``."""
 
     @property
     def expected(self) -> Tensor:
-        """Mean entropy of every task's outputs on its own training data, ``(K,)``; infinite where it is unknown."""
+        """Mean entropy of every task's outputs on its own training data, ``(K,)``; infinite if it was not measured."""
 
     def gradients(
         self,
@@ -55,41 +55,51 @@ class Candidates(Protocol):
         *,
         layers: Sequence[str] | None = None,
     ) -> Tensor:
-        """Derivative of an objective of the superposition's logits by its coefficients, a row for each group."""
+        """Derivative of an objective of the superposition's logits by its coefficients, one row per group."""
 
     def mean_mixture(self) -> dict[str, Tensor]:
-        """Coefficients 1/n of every mask of the basis, by layer, for a model with mixtures."""
+        """Coefficients 1/n for the n masks of the basis, by layer, for a model with mixtures."""
 
     def mixed(self, x: Any, coefficients: Mapping[str, Tensor]) -> Any:
-        """Output under a mixture of the basis, differentiable in its coefficients."""
+        """Output of the network for a mixture of the basis, differentiable by its coefficients."""
 
     def logits(self, output: Any) -> Tensor:
-        """The logits in an output of the network, whatever its form: ``(batch, classes, *positions)``."""
+        """The logits in an output of the network of any form: ``(batch, classes, *positions)``."""
 
     def features(self, task: int, x: Any, layers: Sequence[str]) -> dict[str, Tensor]:
-        """What enters these layers under a task, by name: ``(batch, d)``. See `layer_inputs`."""
+        """Inputs of these layers in a call of a task, by name: ``(batch, d)``. See `layer_inputs`."""
 
     def common(self, x: Any, layers: Sequence[str]) -> frozenset[str]:
-        """Those of the layers whose inputs are the same under every task. See `common_layers`."""
+        """Names of those layers whose inputs are the same for every task. See `common_layers`."""
 
     def shared_layer(self, task: int, x: Any) -> str:
-        """The layer whose input is the same for every task. See `layer_inputs`."""
+        """Name of the layer whose input is compared between tasks. See the function `layer_inputs.shared_layer`."""
 
     def statistics(self, task: int) -> dict[str, Tensor]:
-        """What was gathered of a task when it ended, by name; nothing, if nothing was."""
+        """Statistics that were gathered for a task, by name; empty if there are none."""
 
     def kept(self, key: Any, make: Callable[[], T]) -> T:
-        """What was made for this key before; it is forgotten when a task comes, goes or moves to another device."""
+        """A value that is made once per key; it is dropped when tasks are added, deleted or moved to another device."""
 
 
 class Inference(Protocol):
-    """A way to find the task."""
+    """An inference method, which finds the task of each sample.
+
+    It may also have a method ``observe(model, task, batches)``. When a task ends, this method is called with the inputs
+    and labels of the task's training data. It returns a dictionary of tensors, which is stored with the task.
+    """
 
     def __call__(self, model: Candidates, n_tasks: int, x: Any) -> Any:
-        """Number of the task of each sample: int64 of shape ``(batch,)``; or, if no task answers, the output.
+        """Find the task of each sample, or compute the output directly.
 
-        Or an `Answer`, both. A way that also has a method ``observe(model, task, batches)`` is shown the training data
-        of each task when it ends, inputs and labels; the dictionary of tensors that it returns is stored with the task.
+        Args:
+            model: the finished tasks; they are numbered in the order in which they were learned.
+            n_tasks: number of finished tasks.
+            x: a batch of inputs.
+
+        Returns:
+            The number of the task of each sample, int64 ``(batch,)``; or an output, if it belongs to no single task;
+            or an `Answer` with both.
         """
 
 
@@ -100,10 +110,10 @@ def check_per(per: str) -> None:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """H of each sample, ``(batch,)``, of logits ``(batch, classes, *positions)``: the mean over its positions, if any.
+    """Entropy H of each sample, ``(batch,)``, from logits ``(batch, classes, *positions)``; the mean over positions.
 
     Raises:
-        ValueError: logits without classes, or with a single one, whose entropy would say nothing.
+        ValueError: the logits have no classes, or a single one, for which the entropy is always zero.
     """
     if logits.dim() < 2 or logits.shape[1] < 2:
         raise ValueError(
@@ -115,10 +125,10 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def mean_over_positions(values: Tensor) -> Tensor:
-    """One value a sample: ``(batch,)`` of ``(batch, *positions)``."""
+    """Mean of each sample's values over its positions: ``(batch,)`` from ``(batch, *positions)``."""
     return values if values.dim() == 1 else values.flatten(1).mean(dim=1)
 
 
 def first_smallest(rows: Tensor) -> Tensor:
-    """Column of the smallest entry of each row; the first of equal ones."""
+    """Column of the smallest value in each row; if several are equal, the first one."""
     return (rows == rows.min(dim=1, keepdim=True).values).to(torch.uint8).argmax(dim=1).cpu()

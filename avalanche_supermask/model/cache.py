@@ -1,4 +1,4 @@
-"""Effective tensors of the tasks that were asked for last, so that a batch of mixed tasks does not rebuild them."""
+"""A cache of the effective tensors of the tasks that were used last, so that mixed batches do not rebuild them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MAX_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class TaskTensors:
-    """Tensors of a network under one task.
+    """Tensors of a network for one task.
 
     Attributes:
-        tensors: by name; tied ones under all their names.
-        trained: names of what a call in training mode may move: buffers.
-        counted: the same, in evaluation mode.
-        writes: what a repeated call of the network writes.
+        tensors: tensors by name; tied ones under all their names.
+        trained: names of the buffers that a call in training mode may change.
+        counted: names of the buffers that a call in evaluation mode may change.
+        writes: the places of these tensors, for repeated calls of the network.
     """
 
     tensors: dict[str, Tensor]
@@ -36,7 +36,7 @@ class TaskTensors:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def for_call(self, *, training: bool) -> dict[str, Tensor]:
-        """The tensors, with copies of what a call may move: what it does to them is forgotten with it."""
+        """The tensors, with copies of the buffers that a call may change, so that the task's buffers never change."""
         moved = self.trained if training else self.counted
         if not moved:
             return self.tensors
@@ -46,10 +46,10 @@ class TaskTensors:
 
 
 class Recent:
-    """Keeps what was made for the latest keys, within a bound; the latest one in any case.
+    """Keeps the tensors of the latest keys, up to a number of bytes; those of the last key are always kept.
 
     Args:
-        max_bytes: of all tensors kept (default 64 MiB).
+        max_bytes: greatest number of bytes of all kept tensors (default 64 MiB).
 
     Example:
         >>> recent = Recent()
@@ -66,17 +66,17 @@ class Recent:
         return len(self._kept)
 
     def get(self, key: Hashable, make: Callable[[], TaskTensors]) -> TaskTensors:
-        """What is kept for this key, or else is made now."""
+        """The tensors that are kept for this key; if there are none, they are made and kept."""
         found = self.again(key)
         if found is not None:
             return found
         self._kept[key] = found = make()
         while len(self._kept) > 1 and self.nbytes > self.max_bytes:
-            del self._kept[next(iter(self._kept))]  # the one that was not asked for the longest
+            del self._kept[next(iter(self._kept))]  # the least recently used one
         return found
 
     def again(self, key: Hashable) -> TaskTensors | None:
-        """What is kept for this key, if anything."""
+        """The tensors that are kept for this key; None if there are none."""
         found = self._kept.pop(key, None)
         if found is not None:
             self._kept[key] = found
@@ -84,9 +84,9 @@ class Recent:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is kept; tensors that several keys share count for each of them."""
+        """Bytes of all kept tensors; tensors that several keys share count once per key."""
         return sum(kept.nbytes for kept in self._kept.values())
 
     def clear(self) -> None:
-        """Keep nothing."""
+        """Drop all kept tensors."""
         self._kept.clear()

@@ -1,13 +1,14 @@
-"""Activation checkpointing within a call whose tensors are the network's for that call only.
+"""Activation checkpointing inside a call in which the network has other tensors than its own.
 
-`torch.utils.checkpoint` runs a function a second time in the backward pass. By then the call is over and the network
-has its own tensors back, so the second run would see other weights than the first one. torch has no hook for this that
-serves both of its variants and leaves users' saved-tensor hooks alone, so its two entries are wrapped, once. While no
-call of ours goes on in the thread they do exactly what they did.
+`torch.utils.checkpoint` runs a function a second time in the backward pass. At that time the call is over and the
+network has its own tensors again, so the second run would use other weights than the first one. torch has no hook for
+this that serves both variants of checkpointing and does not disturb users' saved-tensor hooks. Therefore this module
+wraps the two entry points of torch, once, at import. They work as before in a thread in which no call of this package
+is running.
 
 * ``use_reentrant=False``: while the function runs again, the network has the call's tensors again.
-* ``use_reentrant=True``: the same, and the call's tensors that need a gradient become inputs of the function: this
-  variant hands gradients on to inputs alone.
+* ``use_reentrant=True``: the same; in addition, the call's tensors that need a gradient become inputs of the function,
+  because this variant passes gradients to inputs only.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ __all__ = ["CURRENT", "Call", "Runs"]
 
 
 class Call(NamedTuple):
-    """What a network has during a call.
+    """A network with the tensors and hooks that it has during a call.
 
     Attributes:
         net: the network.
-        tensors: in the places of its own, by name.
+        tensors: tensors that replace the network's own, by name.
         hooks: forward hooks, by name of the module.
     """
 
@@ -39,13 +40,13 @@ class Call(NamedTuple):
 
 
 class Runs(Protocol):
-    """What gives a network the tensors and hooks of a call for the time of a function."""
+    """An object that runs functions while a network has the tensors and hooks of a call."""
 
     def run(self, call: Call, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """What the function returns."""
+        """Run the function and return its result."""
 
 
-# The call that goes on in this thread, and what runs it.
+# The call that is running in this thread, and the object that runs it.
 CURRENT: ContextVar[tuple[Runs, Call] | None] = ContextVar("current", default=None)
 
 
@@ -87,7 +88,7 @@ def _not_reentrant(generator: Callable[..., Any]) -> Callable[..., Any]:
 def _install() -> None:
     function = checkpoints.CheckpointFunction
     function.apply = staticmethod(_reentrant(function.apply))  # type: ignore[assignment]
-    # The name differs between versions of torch; where there are both, the second calls the first.
+    # The name differs between versions of torch; in versions that have both, the second function calls the first.
     names = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
     name = next(name for name in names if hasattr(checkpoints, name))
     setattr(checkpoints, name, _not_reentrant(getattr(checkpoints, name)))

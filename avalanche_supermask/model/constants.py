@@ -1,6 +1,6 @@
-"""The random numbers that a model is made of: scores that a task starts from, and constants of weights that are free.
+"""The random numbers of a model: initial scores of each task, and constants of free weights.
 
-Each depends on the model's seed, the task and the purpose alone, whatever was drawn before.
+Each number depends only on the model's seed, the task and the purpose, and not on earlier draws.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ __all__ = ["fresh_scores", "redraw_free", "scale_constants"]
 def fresh_scores(
     shapes: Mapping[str, tuple[int, ...]], *, seed: int, key: int, magnitudes: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Scores of a task, by name of the weight.
+    """Initial scores of a task, by name of the weight.
 
     Args:
-        shapes: of the masked weights.
-        seed: of the model.
-        key: of the task.
-        magnitudes: weights in the order of whose magnitudes the scores are put; None: in the order drawn.
+        shapes: shapes of the masked weights, by name.
+        seed: seed of the model.
+        key: key of the task.
+        magnitudes: weights by name; the scores are sorted like the magnitudes of these weights. None: the scores stay
+            in random order.
     """
     generator = _generator(seed, key, 0)
     scores = {name: initial_scores(shape, generator=generator) for name, shape in shapes.items()}
@@ -37,12 +38,12 @@ def fresh_scores(
 
 @torch.no_grad()
 def scale_constants(weights: Any, densities: Mapping[str, float], padding: Mapping[str, int]) -> None:
-    """Multiply constants by ``density ** -0.5``, in place; padding rows stay as they are.
+    """Multiply constants by ``density ** -0.5``, in place; padding rows do not change.
 
     Args:
-        weights: by name.
+        weights: weights by name.
         densities: share of each weight's entries that a mask keeps, by name.
-        padding: index of the row of padding, by name of an embedding's weight.
+        padding: index of the padding row, by name of an embedding's weight.
     """
     for name, density in densities.items():
         weight, row = weights[name], padding.get(name)
@@ -56,14 +57,14 @@ def scale_constants(weights: Any, densities: Mapping[str, float], padding: Mappi
 def redraw_free(
     weights: Any, freed: Mapping[str, Tensor], *, seed: int, key: int, densities: Mapping[str, float]
 ) -> None:
-    """Draw the constants of entries anew that only a forgotten task used, in place.
+    """Draw new constants for the entries that only a forgotten task used, in place.
 
     Args:
-        weights: by name.
-        freed: bool by name.
-        seed: of the model.
-        key: of the forgotten task.
-        densities: for which the constants were scaled, by name; 1 where one is missing.
+        weights: weights by name.
+        freed: bool tensors by name that mark these entries.
+        seed: seed of the model.
+        key: key of the forgotten task.
+        densities: densities for which the constants are scaled, by name; a missing one counts as 1.
     """
     generator = _generator(seed, key, 1)
     for name, mask in freed.items():
@@ -73,6 +74,6 @@ def redraw_free(
 
 
 def _generator(seed: int, key: int, purpose: int) -> torch.Generator:
-    """Independent streams for each task and purpose, whatever the order in which they are drawn."""
+    """A generator for each task and purpose; its numbers do not depend on those of other generators."""
     state = np.random.SeedSequence([seed % 2**63, key % 2**63, purpose]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))

@@ -1,8 +1,8 @@
-"""How a finished task computes: with dense weights, with sparse ones, or with whichever was faster.
+"""How a finished task computes: with dense weights, with sparse weights, or with the faster of the two.
 
-Sums over sparse weights run in another order than over dense ones, so that the two agree to rounding, not to the bit. A
-task's outputs are bit-identical for ever within one execution. ``"auto"`` measures each layer once for a task, a class
-of batches and a number of threads, and the choice is stored with the task: what was chosen stays chosen.
+Sums over sparse weights run in another order than sums over dense weights, so that the two agree up to rounding, but
+not bit for bit. A task's outputs are bit-identical for ever within one execution. ``"auto"`` measures each layer once
+per task, class of batches and number of threads. The choice is stored with the task and does not change later.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ __all__ = ["NONE", "Arguments", "Execution", "Executor", "batch_class", "checked
 Execution = Literal["dense", "sparse", "auto"]
 NONE: frozenset[str] = frozenset()
 
-WORTH = 0.9  # of the dense layer's time: a gain that a busy machine cannot pretend
-WORTH_TOGETHER = 0.97  # of the dense network's time
-ROUNDS, SECONDS = (5, 31), 0.04  # pairs that are timed: at least, at most, and until so much time is spent
-CALLS = 3  # of one layer within a pass that are timed: a recurrent one has hundreds
+# A sparse layer must take less than this share of the dense layer's time; timing noise is smaller than the difference.
+WORTH = 0.9
+WORTH_TOGETHER = 0.97  # the same limit for the whole network
+ROUNDS, SECONDS = (5, 31), 0.04  # least and greatest number of timed pairs, and seconds after which timing stops
+CALLS = 3  # timed calls per layer in one pass of the network; a recurrent layer has hundreds of calls
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of the network, with keywords
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments of the network
 Call = Callable[[TaskTensors], Any]
-Choices = dict[str, list[str]]  # by class of batches: the kernels, then the names of the weights that are sparse
+Choices = dict[str, list[str]]  # by class of batches: name of the kernels, then names of the sparse weights
 
 
 def checked(execution: str) -> Execution:
-    """The same.
+    """Return the execution unchanged if it is valid.
 
     Raises:
-        ValueError: there is no such execution.
+        ValueError: the execution is unknown.
     """
     if execution not in ("dense", "sparse", "auto"):
         raise ValueError(f"execution must be 'dense', 'sparse' or 'auto'; got {execution!r}")
@@ -50,10 +51,10 @@ def checked(execution: str) -> Execution:
 
 
 class Executor:
-    """Decides which weights of a finished task are sparse in a call.
+    """Chooses the weights of a finished task that are sparse in a call.
 
     Args:
-        execution: see the module.
+        execution: ``"dense"``, ``"sparse"`` or ``"auto"``.
     """
 
     def __init__(self, execution: Execution = "dense") -> None:
@@ -63,7 +64,7 @@ class Executor:
         self._warned = False
 
     def forget(self) -> None:
-        """Look anew at the next call: the network or its tasks were changed."""
+        """Drop the remembered names; needed after the network or its tasks were changed."""
         self._places = None
         self._known.clear()
 
@@ -74,7 +75,7 @@ class Executor:
         return self._places
 
     def known(self, key: int, arguments: Arguments) -> frozenset[str] | None:
-        """What `sparse_names` found for such a call; None if it never looked."""
+        """The result of `sparse_names` for a call of the same shapes, if there was one; otherwise None."""
         if self.execution == "sparse":
             return self._places
         found = self._known.get((key, _shapes(arguments), torch.get_num_threads()))
@@ -94,16 +95,16 @@ class Executor:
         """Names of the weights that are sparse in a call, under ``"sparse"`` or ``"auto"``.
 
         Args:
-            key: of the task.
-            arguments: of the network.
-            net: in evaluation mode.
-            masked: the masked weights.
-            choices: of the task; a new one is added.
+            key: key of the task.
+            arguments: arguments of the network.
+            net: the network, in evaluation mode.
+            masked: the masked weights, by name.
+            choices: earlier choices for the task; a new choice is added in place.
             dense: makes the task's dense tensors.
-            call: runs the network with tensors in the places of its own.
+            call: runs the network with given tensors in place of its own.
 
         Raises:
-            NotImplementedError: ``"sparse"``, and there is no kernel for the weights' device or type.
+            NotImplementedError: the execution is ``"sparse"``, and there is no kernel for the weights' device or type.
         """
         some = next(iter(masked.values()))
         if self.execution == "sparse":
@@ -119,7 +120,7 @@ class Executor:
             name = batch_class(arguments)
             if name not in choices:
                 found = chosen(self.places(net, list(masked)), dense(), call)
-                choices.setdefault(name, [kernels(), *sorted(found)])  # another thread may have been here
+                choices.setdefault(name, [kernels(), *sorted(found)])  # another thread may have stored a choice
             made_with, *names = choices[name]
             if names and made_with != kernels():
                 self._warn(made_with)
@@ -137,15 +138,15 @@ class Executor:
 
 
 def _shapes(arguments: Arguments) -> tuple[tuple[torch.Size, torch.dtype], ...]:
-    """Shapes and types of all tensors among a call's arguments."""
+    """Shapes and types of all tensors in a call's arguments."""
     (first, *rest), keywords = arguments
     if isinstance(first, Tensor) and not keywords and not any(isinstance(other, Tensor) for other in rest):
-        return ((first.shape, first.dtype),)  # at once: small networks take microseconds
+        return ((first.shape, first.dtype),)  # a fast path, because a small network takes only microseconds
     return tuple((t.shape, t.dtype) for t in nested_tensors(arguments))
 
 
 def batch_class(arguments: Arguments) -> str:
-    """Class of the batches that share a choice: sizes rounded up to powers of two, types, threads.
+    """Name of the class of batches that share a choice: sizes rounded up to powers of two, types, number of threads.
 
     Example:
         >>> threads = torch.get_num_threads()
@@ -160,10 +161,10 @@ def batch_class(arguments: Arguments) -> str:
 
 
 class _Timed(SparseWeight):
-    """Answers with the dense weight, and measures both ways."""
+    """A weight whose layer computes with the dense weight and also times the sparse and the dense computation."""
 
     full: Tensor
-    seconds: list[tuple[float, float]]  # of each call: sparse, dense
+    seconds: list[tuple[float, float]]  # one pair per timed call: sparse, dense
 
     @staticmethod
     def __new__(cls: Any, weight: Tensor) -> _Timed:
@@ -177,7 +178,7 @@ class _Timed(SparseWeight):
     def layer(
         self, dense: Callable[..., Any], sparse: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Output of one layer with the dense weight."""
+        """Output of one layer with the dense weight; the first calls are timed."""
         x, *rest = args[0], *args[2:]
         ours = SparseWeight(self.csr)
         if len(self.seconds) < CALLS and unserved(x, self.csr) is None:
@@ -188,20 +189,20 @@ class _Timed(SparseWeight):
 
     @property
     def faster(self) -> bool:
-        """Whether the sparse layer took less time, by a margin, in all of its calls together."""
+        """Whether the sparse layer took clearly less time than the dense one, in all timed calls together."""
         sparse, dense = (sum(seconds) for seconds in zip(*self.seconds, strict=True)) if self.seconds else (0.0, 0.0)
         return sparse < WORTH * dense
 
 
 def chosen(names: frozenset[str], given: TaskTensors, call: Call) -> frozenset[str]:
-    """Names of the weights whose layers are faster with sparse ones, measured in a pass of the network.
+    """Names of the weights whose layers are faster with sparse weights, measured in a pass of the network.
 
-    None at all where the whole network does not gain by it.
+    The result is empty if the whole network does not become faster.
 
     Args:
-        names: of the weights that can be sparse.
-        given: tensors of the network, dense.
-        call: runs the network with tensors in the places of its own.
+        names: names of the weights that can be sparse.
+        given: dense tensors of the network.
+        call: runs the network with given tensors in place of its own.
     """
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         tensors = given.tensors
@@ -216,7 +217,7 @@ def chosen(names: frozenset[str], given: TaskTensors, call: Call) -> frozenset[s
 
 
 def timed(ours: Callable[[], Any], dense: Callable[[], Any]) -> tuple[float, float]:
-    """Medians of the seconds of two calls that alternate, after one of each that does not count."""
+    """Median time of each of two alternating calls, in seconds; the first call of each does not count."""
     ours()
     dense()
     a: list[float] = []

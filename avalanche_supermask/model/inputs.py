@@ -1,4 +1,4 @@
-"""What a network is called with: one input, as most are; or several arguments and keywords."""
+"""The arguments of a network: usually one input, otherwise several positional and keyword arguments."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class _Unset:
 
 
 UNSET = _Unset()
-"""Task labels that were omitted, which is not the same as None."""
+"""Marks task labels that were omitted; None has another meaning."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arguments of one call of the network, where they are more than one positional one; a batch like any other."""
+    """Arguments of one call of the network that has more than one positional argument; treated as one batch."""
 
     args: tuple[Any, ...]
     keywords: dict[str, Any]
 
 
 def packed(args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
-    """The only argument itself, or `Inputs`.
+    """Return the only positional argument itself, or `Inputs` if there are other arguments.
 
     Raises:
         TypeError: there is no argument.
@@ -43,7 +43,7 @@ def packed(args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
 
 
 def arguments_of(net: nn.Module, x: Any, label: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a call of the network itself, for a batch of one task label, which multi-task modules get."""
+    """Positional and keyword arguments for a call of the network itself; a multi-task module also gets the label."""
     args, keywords = (x.args, x.keywords) if isinstance(x, Inputs) else ((x,), {})
     if not isinstance(net, MultiTaskModule):
         return args, keywords
@@ -51,10 +51,10 @@ def arguments_of(net: nn.Module, x: Any, label: int) -> tuple[tuple[Any, ...], d
 
 
 def task_labels_of(labels: Any) -> Tensor:
-    """Task labels as int64 of shape ``(n,)``, one for all samples or one a sample.
+    """Task labels as a tensor of shape ``(n,)``: one for all samples, or one per sample.
 
     Raises:
-        TypeError: they cannot be labels; the second argument was meant for the network.
+        TypeError: the argument cannot be task labels; it was probably meant for the network.
     """
     try:
         found = torch.as_tensor(labels)

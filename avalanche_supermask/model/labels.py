@@ -1,8 +1,9 @@
 """Reading task labels without waiting for a device.
 
-A batch has one task, except in a mix, but says so sample by sample, in a tensor on the strategy's device. To look at it
-is to wait for everything that the device has still to do. So what was read of a tensor is remembered as long as it is
-the same tensor, unchanged: a loader that hands out one tensor of labels for all batches of a task is waited for once.
+Most batches have a single task, but Avalanche gives its label once per sample, in a tensor on the strategy's device.
+Reading this tensor makes the program wait until the device has finished all its work. Therefore the label that was read
+is remembered as long as the same tensor is given unchanged. If a loader gives one tensor of labels for all batches of a
+task, the program waits only once.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ __all__ = ["LabelReader"]
 
 
 class LabelReader:
-    """Reads labels; remembers those of the last tensor on a device. Copies and pickles start anew."""
+    """Reads labels, and remembers those of the last tensor on a device; copies and pickles remember nothing."""
 
     def __init__(self) -> None:
         self._last: tuple[weakref.ref[Tensor], int, int | None] | None = None
 
     def only(self, labels: Tensor) -> int | None:
-        """The label of all samples; None where they differ.
+        """The label that all samples have; None if their labels differ.
 
         Args:
-            labels: ``(n,)``, at least one.
+            labels: tensor of shape ``(n,)``, with n at least 1.
 
         Example:
             >>> reader = LabelReader()
             >>> reader.only(torch.tensor([3, 3])), reader.only(torch.tensor([3, 1]))
             (3, None)
         """
-        if labels.device.type == "cpu":  # to look takes no operator, and waits for nothing
+        if labels.device.type == "cpu":  # reading needs no operator and does not wait
             return _only(labels)
-        if labels.is_inference():  # nobody counts its changes
+        if labels.is_inference():  # such a tensor has no version counter, so a change would not be noticed
             return _only(labels.cpu())
         if self._last is not None and self._last[0]() is labels and self._last[1] == labels._version:
             return self._last[2]

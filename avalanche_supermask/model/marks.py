@@ -1,4 +1,4 @@
-"""Marks of entries that shall learn, or that a mask holds: checked before a phase begins."""
+"""Checks, before a phase begins, of the bool tensors that mark trainable entries or the entries of a mask."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["check_marks", "refuse_owned"]
 
 
 def check_marks(argument: str, marks: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse marks that are not one bool tensor in the right shape for each masked weight.
+    """Refuse marks unless they are one bool tensor of the right shape for each masked weight.
 
     Args:
-        argument: name of the argument, for the error.
-        marks: by name of the masked weight.
-        shapes: of the masked weights.
+        argument: name of the argument, for the error message.
+        marks: marks by name of the masked weight.
+        shapes: shapes of the masked weights, by name.
 
     Raises:
-        TypeError: an entry is not bool.
-        ValueError: missing or unknown names, or a wrong shape.
+        TypeError: a tensor is not bool.
+        ValueError: names are missing or unknown, or a shape is wrong.
     """
     if set(marks) != set(shapes):
         wrong = sorted(set(marks) ^ set(shapes))
@@ -33,14 +33,14 @@ def check_marks(argument: str, marks: Mapping[str, Tensor], shapes: Mapping[str,
 
 
 def refuse_owned(trainable: Mapping[str, Tensor], owned: Mapping[str, Tensor]) -> None:
-    """Keep the promise: no phase may train what a finished task uses.
+    """Refuse a phase that would train entries of finished tasks, because finished tasks never change.
 
     Args:
-        trainable: bool by name.
-        owned: entries that finished tasks use, bool by name.
+        trainable: bool tensors by name that mark the trainable entries.
+        owned: bool tensors by name that mark the entries of finished tasks.
 
     Raises:
-        ValueError: some of them are marked to learn.
+        ValueError: an entry of a finished task is marked as trainable.
     """
     for name, marked in trainable.items():
         taken = int((marked.to(owned[name].device) & owned[name]).sum())

@@ -1,18 +1,19 @@
-"""`MaskedModel`: any ``nn.Module``, untouched, called with the weights of one task or another.
+"""`MaskedModel`: a wrapper that calls any ``nn.Module`` with the weights of a chosen task.
 
-The only place that touches the user's network, which is called with other tensors in the places of its own (see
-`network_call`), so that its classes, names and attributes stay as they are. Which ones depends on the task:
+This module is the only place that touches the user's network. It calls a copy of the network with other tensors in
+place of the network's own (see `network_call`), so that the classes, names and attributes of the network do not change.
+The tensors depend on the task:
 
-* *masked* weights (two or more dimensions): the task's subnetwork of weights that all tasks share;
-* *head* tensors (inside Avalanche's dynamic modules) and, on request, norm and bias parameters: the task's own;
-* buffers that training changes (running statistics): the task's own, never shared;
-* everything else: frozen, the same for every task.
+* *masked* weights (two or more dimensions): each task uses a subnetwork of the weights that all tasks share;
+* *head* tensors (inside Avalanche's dynamic modules) and, on request, norm and bias parameters: each task has its own;
+* buffers that training changes (running statistics): each task has its own, and they are never shared;
+* all other tensors: they are frozen and are the same for every task.
 
-A task begins, goes through phases, is committed, and may be forgotten. A phase says what requires a gradient: scores,
-coefficients, or marked entries of the weights; and, in any of them, the task's own tensors. Weights learn in the
-network's parameters, a copy of the committed ones, so that nothing of a finished task is ever within an optimizer's
-reach. The class is one face for its users and for authors of methods: what takes more than a few lines is done by the
-parts beside it, above all by `subnetworks`.
+A task begins, goes through phases, is committed, and may be forgotten. A phase determines which tensors require a
+gradient: scores, coefficients, or marked entries of the weights. The task's own tensors require one in every phase.
+During training, the weights are the network's parameters, which are a copy of the committed weights. So an optimizer
+can never reach a tensor of a finished task. The class is the interface both for users and for authors of methods. The
+modules beside it, above all `subnetworks`, do whatever takes more than a few lines.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ __all__ = ["MaskedModel"]
 
 
 class _Host(DynamicModule):
-    """Keeps Avalanche from adapting the network on its own, as it would for tasks that are only evaluated."""
+    """Holds the network, so that Avalanche does not adapt it for tasks that are only evaluated."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__(auto_adapt=False)
@@ -80,61 +81,64 @@ class _Host(DynamicModule):
 
 
 class _Finished(NamedTuple):
-    """A finished task, so that it can be put back."""
+    """A finished task, kept so that it can be restored."""
 
     key: int
     task: Task
     mask: dict[str, Tensor]
     private: dict[str, Tensor]
-    statistics: dict[str, Tensor] | None = None  # gathered for inference
+    statistics: dict[str, Tensor] | None = None  # the statistics that were gathered for inference
 
 
 class MaskedModel(MultiTaskModule):
     """A network that holds many tasks, each in a subnetwork of its own.
 
     Args:
-        net: any module; deep-copied, so the caller's stays as it is.
-        init: ``"signed_constant"`` redraws the masked weights as ``±sqrt(2 / fan_in)`` and zeroes the biases
-            (SupSup's default). ``"scaled_constant"`` does the same, and the first method that trains makes them
-            ``±sqrt(2 / (k fan_in))``, k being the density of its masks in the layer: so the activations of a sparse
-            subnetwork are as large as those of the whole network. ``"keep"`` keeps the weights that were brought, for
-            pretrained networks.
-        outside: what a weight is outside a task's mask: ``"zero"`` cuts it (the papers' masks); ``"base"`` keeps what
-            the network that was brought has there, so that a task is a change of it:
+        net: any module. The model works on a deep copy, so the caller's network does not change.
+        init: initial values of the masked weights. ``"signed_constant"`` redraws them as ``±sqrt(2 / fan_in)`` and
+            sets the biases to zero (SupSup's default). ``"scaled_constant"`` does the same, and the first method that
+            trains makes them ``±sqrt(2 / (k fan_in))``, where k is the density of its masks in the layer. So the
+            activations of a sparse subnetwork are as large as those of the whole network. ``"keep"`` keeps the values
+            that ``net`` has, for pretrained networks.
+        outside: value of a weight outside a task's mask. ``"zero"`` sets it to zero (as in the papers). ``"base"``
+            keeps the value that the weight has in ``net``, so that a task is a change of this base:
             ``W_base + M * (W - W_base)``. The base is stored once, beside W.
-        values: with ``outside="base"``, W: another network of the same structure (or its state), for example one that
-            was fine-tuned, of whose change the masks select; None: W is as ``init`` says.
-        frozen: parameters that are brought frozen (``requires_grad=False``) stay as they are in every task, neither
-            masked nor redrawn (``"keep"``), with one warning, unless ``own`` names them; or they are treated like the
-            others (``"mask"``).
-        statistics: running statistics (BatchNorm) are each ``"task"``'s own; or ``"frozen"``: those that were brought
-            serve all tasks, in training as well.
-        per_task: which parameters besides the masked weights each task learns for itself: ``"none"`` (the
+        values: with ``outside="base"``, the weights W, given as another network of the same structure (or its state).
+            It may be a fine-tuned network, for example: then the masks select entries of the change that fine-tuning
+            made. None: ``init`` determines W.
+        frozen: treatment of parameters that are frozen in ``net`` (``requires_grad=False``). ``"keep"`` keeps their
+            values in every task and neither masks nor redraws them, unless ``own`` names them; the model warns once.
+            ``"mask"`` treats them like the others.
+        statistics: ``"task"`` gives each task its own running statistics (BatchNorm). ``"frozen"`` uses the running
+            statistics of ``net`` for all tasks, in training as well.
+        per_task: which parameters each task learns for itself, besides the masked weights: ``"none"`` (as in the
             papers: norms without gain and shift, no biases), ``"norm"``, or ``"all"`` (norms and biases).
-            Norms are known by their class, or by "norm" in the name of their class or place; gains of ``weight_norm``
-            count as norms. Each number costs 4 bytes per task. Running statistics and heads are per task in any case.
-        exclude: regular expressions; parameters whose whole name matches one are not masked.
-        own: regular expressions; parameters whose whole name matches one are each task's own, unmasked, and start
-            anew for every task: an output layer named here becomes a head per task.
-        mask: ``"weights"`` masks parameters of two or more dimensions; ``"all"`` biases and norms as well.
-        scores: where the scores of a task start: ``"random"`` (SupSup's), or in the order of ``"magnitude"``, so that
-            the first mask keeps the largest weights: for pretrained networks, with ``init="keep"``.
-        seed: of the constants and of every task's fresh scores; drawn from torch's generator if None.
-        task_inference: who names the task at evaluation: ``"given"`` (the labels), ``"oneshot"``, ``"binary"``,
+            A module is a norm by its class, or if the name of its class or place contains "norm"; gains of
+            ``weight_norm`` count as norms. Each number costs 4 bytes per task. Running statistics and heads are per
+            task in any case.
+        exclude: regular expressions. A parameter whose whole name matches one of them is not masked.
+        own: regular expressions. A parameter whose whole name matches one of them is not masked. Each task has its own
+            copy of it, which starts anew for every task. So an output layer that is named here becomes a head per task.
+        mask: ``"weights"`` masks parameters of two or more dimensions; ``"all"`` masks biases and norms as well.
+        scores: initial scores of a task: ``"random"`` (as in SupSup), or ``"magnitude"``, which sorts them like the
+            magnitudes of the weights, so that the first mask keeps the largest weights. The latter is for pretrained
+            networks, with ``init="keep"``.
+        seed: seed of the constants and of every task's fresh scores; None draws one from torch's generator.
+        task_inference: how the task is found at evaluation: ``"given"`` (by the labels), ``"oneshot"``, ``"binary"``,
             ``"entropy"``, ``"expected_entropy"``, ``"max_logit"``, ``"entropy_descent"``, ``"gaussian"``, or an
-            object of `inference` with settings. Can be set later.
-        logits: which tensor of the network's output is the logits, for what needs them (inference, KKT, metrics): an
+            object of `inference` with settings. It can be set later.
+        logits: which tensor of the network's output is the logits (inference, KKT and metrics need them): an
             attribute or key, an index, or a function of the output. None: the output itself if it is a tensor, its
-            ``logits``, or else its first tensor. Can be set later.
+            ``logits``, or else its first tensor. It can be set later.
 
     Attributes:
-        class_dimension: dimension of the logits that counts the classes (default 1, as PyTorch's criteria take them);
-            training sets it where the targets tell that it is the last one.
+        class_dimension: dimension of the logits that counts the classes (default 1, as in PyTorch's criteria).
+            Training sets it to the last dimension where the shape of the targets shows that the classes are there.
 
     Raises:
-        ValueError: nothing to mask in ``net``, an unknown option, or weights that are no parameters (the old
+        ValueError: ``net`` has no weight to mask, an option is unknown, or some weights are not parameters (the old
             ``torch.nn.utils.weight_norm``, ``prune``, lazy layers).
-        TypeError: a network that cannot be called with other weights: `DataParallel`, TorchScript.
+        TypeError: the network cannot be called with other weights (`DataParallel`, TorchScript).
 
     Example:
         >>> model = MaskedModel(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), seed=0)
@@ -142,13 +146,14 @@ class MaskedModel(MultiTaskModule):
         (['0.weight', '2.weight'], [])
     """
 
-    _repeated: RepeatedCalls | None = None  # the short way of calls; made anew whenever what is kept is dropped
-    _superposition: Superposition | None = None  # of the finished tasks, once inference asked for it
+    # These defaults are attributes of the class because pickles of 0.1.0 lack the attributes.
+    _repeated: RepeatedCalls | None = None  # the fast path of calls; made anew after `_clear_kept`
+    _superposition: Superposition | None = None  # of the finished tasks, made when inference needs it first
     logits: Logits = None
     class_dimension: int = 1
-    frozen_names: frozenset[str] = frozenset()  # parameters that were brought frozen, and stay as they are
-    _executor: Executor | None = None  # of the class, like those above and below: pickles of 0.1.0 have none
-    _resumed: _Finished | None = None  # the task being learned, as it was committed before
+    frozen_names: frozenset[str] = frozenset()  # parameters that are frozen in the caller's network and never change
+    _executor: Executor | None = None
+    _resumed: _Finished | None = None  # the state in which the task being learned was committed before
 
     def __init__(
         self,
@@ -182,7 +187,7 @@ class MaskedModel(MultiTaskModule):
         if outside == "base":
             refuse_integers(net)
         self.init: Init = init if values is None else "given"
-        # How to wrap another copy of the network in the same way.
+        # The arguments that wrap another copy of the network in the same way.
         self.wrapping = {
             "init": self.init, "per_task": per_task, "exclude": [*exclude], "own": [*own], "mask": mask,
             "scores": scores, "outside": outside, "statistics": statistics, "frozen": frozen,
@@ -200,7 +205,7 @@ class MaskedModel(MultiTaskModule):
         weights = _copies(layout.masked) if values is None else own_values(values, layout.masked)
         self.subnetworks = Subnetworks(weights, base=base, padding=padding)
         self.shared = NamedTensors(_copies(layout.shared))
-        # What a new task starts from: its own parameters, and every buffer.
+        # Initial values of a new task: those of its own parameters and of every buffer.
         self.fresh = NamedTensors(_copies({**layout.private, **layout.buffers}))
         self._own_names = list(layout.private)
         self.frozen_names = layout.frozen
@@ -208,8 +213,8 @@ class MaskedModel(MultiTaskModule):
         self.router = Router()
         self.task_inference = task_inference
         self.logits = logits
-        self.inferred_task: Tensor | None = None  # task key of each sample, after a call that inferred
-        # BatchNorm layers of the task being learned in which some channels are claimed by earlier ones.
+        self.inferred_task: Tensor | None = None  # task key of each sample, after a call that inferred the tasks
+        # BatchNorm layers in which earlier tasks claimed some channels, while another task is being learned.
         self.frozen_channels: dict[str, FrozenChannels] = {}
         self.call = NetworkCall()
         self._labels = LabelReader()
@@ -220,14 +225,14 @@ class MaskedModel(MultiTaskModule):
 
     @property
     def net(self) -> nn.Module:
-        """The network: a copy of the caller's. Its parameters are the trainable copy of the weights."""
+        """The network, a copy of the caller's. Its parameters are the trainable copy of the weights."""
         return self.host.net
 
-    # ------------------------------------------------------------------ which tasks there are, and what they cost
+    # ------------------------------------------------------------------ the tasks and their cost
 
     @property
     def active(self) -> int | None:
-        """Key of the task being learned."""
+        """Key of the task being learned; None if there is none."""
         return self.subnetworks.active
 
     @property
@@ -237,12 +242,12 @@ class MaskedModel(MultiTaskModule):
 
     @property
     def outside(self) -> str:
-        """What a weight is outside a task's mask: ``"zero"``, or what the ``"base"`` has."""
+        """Value of a weight outside a task's mask: ``"zero"``, or that of the ``"base"``."""
         return "base" if len(self.subnetworks.base) else "zero"
 
     @property
     def masked_names(self) -> list[str]:
-        """Names, in the network, of the weights that masks select from."""
+        """Names, in the network, of the masked weights."""
         return list(self.subnetworks.frozen)
 
     @property
@@ -251,7 +256,7 @@ class MaskedModel(MultiTaskModule):
         return self.subnetworks.masks.shapes
 
     def task_mask(self, task: int) -> dict[str, Tensor]:
-        """Mask of a finished task: bool tensors by name. Of a mixture: where its weights are not zero.
+        """Mask of a finished task: bool tensors by name. The mask of a mixture holds the entries that are not zero.
 
         Raises:
             KeyError: the task is not learned.
@@ -259,41 +264,41 @@ class MaskedModel(MultiTaskModule):
         return self.subnetworks.task_mask(task)
 
     def owned(self, tasks: list[int] | None = None) -> dict[str, Tensor]:
-        """Weights that any of these finished tasks uses: bool tensors by name.
+        """Entries that at least one of these finished tasks uses: bool tensors by name.
 
         Args:
-            tasks: their keys; None: all finished tasks.
+            tasks: keys of the tasks; None: all finished tasks.
         """
         return self.subnetworks.owned(tasks)
 
     def effective_weights(self, task: int) -> dict[str, Tensor]:
-        """Weights ``W * M`` of a finished task, or ``W_base + M * (W - W_base)``, by name in the network."""
+        """Effective weights of a finished task, by name: ``W * M``, or ``W_base + M * (W - W_base)``."""
         return self.subnetworks.task_weights(task)
 
     def bytes_per_task(self, *, private: bool = True) -> dict[int, int]:
-        """Bytes stored for each finished task: one bit a masked weight, or the coefficients of a mixture.
+        """Bytes stored for each finished task: one bit per masked weight, or the coefficients of a mixture.
 
         Args:
-            private: count what else only the task has: statistics, head, own parameters, what inference gathered of it,
-                and 4 bytes for how sure it was of its own data.
+            private: whether to count the task's private tensors as well: running statistics, head, own parameters, the
+                statistics that inference gathered, and 4 bytes for the entropy of its outputs on its own data.
         """
         return {key: self.subnetworks.task_bytes(key, private=private) for key in self.task_keys}
 
     @property
     def basis_bytes(self) -> int:
-        """Bytes of masks that mixtures are made of and that belong to no finished task."""
+        """Bytes of the masks of the basis that belong to no finished task."""
         return self.subnetworks.basis_bytes
 
     def capacity(self) -> dict[str, LayerCapacity]:
-        """Total, owned, free and reused weights of each masked layer."""
+        """Number of all, owned, free and reused weights of each masked layer."""
         return self.subnetworks.capacity()
 
     def overlap(self) -> dict[int, float]:
-        """Share of each task's mask that the masks of earlier tasks already held; 0 for the first task."""
+        """Share of each task's mask that the masks of earlier tasks also keep; 0 for the first task."""
         return {key: self.overlap_of(key) for key in self.task_keys}
 
     def overlap_of(self, task: int) -> float:
-        """Share of one task's mask that the masks of earlier tasks already held."""
+        """Share of one task's mask that the masks of earlier tasks also keep."""
         earlier = self.task_keys[: self.task_keys.index(task)]
         return overlap(self.subnetworks.task_mask(task), self.subnetworks.owned(earlier))
 
@@ -303,17 +308,19 @@ class MaskedModel(MultiTaskModule):
         """Outputs of the network for a batch: ``model(x)``, ``model(x, task_labels)`` or ``model(**batch)``.
 
         Args:
-            args: what the network takes, a tensor or a structure of tensors whose first dimension is the batch; and
-                second, if any, the task labels: an int, or a tensor of one label a sample (mixed tasks are fine).
-                Omitted: the task being learned, else the latest; None: a dictionary of outputs by task key. A label
-                that was never trained is answered by the latest task, with one warning.
-            keywords: passed on to the network, ``task_labels`` excepted.
+            args: first the input of the network, a tensor or a structure of tensors whose first dimension is the batch;
+                then, optionally, the task labels: an int, or a tensor of one label per sample (the samples may have
+                different labels). Omitted: the model uses the task being learned, or else the latest one. None: the
+                model returns a dictionary of outputs by task key. For a label that was never trained, the model uses
+                the latest task and warns once. Further arguments go to the network.
+            keywords: passed on to the network, except ``task_labels``.
 
         Returns:
-            The network's output; with mixed tasks of different widths, filled up to the widest with -1000.
+            The network's output. If the tasks of a batch have outputs of different widths, the narrower ones are filled
+            up to the widest with -1000.
 
         Raises:
-            TypeError: no input, or a second argument that cannot be task labels.
+            TypeError: there is no input, or the second argument cannot be task labels.
         """
         if len(args) == 2 and not keywords:
             answer = self._again(*args)
@@ -338,7 +345,7 @@ class MaskedModel(MultiTaskModule):
         return forward_mixed(x, labels, self._forward_label) if label is None else self._forward_label(x, label)
 
     def _again(self, x: Any, labels: Any) -> Any:
-        """The answer of a finished task that was called before, if that is all there is to it; else `MISSED`."""
+        """The output of a finished task that was called before, if the fast path serves this call; else `MISSED`."""
         if self.training or self._task_inference != "given" or torch.compiler.is_compiling():
             return MISSED
         if self._repeated is None:
@@ -355,25 +362,25 @@ class MaskedModel(MultiTaskModule):
 
     @property
     def task_inference(self) -> str | Inference:
-        """Who names the task at evaluation, while no task is being learned."""
+        """How the task is found at evaluation, while no task is being learned."""
         return self._task_inference
 
     @task_inference.setter
     def task_inference(self, inference: str | Inference) -> None:
-        by_name(inference)  # complain now
+        by_name(inference)  # raises now if the name is unknown
         self._task_inference = inference
-        self._superposition = None  # it keeps what the last way started from
+        self._superposition = None  # it keeps tensors of the previous inference
 
     @property
     def infers(self) -> bool:
-        """Whether a call in evaluation mode would infer the task."""
+        """Whether a call in evaluation mode infers the task."""
         return (
             self._task_inference != "given" and not self.router.given and self.active is None and bool(self.task_keys)
         )
 
     @property
     def candidates(self) -> Superposition:
-        """The finished tasks, as a way of inference sees them."""
+        """The finished tasks, in the form that inference uses."""
         if self._superposition is None:
             self._superposition = Superposition(self)
         return self._superposition
@@ -382,9 +389,10 @@ class MaskedModel(MultiTaskModule):
     def execution(self) -> Execution:
         """How finished tasks compute in evaluation mode: ``"dense"``, ``"sparse"``, or ``"auto"``.
 
-        ``"sparse"`` keeps the weights of linear layers and convolutions in CSR form, on a CPU. ``"auto"`` measures for
-        each task, class of batches and number of threads which layers gain by it, at the first such call; the choice is
-        stored with the task. Outputs are bit-identical for ever within one execution; those of two agree to rounding.
+        ``"sparse"`` keeps the weights of linear layers and convolutions in CSR form, on a CPU. ``"auto"`` measures
+        which layers become faster by it, at the first call for each task, class of batches and number of threads. The
+        choice is stored with the task. Within one execution, outputs are bit-identical for ever; the outputs of two
+        executions agree up to rounding.
 
         Example:
             >>> from avalanche_supermask import MaskedModel
@@ -399,7 +407,7 @@ class MaskedModel(MultiTaskModule):
         self._clear_kept()
 
     def store_statistics(self, task: int, statistics: Mapping[str, Tensor]) -> None:
-        """Keep what a way of inference has gathered of a finished task; its outputs do not change."""
+        """Store the statistics that an inference method gathered for a finished task; its outputs do not change."""
         self.subnetworks.store_statistics(task, statistics)
         self._clear_kept()
 
@@ -412,7 +420,7 @@ class MaskedModel(MultiTaskModule):
             self.inferred_task = torch.tensor(self.task_keys)[answer.tasks]
             return answer.outputs
         if not isinstance(answer, Tensor) or answer.is_floating_point():
-            self.inferred_task = None  # no single task answered
+            self.inferred_task = None  # the output belongs to no single task
             return answer
         self.inferred_task = torch.tensor(self.task_keys)[answer]
         return forward_mixed(x, self.inferred_task, lambda part, key: self.forward_task(key, part))
@@ -422,20 +430,20 @@ class MaskedModel(MultiTaskModule):
         return self.forward(x, task_label)
 
     def forward_all_tasks(self, x: Any) -> dict[int, Any]:
-        """Outputs of every learned task, and of the one being learned, by task key."""
+        """Outputs of every finished task, and of the task being learned, by task key."""
         keys = self.task_keys + ([] if self.active is None else [self.active])
         return {key: self.forward_task(key, x) for key in keys}
 
     def forward_task(self, key: int | None, x: Any) -> Any:
-        """Outputs under one task, by its key; None: the network as it was initialised, without a mask.
+        """Outputs of the network with the weights of one task.
 
         Args:
-            key: of the task.
-            x: the network's input, or several `Inputs`.
+            key: key of the task; None: the network with its initial weights, without a mask.
+            x: the network's input, or `Inputs` with several arguments.
         """
-        if key is None:  # nothing learned yet: the whole network as it was initialised
+        if key is None:
             weights = self.subnetworks.base or self.subnetworks.frozen
-            fresh = {name: tensor.clone() for name, tensor in self.fresh.items()}  # a call may move buffers
+            fresh = {name: tensor.clone() for name, tensor in self.fresh.items()}  # a call may change buffers
             return self.call(self.net, {**weights, **self.shared, **fresh}, *self.arguments(x, 0))
         if key == self.active:
             weights = self.subnetworks.current_weights(self._live_weights())
@@ -447,7 +455,7 @@ class MaskedModel(MultiTaskModule):
             tensors = self._recent.get((key, sparse), lambda: self._task_tensors(key, sparse))
         output = self._call_task(tensors, arguments)
         if self.active is not None and self.training and torch.is_grad_enabled():
-            # A-GEM and GEM differentiate the loss of old samples, in which nothing that learns has a part.
+            # A-GEM and GEM differentiate the loss of old samples, which depends on no trainable tensor.
             for tensor in nested.tensors(output):
                 if tensor.is_floating_point() and not tensor.requires_grad:
                     tensor.requires_grad_(True)
@@ -456,7 +464,7 @@ class MaskedModel(MultiTaskModule):
     def _sparse_names(self, key: int, arguments: Arguments) -> frozenset[str]:
         if self.execution == "dense" or self.training:
             return NONE
-        if torch.compiler.is_compiling():  # it makes one piece of code of all layers, and knows dense ones
+        if torch.compiler.is_compiling():  # the compiler supports dense weights only
             return NONE
         assert self._executor is not None
         found = self._executor.known(key, arguments)
@@ -473,7 +481,7 @@ class MaskedModel(MultiTaskModule):
         )
 
     def _live_weights(self) -> dict[str, Tensor]:
-        """The trainable copies of the masked weights, in a phase in which any of their entries learn."""
+        """The trainable copies of the masked weights; empty in a phase in which none of their entries learn."""
         names = self.masked_names if len(self.subnetworks.trainable) else []
         return self.call.own(self.net, names)
 
@@ -481,26 +489,26 @@ class MaskedModel(MultiTaskModule):
         return self.call(self.net, tensors.for_call(training=self.training), *arguments)
 
     def arguments(self, x: Any, label: int | None) -> Arguments:
-        """Arguments and keywords of a call of the network itself, for a batch of one task label."""
+        """Positional and keyword arguments for a call of the network itself, for a batch of one task label."""
         return arguments_of(self.net, x, label or 0)
 
     def logits_of(self, output: Any) -> Tensor:
-        """The logits in an output of the network, whatever its form: ``(batch, classes, *positions)``.
+        """The logits in an output of the network of any form: ``(batch, classes, *positions)``.
 
         Raises:
-            TypeError: there is no tensor that could be the logits (see ``logits``).
+            TypeError: no tensor of the output could be the logits (see ``logits``).
         """
         found = find_logits(output, self.logits)
         return found if self.class_dimension == 1 else found.movedim(self.class_dimension, 1)
 
     def tensors_of(self, key: int) -> dict[str, Tensor]:
-        """All tensors of the network under a finished task, by name."""
+        """All tensors of the network for a finished task, by name."""
         task = self.subnetworks
         return {**task.task_weights(key), **self.shared, **self.fresh, **task.task_private(key)}
 
     @lasting()
     def _task_tensors(self, key: int, sparse: frozenset[str] = NONE) -> TaskTensors:
-        """The same, these of them sparse, with what else a call has to know, kept for the next calls."""
+        """The tensors of `tensors_of` with the named weights in sparse form, and the names of the buffers to copy."""
         tensors = with_sparse(self.tensors_of(key), sparse, strict=self.execution == "sparse")
         trained, counted = (names & tensors.keys() for names in moving_buffers(self.net))
         return TaskTensors(tensors, trained, counted)
@@ -508,12 +516,12 @@ class MaskedModel(MultiTaskModule):
     # ------------------------------------------------------------------ learning a task
 
     def fresh_scores(self, key: int) -> dict[str, Tensor]:
-        """Scores that a task starts from; their values depend on the model's seed and the key, not on other tasks.
+        """Initial scores of a task; their values depend on the model's seed and the key, not on other tasks.
 
         Args:
-            key: of the task; negative for masks that belong to none, which are always random.
+            key: key of the task; negative for masks that belong to no task, whose scores are always random.
         """
-        # Files of 0.1.0 do not name what scores start from.
+        # Files of 0.1.0 lack the entry "scores".
         by_magnitude = self.wrapping.get("scores") == "magnitude" and key >= 0
         magnitudes = self.subnetworks.frozen if by_magnitude else None
         return fresh_scores(self.masked_shapes, seed=self.seed, key=key, magnitudes=magnitudes)
@@ -522,8 +530,8 @@ class MaskedModel(MultiTaskModule):
     def scale_constants(self, densities: Mapping[str, float]) -> None:
         """Scale the constants of ``init="scaled_constant"`` for masks of these densities.
 
-        Once, before the first task: nothing happens with another ``init``, where constants are scaled or used, or where
-        a task keeps the base outside its mask.
+        The constants are scaled once, before the first task. The method does nothing if ``init`` is another one, if the
+        constants are already scaled, if a task has begun, or if the model has a base.
 
         Args:
             densities: share of each masked weight's entries that a mask keeps, by name.
@@ -538,7 +546,7 @@ class MaskedModel(MultiTaskModule):
 
     @torch.no_grad()
     def begin(self, key: int, label: int | None = None) -> None:
-        """Start a task: per-task parameters and running statistics go back to fresh ones.
+        """Start a task: per-task parameters and running statistics get their initial values.
 
         Raises:
             ValueError: the task is learned already.
@@ -560,15 +568,15 @@ class MaskedModel(MultiTaskModule):
         return self.subnetworks.scores
 
     def set_scores(self, values: Mapping[str, Tensor]) -> None:
-        """Write the scores in place; the first call makes them: one tensor per layer, whatever the number of tasks.
+        """Write the scores in place; the first call allocates them, one tensor per layer for any number of tasks.
 
         Args:
-            values: by name of the masked weight, each in its shape.
+            values: scores by name of the masked weight, each in the shape of the weight.
         """
         self.subnetworks.set_scores(values)
 
     def current_mask(self) -> dict[str, Tensor]:
-        """Mask of the task being learned: bool tensors by name. Of a mixture: where its weights are not zero.
+        """Mask of the task being learned: bool tensors by name. That of a mixture holds the entries that are not zero.
 
         Raises:
             RuntimeError: no phase has begun.
@@ -578,17 +586,18 @@ class MaskedModel(MultiTaskModule):
     def learn_scores(
         self, select: Selection, *, trainable: Mapping[str, Tensor] | None = None, overwrite: bool = False
     ) -> None:
-        """Phase in which the scores learn, and with them the weights marked in ``trainable``, if any.
+        """Start a phase that trains the scores, and also the entries marked in ``trainable``, if any.
 
         Args:
             select: turns the scores into the mask (see `selection`).
-            trainable: bool by name; without the entries that finished tasks own (``~model.owned()[name]``).
-            overwrite: let finished tasks change. Only for controls that shall forget.
+            trainable: bool tensors by name; they must not mark entries that finished tasks own (combine them with
+                ``~model.owned()[name]``). None: no weights are trained.
+            overwrite: whether entries of finished tasks may change. Only control experiments that shall forget use it.
 
         Raises:
             TypeError: an entry of ``trainable`` is not bool.
-            ValueError: unknown names, wrong shapes, or entries that a finished task owns; or, with
-                ``outside="base"``, no weight differs from the base, and none learns.
+            ValueError: ``trainable`` has unknown names, wrong shapes, or entries that a finished task owns; or, with
+                ``outside="base"``, no weight differs from the base, and ``trainable`` is not given.
         """
         if trainable is not None:
             check_marks("trainable", trainable, self.masked_shapes)
@@ -603,10 +612,10 @@ class MaskedModel(MultiTaskModule):
         self._learn_live_weights(self.masked_names if trainable else ())
 
     def learn_coefficients(self, *, own: Collection[str] = (), select: Any = None) -> None:
-        """Phase in which the coefficients of a mixture learn, from 1/n (see `mixtures`).
+        """Start a phase that trains the coefficients of a mixture; they start at 1/n (see `mixtures`).
 
         Args:
-            own: masked weights whose scores learn instead, for a mask of the task's own.
+            own: names of masked weights whose scores are trained instead, so that the task has its own mask there.
             select: turns those scores into the mask.
         """
         self.subnetworks.mixtures.restart()
@@ -622,17 +631,17 @@ class MaskedModel(MultiTaskModule):
         restart: bool = True,
         overwrite: bool = False,
     ) -> None:
-        """Phase in which the weights marked in ``trainable`` learn, under a mask that stands still.
+        """Start a phase that trains the entries marked in ``trainable``, under a fixed mask.
 
         Args:
-            trainable: bool by name; only entries inside the mask count.
-            mask: bool by name; the current mask if None.
-            restart: start from the committed values; False: go on from where the weights are.
-            overwrite: let finished tasks change. Only for controls that shall forget.
+            trainable: bool tensors by name; only entries inside the mask count.
+            mask: bool tensors by name; None: the current mask.
+            restart: whether the weights start from the committed values; False: they keep their present values.
+            overwrite: whether entries of finished tasks may change. Only control experiments that shall forget use it.
 
         Raises:
             TypeError: an entry of ``trainable`` or ``mask`` is not bool.
-            ValueError: missing or unknown names, wrong shapes, or entries that a finished task owns.
+            ValueError: names are missing or unknown, shapes are wrong, or a finished task owns a marked entry.
         """
         mask = self.subnetworks.current_mask() if mask is None else mask
         check_marks("trainable", trainable, self.masked_shapes)
@@ -645,10 +654,11 @@ class MaskedModel(MultiTaskModule):
 
     @torch.no_grad()
     def set_free_weights(self, values: Mapping[str, Tensor]) -> None:
-        """Give the weights that no finished task owns these values; what a finished task owns stays as it is.
+        """Set the entries that no finished task owns to these values; owned entries do not change.
 
         Args:
-            values: by name of the masked weight, each in its shape; names that are left out stay as they are.
+            values: values by name of the masked weight, each in the shape of the weight. Weights whose names are left
+                out do not change.
         """
         owned = self.subnetworks.with_padding(self.owned())
         for name, value in values.items():
@@ -656,15 +666,15 @@ class MaskedModel(MultiTaskModule):
             weight.copy_(torch.where(owned[name], weight, value.to(weight)))
 
     def learn_entries(self, chosen: Mapping[str, Tensor], *, mask: Mapping[str, Tensor]) -> None:
-        """Phase in which a few entries learn, under a mask that stands still; an optimizer holds nothing else of them.
+        """Start a phase that trains a few entries under a fixed mask; an optimizer holds only those entries.
 
         Args:
-            chosen: bool by name, inside the mask, of entries that no finished task owns.
-            mask: bool by name.
+            chosen: bool tensors by name that mark the trained entries: inside the mask, and owned by no finished task.
+            mask: bool tensors by name.
 
         Raises:
             TypeError: an entry of ``chosen`` or ``mask`` is not bool.
-            ValueError: missing or unknown names, wrong shapes, or entries that a finished task owns.
+            ValueError: names are missing or unknown, shapes are wrong, or a finished task owns a chosen entry.
         """
         check_marks("chosen", chosen, self.masked_shapes)
         check_marks("mask", mask, self.masked_shapes)
@@ -675,7 +685,7 @@ class MaskedModel(MultiTaskModule):
 
     @torch.no_grad()
     def _learn_live_weights(self, names: Sequence[str]) -> None:
-        """Start these weights, of which some or all entries learn, from their committed values."""
+        """Copy the committed values into the trainable copies of these weights, and make the copies trainable."""
         for name, weight in self._live(names).items():
             weight.copy_(self.subnetworks.frozen[name])
         self._set_learning(names)
@@ -685,8 +695,8 @@ class MaskedModel(MultiTaskModule):
         """Finish the task being learned. From now on its outputs never change.
 
         Args:
-            outputs: logits of batches of its training samples, each ``(batch, outputs)``: how sure the task is of its
-                own data is stored with it, for `ExpectedEntropy`.
+            outputs: logits of batches of its training samples, each ``(batch, outputs)``. Their mean entropy is stored
+                with the task, for `ExpectedEntropy`.
 
         Raises:
             RuntimeError: no task is being learned.
@@ -710,17 +720,17 @@ class MaskedModel(MultiTaskModule):
             )
         expected = float(torch.cat([entropy(out.float()) for out in outputs]).mean()) if outputs else None
         self.subnetworks.commit(self._live(self.masked_names), private, entropy=expected)
-        if self._resumed is not None:  # what was gathered of its earlier data counts on
+        if self._resumed is not None:  # the statistics of the task's earlier data stay valid
             self.subnetworks.store_statistics(self._resumed.key, self._resumed.statistics or {})
         self._resumed = None
         self._end()
 
     @torch.no_grad()
     def resume(self) -> dict[str, Tensor]:
-        """Take the task that was committed last back into learning, as it is; returns its mask, bool by name.
+        """Make the task that was committed last the task being learned again; returns its mask, bool tensors by name.
 
-        It can be committed again, or abandoned: then it is again what it was. Earlier tasks stay bit-identical. Weights
-        that its next mask leaves out keep the values that it gave them, and are free.
+        The task keeps its state. It can be committed again, or abandoned; `abandon` restores it as it was. Earlier
+        tasks stay bit-identical. Weights that the task's next mask leaves out keep their values and become free.
         """
         key = self.task_keys[-1]
         task, private = self.subnetworks.tasks[key], self.subnetworks.task_private(key)
@@ -730,16 +740,16 @@ class MaskedModel(MultiTaskModule):
         self._resumed = _Finished(key, task, mask, private, statistics)
         tensors = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
         for name, kept in private.items():
-            if name in tensors and tensors[name].shape == kept.shape:  # a head may have grown since
+            if name in tensors and tensors[name].shape == kept.shape:  # a head may have grown since the commit
                 tensors[name].copy_(kept)
         return mask
 
     @torch.no_grad()
     def reopen(self, select: Any) -> None:
-        """Take the task that was committed last back into the phase in which its scores learn.
+        """Make the task that was committed last the task being learned again, in the phase that trains its scores.
 
         Args:
-            select: turns the scores, which are still as they were at the commit, into the mask.
+            select: turns the scores into the mask; they still have the values of the commit.
         """
         key = self.task_keys[-1]
         label, kept = self.subnetworks.tasks[key].label, self.subnetworks.task_private(key)
@@ -762,12 +772,12 @@ class MaskedModel(MultiTaskModule):
         """Add a task that was learned in another model of the same base (see `load_task`).
 
         Args:
-            key: of the task, not in use.
-            label: of Avalanche, under which it answers; None without labels.
-            mask: bool by name.
-            values: at the entries of the mask, in order, by name.
+            key: key of the task; it must not be in use.
+            label: Avalanche's task label, under which the task is called; None without labels.
+            mask: bool tensors by name.
+            values: values of the entries that the mask keeps, in order, by name.
             own: the task's own tensors, by name in the network.
-            entropy: how sure the task is of its own training data, for `ExpectedEntropy`; None: unknown.
+            entropy: mean entropy of the task's outputs on its own training data, for `ExpectedEntropy`; None: unknown.
         """
         self.subnetworks.adopt(key, label, mask, values, own, entropy=entropy)
         self._clear_kept()
@@ -779,7 +789,7 @@ class MaskedModel(MultiTaskModule):
         return list(self._buffer_names)
 
     def abandon(self) -> None:
-        """Stop learning the current task and keep nothing of it; one that was resumed is again what it was."""
+        """Stop learning the current task and keep nothing of it; a resumed task is restored as it was."""
         self.subnetworks.abandon()
         if self._resumed is not None:
             self.subnetworks.restore(*self._resumed)
@@ -788,10 +798,10 @@ class MaskedModel(MultiTaskModule):
 
     @torch.no_grad()
     def forget(self, task: int) -> int:
-        """Delete a finished task and free exactly the weights that only it owned.
+        """Delete a finished task and free exactly the weights that only this task owned.
 
-        Freed weights get new signed constants, so nothing of the task is left; with ``init="keep"`` they go back to
-        the base, where one is stored, and else keep their value. Other tasks stay bit-identical.
+        Freed weights get new signed constants, so that no trace of the task is left. With ``init="keep"`` they return
+        to the values of the base if one is stored, and otherwise keep their values. Other tasks stay bit-identical.
 
         Returns:
             Number of weights freed.
@@ -811,11 +821,11 @@ class MaskedModel(MultiTaskModule):
                 )
         return sum(int(mask.sum()) for mask in freed.values())
 
-    # ------------------------------------------------------------------ what learns
+    # ------------------------------------------------------------------ the trainable tensors
 
     @property
     def has_own_tensors(self) -> bool:
-        """Whether a task learns parameters of its own, beside masks and masked weights."""
+        """Whether a task learns its own parameters besides masks and masked weights."""
         return bool({*self._own_names, *self._head_tensors()})
 
     def _head_tensors(self) -> dict[str, Tensor]:
@@ -823,7 +833,7 @@ class MaskedModel(MultiTaskModule):
         return head_tensors(self.net, known, self.subnetworks.active_label)
 
     def _live(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Tensors of the network as they are now."""
+        """The network's present tensors of these names."""
         tensors = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
         return {name: tensors[name] for name in names}
 
@@ -833,7 +843,10 @@ class MaskedModel(MultiTaskModule):
         self._set_learning(())
 
     def _set_learning(self, weights: Sequence[str]) -> None:
-        """Let these weights learn, what else the phase trains and, while a task is active, its own tensors."""
+        """Make trainable: these weights, the other tensors of the phase and, while a task is active, its own tensors.
+
+        All other parameters become frozen, and all gradients are cleared.
+        """
         own = {*self._own_names, *self._head_tensors()} if self.active is not None else set()
         for name, p in self.net.named_parameters():
             p.requires_grad_((name in weights or name in own) and name not in self.frozen_names)
@@ -843,15 +856,18 @@ class MaskedModel(MultiTaskModule):
             p.requires_grad_(id(p) in learning)
             p.grad = None
 
-    # ------------------------------------------------------------------ what Avalanche calls
+    # ------------------------------------------------------------------ methods that Avalanche or PyTorch calls
 
     def adaptation(self, experience: Any) -> None:
-        """Adapt the network's heads before training; evaluation allocates nothing."""
+        """Adapt the network's heads in training mode; evaluation allocates nothing."""
         if self.training:
             avalanche_model_adaptation(self.net, experience)
 
     def train(self, mode: bool = True) -> MaskedModel:
-        """Set the mode of the network and of everything in it."""
+        """Set the mode of the network; with ``statistics="frozen"``, norms stay in evaluation mode.
+
+        This applies to norms with running statistics.
+        """
         super().train(mode)
         if self.wrapping.get("statistics") == "frozen":
             for norm in running_norms(self.net):
@@ -864,7 +880,7 @@ class MaskedModel(MultiTaskModule):
         return self
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As of any module; a model without tasks takes all the tasks of the state, heads included."""
+        """Load a state like any module; a model without tasks takes all tasks of the state, including their heads."""
         device = next(iter(self.subnetworks.frozen.values())).device
         self.grow_heads(state_dict)
         result = super().load_state_dict(state_dict, *args, **kwargs)
@@ -873,7 +889,7 @@ class MaskedModel(MultiTaskModule):
         return result
 
     def grow_heads(self, state: Mapping[str, Any]) -> None:
-        """Give a multi-head network the heads of all tasks of a state, so that the state loads into it."""
+        """Add the heads of all tasks of a state to a multi-head network, so that the network can load the state."""
         outputs = {}
         for _, slot, label, *_ in state.get("subnetworks._extra_state", {}).get("tasks", ()):
             prefix = f"subnetworks.private.{slot}."
@@ -903,10 +919,11 @@ class MaskedModel(MultiTaskModule):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"call": NetworkCall(), "_labels": LabelReader(), **state})  # pickles of 0.1.0 have none
+        # Pickles of 0.1.0 lack these two entries.
+        super().__setstate__({"call": NetworkCall(), "_labels": LabelReader(), **state})
 
     def _clear_kept(self) -> None:
-        """Drop what was made of finished tasks to answer faster."""
+        """Drop everything that was cached to make calls of finished tasks faster."""
         self.call.forget()
         self._recent.clear()
         self._repeated = None
@@ -914,18 +931,19 @@ class MaskedModel(MultiTaskModule):
             self._executor.forget()
         self._superposition = None
 
-    # ------------------------------------------------------------------ taking tasks out
+    # ------------------------------------------------------------------ exporting tasks
 
     def export(self, task: int, *, sparse: bool = False) -> nn.Module:
-        """A plain copy of the network with one task's weights: no masks, equal outputs.
+        """Return a plain copy of the network with one task's weights: it has no masks and gives equal outputs.
 
         Args:
-            task: its key.
-            sparse: keep the weights of linear layers and convolutions in CSR form: smaller and, on a CPU, faster, as
-                under ``execution = "sparse"``. Such weights do not learn, and stay on the CPU.
+            task: key of the task.
+            sparse: whether the weights of linear layers and convolutions are stored in CSR form. They are smaller and,
+                on a CPU, faster, as under ``execution = "sparse"``. Such weights cannot be trained, and stay on the
+                CPU.
 
         Raises:
-            NotImplementedError: ``sparse``, and there is no kernel for the weights' device or type.
+            NotImplementedError: ``sparse`` is set, and there is no kernel for the weights' device or type.
         """
         net = copy.deepcopy(self.net)
         slots = {**dict(net.named_parameters()), **dict(net.named_buffers())}

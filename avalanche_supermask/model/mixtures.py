@@ -1,4 +1,4 @@
-"""Tasks that are mixtures: coefficients over a basis of masks, in the place of a mask of their own."""
+"""Tasks that are mixtures: such a task has coefficients for a basis of masks instead of its own mask."""
 
 from __future__ import annotations
 
@@ -15,41 +15,48 @@ from avalanche_supermask.named_tensors import NamedTensors
 
 __all__ = ["ALL_LAYERS", "Mixtures"]
 
-ALL_LAYERS = "*"  # name of coefficients that every layer uses
+ALL_LAYERS = "*"  # the name of coefficients that all layers share
 
 
 class Mixtures(nn.Module):
-    """The basis, the coefficients that learn, and those of finished tasks.
+    """The basis, the trainable coefficients, and the coefficients of finished tasks.
 
     Attributes:
         basis: slots, in the packed masks, of the n masks that are mixed.
-        coefficients: of the task being learned: parameters of shape ``(n,)`` by layer, or under `ALL_LAYERS`.
+        coefficients: coefficients of the task being learned: parameters of shape ``(n,)`` by layer, or under
+            `ALL_LAYERS`.
     """
 
-    _mixer: Mixer | None = None  # of the class: pickles of 0.1.0 have none
+    _mixer: Mixer | None = None  # an attribute of the class, because pickles of 0.1.0 lack it
 
     def __init__(self) -> None:
         super().__init__()
         self.basis: list[int] = []
         self.coefficients = NamedTensors(trainable=True)
-        # slot -> by layer: its coefficients; or the packed bits (uint8) of a mask that the task has for itself
+        # slot -> layer -> coefficients, or the packed bits (uint8) of the task's own mask in this layer
         self.finished = nn.ModuleDict()
 
     def __contains__(self, slot: int) -> bool:
         return str(slot) in self.finished
 
     def allocate(self, names: Sequence[str], like: Tensor, n: int) -> None:
-        """Make the coefficients, once, before an optimizer collects them."""
+        """Allocate the coefficients once, before an optimizer collects them.
+
+        Args:
+            names: layers, or `ALL_LAYERS`; names that have coefficients already are left out.
+            like: tensor that gives the type and the device.
+            n: number of coefficients per name.
+        """
         for name in names:
             if name not in self.coefficients:
                 self.coefficients[name] = torch.full((n,), 1.0 / n, dtype=like.dtype, device=like.device)
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Every coefficient at 1/n, n the masks of the basis.
+        """Set every coefficient to 1/n, where n is the number of masks in the basis.
 
         Raises:
-            RuntimeError: the basis is not complete.
+            RuntimeError: the basis has fewer or more masks than there are coefficients.
         """
         for a in self.coefficients.values():
             if len(a) != len(self.basis):
@@ -57,12 +64,12 @@ class Mixtures(nn.Module):
             a.fill_(1.0 / len(a))
 
     def extend(self, slot: int) -> None:
-        """Take the mask in a slot into the basis."""
+        """Add the mask in a slot to the basis."""
         self.basis.append(slot)
         self._mixer = None
 
     def reduce(self, slot: int) -> None:
-        """Take the mask in a slot out of the basis, if it is there."""
+        """Remove the mask in a slot from the basis, if it is there."""
         self.basis = [other for other in self.basis if other != slot]
         self._mixer = None
 
@@ -71,17 +78,17 @@ class Mixtures(nn.Module):
         del self.finished[str(slot)]
 
     def finish(self, slot: int, own: Mapping[str, Tensor]) -> None:
-        """Keep the coefficients of the task being learned.
+        """Store the coefficients of the task being learned, as those of a finished task.
 
         Args:
-            slot: of the task.
-            own: bool masks of layers that have a mask of their own, and no coefficients.
+            slot: slot of the task.
+            own: bool masks, by layer, for layers in which the task has its own mask and no coefficients.
         """
         kept = {name: a.detach().clone() for name, a in self.coefficients.items() if name not in own}
         self.finished[str(slot)] = NamedTensors({**kept, **{name: pack(mask) for name, mask in own.items()}})
 
     def of(self, slot: int) -> dict[str, Tensor]:
-        """What a finished mixture keeps, by layer."""
+        """Tensors of a finished mixture, by layer: coefficients, or the packed bits (uint8) of a mask."""
         stored: NamedTensors = self.finished[str(slot)]  # type: ignore[assignment]
         return dict(stored)
 
@@ -91,9 +98,9 @@ class Mixtures(nn.Module):
         """Effective weights ``W ⊙ Σ_i a_i M_i``, differentiable in the coefficients.
 
         Args:
-            chosen: coefficients, or packed bits, by layer; layers without either are left out.
-            frozen: W by name.
-            masks: that hold the basis.
+            chosen: coefficients or packed bits of a mask, by layer; layers without either are left out of the result.
+            frozen: the weights W, by name.
+            masks: the packed masks, which include those of the basis.
         """
         if self._mixer is None:
             with lasting():
@@ -109,7 +116,7 @@ class Mixtures(nn.Module):
         """Coefficients ``(n,)`` of a finished mixture in one layer.
 
         Raises:
-            ValueError: the layer has a mask of its own.
+            ValueError: the task has its own mask in this layer.
         """
         entries = self.of(slot)
         entry = entries.get(name, entries.get(ALL_LAYERS))
@@ -126,11 +133,11 @@ class Mixtures(nn.Module):
         return self
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The basis, and which tasks are mixtures."""
+        """The basis, and the slots of the finished mixtures."""
         return {"basis": list(self.basis), "finished": list(self.finished)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Make room for the mixtures of a saved state."""
+        """Restore the basis, and make empty modules for the mixtures of a saved state."""
         self.basis, self._mixer = list(state["basis"]), None
         self.finished = nn.ModuleDict({slot: NamedTensors() for slot in state["finished"]})
 

@@ -1,8 +1,9 @@
-"""A network, called with other tensors in the places of its own.
+"""Calls of a network with other tensors in place of its own.
 
-`torch.func.functional_call` does the same and looks the places up by name at every call, which takes longer than a
-small network does. Here they are looked up once. The tensors are written straight into the ``_parameters`` and
-``_buffers`` of the modules, where ``functional_call`` writes them too, and what was there is put back afterwards.
+`torch.func.functional_call` does the same, but it finds the place of each tensor by name at every call, which takes
+longer than a small network itself. Here the places are found once. The tensors are written directly into the
+``_parameters`` and ``_buffers`` of the modules, as ``functional_call`` does, and the network's own tensors are restored
+after the call.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from avalanche_supermask.model.parameter_kinds import rescaled_in_place
 
 __all__ = ["NetworkCall", "Writes", "hooked"]
 
-_Place = tuple[dict[str, Any], str]  # a dictionary of a module, and the key in it
+_Place = tuple[dict[str, Any], str]  # a dictionary of a module, and a key in this dictionary
 
 
 class Writes:
-    """What a repeated call writes where.
+    """The tensors that a repeated call writes, with their places.
 
     Attributes:
-        places: of the network's tensors, as they were looked up then.
-        all: a dictionary of a module, the key in it, and the tensor for it.
+        places: the places that `NetworkCall` had found when ``all`` was made; None before the first call.
+        all: one tuple per place: a dictionary of a module, a key in this dictionary, and the tensor for this key.
     """
 
     def __init__(self) -> None:
@@ -40,11 +41,11 @@ class Writes:
 class NetworkCall:
     """Calls a network with given tensors, one thread after the other.
 
-    It serves one network at a time, keeps where that one's tensors are, and looks again when a submodule was replaced.
-    Copies and pickles start anew.
+    It stores the places of the tensors of one network, and finds them anew when it is called with another network or
+    when a submodule was replaced. Copies and pickles of it start without stored places.
 
     Attributes:
-        lock: held during a call, as the network's own places hold the given tensors meanwhile.
+        lock: held during a call, because the network holds the given tensors instead of its own during that time.
 
     Example:
         >>> net, call = nn.Linear(2, 1, bias=False), NetworkCall()
@@ -60,7 +61,7 @@ class NetworkCall:
         self._written: tuple[nn.Module | None, frozenset[str]] = (
             None,
             frozenset(),
-        )  # of a network: what calls write into
+        )  # a network, and the names of its weights that calls change in place
         self._current: Call | None = None
 
     def __call__(
@@ -75,29 +76,38 @@ class NetworkCall:
         """Outputs of the network with these tensors.
 
         Args:
-            net: back in its own tensors when the call is over, also if it fails.
-            tensors: by name; of tied ones, one name is enough.
-            args: of the network.
-            kwargs: of the network.
-            hooks: forward hooks by name of the module, for this call only, so that no copy or pickle can lose them.
+            net: the network; it has its own tensors again when the call is over, also if the call fails.
+            tensors: tensors by name; for tied tensors, one name is enough.
+            args: positional arguments for the network.
+            kwargs: keyword arguments for the network.
+            hooks: forward hooks by name of the module. They exist for this call only, so that no copy or pickle of the
+                network can lose them.
 
         Raises:
-            KeyError: the network has no tensor of such a name.
+            KeyError: the network has no tensor of a given name.
         """
         tensors = self._with_copies(net, tensors)
-        if _is_compiling():  # a compiler knows functional_call: the tensors become inputs of its code
+        if _is_compiling():  # the compiler supports functional_call: the tensors become inputs of the compiled code
             with hooked(net, hooks or {}):
                 return functional_call(net, dict(tensors), tuple(args), dict(kwargs or {}))
         return self.run(Call(net, tensors, hooks or {}), net, args, kwargs or {})
 
     def run(self, call: Call, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """What a function returns that uses the network of a call; meanwhile, the network has the call's tensors."""
-        if self._current is call:  # a part runs again while its call goes on, as the network itself differentiates
+        """Run a function that uses the network of a call; the network has the call's tensors while it runs.
+
+        Args:
+            call: the network, the tensors and the hooks.
+            function: the function; often the network itself.
+            args: positional arguments for the function.
+            kwargs: keyword arguments for the function.
+        """
+        # A checkpointed part can run again during its own call, if the network itself computes gradients.
+        if self._current is call:
             return function(*args, **kwargs)
         with self.lock:
             places, before = self._found(call.net, call.tensors), self._current
             own: list[tuple[dict[str, Any], str, Any]] = []
-            # A checkpointed part that runs for the first time is within its call, and finds the hooks in place.
+            # A checkpointed part that runs for the first time is inside its call, so the hooks are registered already.
             hooks = {} if before is not None and before.hooks is call.hooks else call.hooks
             token = CURRENT.set((self, call))
             try:
@@ -117,13 +127,13 @@ class NetworkCall:
                 CURRENT.reset(token)
 
     def repeated(self, net: nn.Module, tensors: Mapping[str, Tensor], args: Sequence[Any], writes: Writes) -> Any:
-        """The same as a call without keywords and hooks, in less time, for tensors that are given again and again.
+        """Call the network without keywords and hooks, faster than `__call__`, with the same tensors as before.
 
         Args:
             net: the network.
-            tensors: by name; the same ones each time.
-            args: of the network.
-            writes: of these tensors; filled by the first call.
+            tensors: tensors by name; the same tensors at each call with these ``writes``.
+            args: positional arguments for the network.
+            writes: the places of these tensors; the first call fills it.
         """
         with self.lock:
             if not self._is_as_found(net) or writes.places is not self._places:
@@ -147,14 +157,14 @@ class NetworkCall:
                 CURRENT.reset(token)
 
     def _with_copies(self, net: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The tensors, with copies of those that the network would write into."""
+        """The tensors, with copies of those that the network changes in place."""
         if self._written[0] is not net:
             self._written = net, rescaled_in_place(net)
         written = self._written[1] & tensors.keys()
         return {**tensors, **{name: tensors[name].clone() for name in written}} if written else tensors
 
     def own(self, net: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
-        """The network's own tensors of these names, whatever another thread's call puts in their places."""
+        """The network's own tensors of these names, even while another thread calls the network with other tensors."""
         if _is_compiling():
             return {name: tensor for name, tensor in net.named_parameters() if name in names}
         with self.lock:
@@ -162,12 +172,12 @@ class NetworkCall:
             return {name: holder[key] for name in names for holder, key in places[name][:1]}
 
     def forget(self) -> None:
-        """Look the places up anew at the next call: tensors of the network were replaced, or tied."""
+        """Drop the stored places; needed after tensors of the network were replaced or tied."""
         with self.lock:
             self._net, self._children, self._places, self._written = None, [], {}, (None, frozenset())
 
     def _found(self, net: nn.Module, tensors: Mapping[str, Any]) -> dict[str, list[_Place]]:
-        """Places of these tensors; looked up anew where a submodule was replaced or added."""
+        """Places of all tensors, found anew if a submodule was replaced or if one of these names is missing."""
         if self._is_as_found(net) and tensors.keys() <= self._places.keys():
             return self._places
         self._children = [(m._modules, k, c) for m in net.modules() for k, c in m._modules.items() if c is not None]
@@ -175,7 +185,7 @@ class NetworkCall:
         return self._places
 
     def _is_as_found(self, net: nn.Module) -> bool:
-        """Whether the network has the modules whose tensors were looked up."""
+        """Whether the network still has the submodules that it had when the places were found."""
         if self._net is net:
             for modules, key, module in self._children:
                 if modules.get(key) is not module:
@@ -190,7 +200,7 @@ class NetworkCall:
 
 @contextmanager
 def hooked(net: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """While it is open, these modules of a network have these forward hooks."""
+    """Context in which modules of a network have these forward hooks, given by name of the module."""
     handles = [net.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
     try:
         yield
@@ -200,7 +210,7 @@ def hooked(net: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[
 
 
 def _places(net: nn.Module) -> dict[str, list[_Place]]:
-    """Where each tensor of a network lies, by name; a tied one lies in several places."""
+    """Places of each tensor of a network, by name; a tied tensor has several places."""
     named: dict[str, _Place] = {}
     for prefix, module in net.named_modules(remove_duplicate=False):
         for holder in (module._parameters, module._buffers):

@@ -1,4 +1,4 @@
-"""What a parameter is for, from its module: the gain of a norm, a row of padding, a weight that its layer rescales."""
+"""Special kinds of parameters, found from their modules: those of norms, padding rows, weights that calls rescale."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ _CALLED_NORM = re.compile(r"norm(?!al(?!i))", re.IGNORECASE)  # norm1, RMSNorm, 
 
 
 def is_norm(net: nn.Module, name: str) -> bool:
-    """Whether a parameter is a norm's own: its gain or shift.
+    """Whether a parameter belongs to a norm, as its gain or shift.
 
-    PyTorch's norms are known by their classes; others by the word "norm" in the name of their class or of their place
-    in the network, and then only parameters with one number per channel: a matrix is a weight, whatever it is called.
+    All parameters of PyTorch's norm classes belong to a norm. For other modules, the name of the class or of the place
+    in the network must contain the word "norm", and the parameter must have one number per channel: a matrix is always
+    a weight. Gains of ``weight_norm`` belong to a norm as well.
 
     Args:
         net: the network.
-        name: of the parameter.
+        name: name of the parameter.
 
     Example:
         >>> is_norm(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), "1.weight")
@@ -46,14 +47,14 @@ def is_norm(net: nn.Module, name: str) -> bool:
 
 
 def is_gain(net: nn.Module, name: str) -> bool:
-    """Whether a parameter is the length of a weight's rows, split off by ``weight_norm``."""
+    """Whether a parameter holds the lengths of a weight's rows, which ``weight_norm`` stores separately."""
     owner, _, leaf = name.rpartition(".")
     module = net.get_submodule(owner)
     return leaf == "original0" and isinstance(module, ParametrizationList) and isinstance(module[0], _WeightNorm)
 
 
 def padding_rows(net: nn.Module) -> dict[str, int]:
-    """Row of each embedding that stands for padding, and never learns; by name of the weight.
+    """Index of the padding row of each embedding, which is never trained, by name of the weight.
 
     Example:
         >>> padding_rows(nn.Sequential(nn.Embedding(4, 2, padding_idx=0)))
@@ -68,7 +69,7 @@ def padding_rows(net: nn.Module) -> dict[str, int]:
 
 
 def rescaled_in_place(net: nn.Module) -> frozenset[str]:
-    """Names of the weights that a call shortens in place: those of embeddings with ``max_norm``."""
+    """Names of the weights whose rows a call rescales in place: those of embeddings with ``max_norm``."""
     weights = {
         id(module.weight)
         for module in net.modules()

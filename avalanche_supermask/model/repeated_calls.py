@@ -1,8 +1,8 @@
-"""The short way of a call that a finished task has answered before: small networks take less time than the long one.
+"""A fast path for repeated calls of a finished task, because a small network takes less time than the full path.
 
-What the long way finds out is kept: the task of a label, and the places in the network into which the task's tensors
-are written. What could have changed since is looked at again in every call. Where it did, or where a call is of another
-kind, the answer is `MISSED`, and the long way is taken.
+The results of the full path are kept: the task of a label, and the places in the network into which the task's tensors
+are written. Every call checks again whatever could have changed since then. If something changed, or if the call is of
+another kind, the result is `MISSED`, and the full path is used.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ class _Missed:
 
 
 MISSED = _Missed()
-"""There is no short way for a call."""
+"""Result of a call that the fast path does not serve."""
 
 
 class RepeatedCalls:
-    """Answers calls ``(x, labels)`` in evaluation mode, for one label whose task was called before.
+    """Computes calls ``(x, labels)`` in evaluation mode, for one label whose task was called before.
 
     Args:
         net: the network.
-        call: calls it.
-        labels: reads them.
-        router: of the model; where it has an assigned task, there is no short way.
-        tasks: of the model.
+        call: calls the network.
+        labels: reads the labels.
+        router: the model's router; while it has an assigned task, the fast path is not used.
+        tasks: the model's subnetworks.
         recent: tensors of the tasks that were called last.
     """
 
@@ -64,8 +64,8 @@ class RepeatedCalls:
 
         Args:
             x: the network's input.
-            labels: an int, or one label a sample.
-            executor: of the model.
+            labels: an int, or a tensor with one label per sample.
+            executor: the model's executor; None: dense weights.
         """
         if type(x) is not Tensor:
             return MISSED
@@ -91,7 +91,7 @@ class RepeatedCalls:
             return self.call.repeated(self.net, kept.tensors, args, kept.writes)
 
     def _key(self, label: int | None) -> int | None:
-        """The only finished task of a label; None where there is none, or several, or another one shall answer."""
+        """Key of the only finished task with a label; None if there is none, or several, or if a task is assigned."""
         tasks = self.tasks.tasks
         if self.router.assigned is not None or label is None:
             return None

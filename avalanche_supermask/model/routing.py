@@ -1,4 +1,4 @@
-"""Which task answers which sample, from the labels that Avalanche gives."""
+"""Finds the task of each sample from the task labels that Avalanche gives."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Router:
     """Finds the task of a label.
 
     Attributes:
-        assigned: a task that answers whatever the labels say; None: the labels decide.
-        given: whether the assigned task answers whatever inference would find, too.
+        assigned: key of a task that is used for all labels; None: the labels determine the task.
+        given: whether the assigned task is also used instead of the result of inference.
     """
 
-    given = False  # of the class: pickles of 0.1.0 have none
+    given = False  # an attribute of the class, because pickles of 0.1.0 lack it
 
     def __init__(self) -> None:
         self.assigned: int | None = None
@@ -32,7 +32,7 @@ class Router:
 
     @contextmanager
     def answering(self, task: int | None) -> Iterator[None]:
-        """While it is open, this task answers, by its key; None: labels and inference decide as before."""
+        """Context in which all calls use one task, given by its key; None: labels and inference determine the task."""
         kept = self.assigned, self.given
         if task is not None:
             self.assigned, self.given = task, True
@@ -42,13 +42,13 @@ class Router:
             self.assigned, self.given = kept
 
     def latest(self, tasks: Subnetworks) -> int | None:
-        """Who answers without a label: the assigned task, the one being learned, the one learned last, or None."""
+        """Key of the task without a label: the assigned task, the task being learned, the one learned last, or None."""
         if self.assigned is not None and (self.assigned in tasks.tasks or self.assigned == tasks.active):
             return self.assigned
         return tasks.active if tasks.active is not None else next(reversed(tasks.tasks), None)
 
     def resolve(self, label: int, tasks: Subnetworks) -> int | None:
-        """The task being learned or learned under a label; else the latest, with one warning."""
+        """Key of the task that is being learned or was learned under a label; else the latest, with one warning."""
         if self.assigned is not None and (self.assigned in tasks.tasks or self.assigned == tasks.active):
             return self.assigned
         if tasks.active is not None and label == tasks.active_label:
@@ -68,16 +68,16 @@ class Router:
 
 
 def forward_mixed(x: Any, labels: Tensor, forward: Callable[[Any, int], Any]) -> Any:
-    """Outputs for a batch of several labels, one call of ``forward`` a label.
+    """Outputs for a batch with several labels, with one call of ``forward`` per label.
 
     Args:
-        x: inputs, of any structure (see `nested`).
-        labels: one a sample.
-        forward: outputs of ``(inputs, label)`` for a batch of one label.
+        x: inputs of any structure (see `nested`).
+        labels: one label per sample.
+        forward: returns the outputs of ``(inputs, label)`` for a batch of one label.
 
     Returns:
-        The structure of an output, one row a sample, in order; filled up to the widest output with `ABSENT`: no class
-        that a task does not have may look likely.
+        Outputs of the same structure as those of ``forward``, one row per sample, in order. Narrower outputs are filled
+        up to the widest with `ABSENT`, so that a class that a task does not have is never likely.
     """
     order = labels.argsort(stable=True)
     found, counts = labels[order].unique_consecutive(return_counts=True)

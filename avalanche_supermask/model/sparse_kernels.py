@@ -1,8 +1,8 @@
-"""Layers on sparse weights: a matrix of CSR form, and the products that a linear layer and a convolution need of it.
+"""Sparse weights in CSR form, and the products that linear layers and convolutions compute with them.
 
-Two kernels of a linear layer: PyTorch's own, by MKL, and a loop that numba compiles (see `sparse_loops`), where numba
-is installed. MKL is faster for a few samples, the loop for more. Convolutions have the loop alone: unfolding images for
-MKL was slower than the dense convolution for every layer that was measured (``docs/sparse.md``).
+A linear layer has two kernels: PyTorch's own, which uses MKL, and a loop that numba compiles (see `sparse_loops`), if
+numba is installed. MKL is faster for a few samples, the loop for more. A convolution uses only the loop, because
+unfolding images for MKL was slower than the dense convolution for every layer that was measured (``docs/sparse.md``).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from avalanche_supermask.model import sparse_loops
 
 __all__ = ["CSR", "complaint", "convolution", "kernels", "linear"]
 
-FEW_ROWS = 32  # samples below which MKL beats the loop
-LARGE = 2**15  # kept weights above which MKL is given a block of samples at a time
+FEW_ROWS = 32  # with fewer samples, MKL is faster than the loop
+LARGE = 2**15  # with more kept weights, MKL computes one block of samples at a time
 BLOCK = 32  # samples of such a block
-CACHE_BYTES = 2**18  # of packed images that are worked on at a time
-ROW = 512  # numbers that a weight of a convolution should be applied to at a time
+CACHE_BYTES = 2**18  # greatest size of the packed images that a convolution processes at a time
+ROW = 512  # number of pixels to which a convolution should apply a weight at a time
 
 
 class CSR:
-    """A weight of two or more dimensions as a sparse matrix ``(outputs, everything else)``.
+    """A weight of two or more dimensions, stored as a sparse matrix ``(outputs, product of the other sizes)``.
 
     Args:
-        weight: dense; its zeros are left out.
+        weight: dense weight; its zeros are not stored.
 
     Example:
         >>> csr = CSR(torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
@@ -43,7 +43,7 @@ class CSR:
     """
 
     def __init__(self, weight: Tensor) -> None:
-        # Made to last: what is made under inference_mode, later calls may not differentiate through.
+        # Tensors that are made under inference_mode cannot be differentiated through in later calls.
         with torch.inference_mode(False), torch.no_grad(), _beta():
             weight = weight.clone() if weight.is_inference() else weight
             found = weight.flatten(1).to_sparse_csr()
@@ -58,7 +58,7 @@ class CSR:
             self.matrix = torch.sparse_csr_tensor(starts, places, values, size, check_invariants=False)
         self.arrays = (starts.numpy(), places.numpy(), values.numpy()) if values.device.type == "cpu" else None
         self.no_bias = np.zeros(shape[0], self.arrays[2].dtype) if self.arrays is not None else None
-        self._offsets: tuple[Any, Any] = (None, None)  # of the last convolution's geometry
+        self._offsets: tuple[Any, Any] = (None, None)  # geometry of the last convolution, and its offsets
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self.shape, self.starts, self.places, self.values
@@ -69,20 +69,25 @@ class CSR:
 
     @property
     def kept(self) -> int:
-        """Weights that are not zero."""
+        """Number of entries that are not zero."""
         return len(self.values)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the matrix: 8 a kept weight of four bytes, and 4 a row."""
+        """Bytes of the matrix: 8 per kept float32 entry, 4 per row, and 4 more."""
         return self.starts.nbytes + self.places.nbytes + self.values.nbytes
 
     def dense(self) -> Tensor:
-        """The weight it was made of."""
+        """The dense weight."""
         return self.matrix.to_dense().reshape(self.shape)
 
     def offsets(self, geometry: tuple[int, ...]) -> Any:
-        """Where in a packed image each kept weight of a convolution begins to read."""
+        """For each kept entry of a convolution, the first index in a packed image that is multiplied by it.
+
+        Args:
+            geometry: stride, dilation, number of phases and size of a packed image, each down and across; and the
+                number of images that are packed together.
+        """
         known, offsets = self._offsets
         if known != geometry:
             stride_y, stride_x, gap_y, gap_x, phases_y, phases_x, height, width, at_once = geometry
@@ -99,14 +104,14 @@ class CSR:
 
 @contextmanager
 def _beta() -> Iterator[None]:
-    """PyTorch says of every first CSR tensor that they are new; they do here what is needed."""
+    """Context without PyTorch's warning that CSR tensors are in beta; the operations used here work."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         yield
 
 
 def complaint(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why nothing here serves a device and a type of numbers; None if something does."""
+    """Reason why no kernel serves a device and a type of numbers; None if one does."""
     if device.type != "cpu" or dtype not in (torch.float32, torch.float64):
         return f"there is no sparse kernel for {dtype} on {device.type}; expected float32 or float64 on a CPU"
     if not kernels():
@@ -115,7 +120,7 @@ def complaint(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def kernels() -> str:
-    """Which kernels there are, as one word: sums are bit-identical only among equal words."""
+    """Names of the available kernels as one word; sums are bit-identical only between places with equal words."""
     found = [name for name, there in (("numba", sparse_loops.installed()), ("mkl", _has_mkl())) if there]
     return "+".join(found)
 
@@ -129,9 +134,9 @@ def linear(x: Tensor, weight: CSR, bias: Tensor | None) -> Tensor:
     """``x @ W.T + b``, without gradients.
 
     Args:
-        x: ``(..., inputs)`` on a CPU, of the weight's type.
-        weight: ``(outputs, inputs)``.
-        bias: ``(outputs,)``, or None.
+        x: inputs ``(..., inputs)`` on a CPU, of the weight's type.
+        weight: sparse weight ``(outputs, inputs)``.
+        bias: bias ``(outputs,)``, or None.
     """
     rows = (x if x.dim() == 2 else x.reshape(-1, x.shape[-1])).detach().contiguous()
     out = x.new_empty((*x.shape[:-1], weight.shape[0]))
@@ -171,15 +176,15 @@ def convolution(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """A two-dimensional convolution of one group, without gradients.
+    """A two-dimensional convolution with one group, without gradients.
 
     Args:
-        x: ``(batch, channels, height, width)`` on a CPU, of the weight's type.
-        weight: ``(outputs, channels, high, wide)``.
-        bias: ``(outputs,)``, or None.
-        stride: down and across.
-        padding: zeros above and below, and on both sides.
-        dilation: down and across.
+        x: images ``(batch, channels, height, width)`` on a CPU, of the weight's type.
+        weight: sparse weight ``(outputs, channels, kernel height, kernel width)``.
+        bias: bias ``(outputs,)``, or None.
+        stride: two numbers, down and across.
+        padding: two numbers of zeros: those above and below, and those on the left and on the right.
+        dilation: two numbers, down and across.
     """
     _, loop = sparse_loops.compiled()
     x = x.contiguous()
@@ -187,7 +192,8 @@ def convolution(
     reach = [(size - 1) * gap + 1 for size, gap in zip(weight.shape[2:], dilation, strict=True)]
     padded = [size + 2 * pad for size, pad in zip(x.shape[2:], padding, strict=True)]
     sizes = [(size - far) // step + 1 for size, far, step in zip(padded, reach, stride, strict=True)]
-    phases = [min(step, far) for step, far in zip(stride, reach, strict=True)]  # of every stride-th pixel
+    # The pixels of an image fall into phases: the pixels of one phase are a stride apart.
+    phases = [min(step, far) for step, far in zip(stride, reach, strict=True)]
     packed = [-(-size // step) for size, step in zip(padded, stride, strict=True)]
     bytes_each = phases[0] * phases[1] * channels * packed[0] * packed[1] * x.element_size()
     at_once = max(1, min(n, CACHE_BYTES // bytes_each, -(-ROW // (sizes[0] * packed[1]))))

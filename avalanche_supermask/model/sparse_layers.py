@@ -1,4 +1,4 @@
-"""One layer on a sparse weight, differentiable in its input and its bias: what stands behind `SparseWeight`."""
+"""Linear layers and convolutions with a sparse weight, for `SparseWeight`; differentiable by input and bias."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: CSR, bias: Tensor | None = None) -> Any:
-    """As ``F.linear``; the gradients are those of the dense weight."""
+    """Compute the same as ``F.linear``; the gradients are those of the dense weight."""
     if _learns(x, bias):
         return _Linear.apply(x, bias, weight)
     return sparse_kernels.linear(x, weight, bias)
@@ -60,7 +60,12 @@ def convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Any:
-    """As ``F.conv2d``; NotImplemented for groups, padding in words and images without a batch, and without numba."""
+    """Compute the same as ``F.conv2d``.
+
+    Returns:
+        The output; NotImplemented for groups, for padding that is a string, for images without a batch dimension, and
+        if numba is not installed.
+    """
     if x.dim() != 4 or groups != 1 or isinstance(padding, str) or not sparse_loops.installed():
         return NotImplemented
     how = {"stride": _pair(stride), "padding": _pair(padding), "dilation": _pair(dilation)}

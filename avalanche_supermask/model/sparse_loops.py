@@ -1,11 +1,11 @@
-"""Products of a sparse matrix and a batch as loops that numba compiles: what PyTorch's own kernels leave on the table.
+"""Products of a sparse matrix and a batch, as loops that numba compiles; they are faster than PyTorch's own kernels.
 
-MKL's product of a CSR matrix reads a whole batch for every weight, and a batch that lies in the order of its samples
-first has to be turned. Here a block of samples is turned so that it fits into a core's cache, and every weight is
-applied to all samples of the block by vector instructions. A convolution is the same loop: shifted by the place of
-a weight in its window, a channel of a padded image is one long row.
+MKL's product of a CSR matrix reads the whole batch for every weight, and it needs a transposed copy of the batch. Here
+a block of samples that fits into a core's cache is transposed, and every weight is applied to all samples of the block
+by vector instructions. A convolution uses the same loop: for each entry of the weight, a channel of a padded image is
+one long row that starts at an offset, which depends on the entry's position in the window.
 
-Sums run in the order of the weights, whatever the number of threads, so that an output does not depend on it.
+Sums run in the order of the weights for any number of threads, so that an output does not depend on this number.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ import numpy as np
 
 __all__ = ["compiled", "in_parallel", "installed"]
 
-WIDTH = 128  # samples of a block: 1 MB for 2,000 inputs, and long enough for vector instructions
-SMALL = 2_000_000  # multiplications below which a second thread costs more than it saves
+WIDTH = 128  # samples per block: 1 MB for 2,000 inputs, and long enough for vector instructions
+SMALL = 2_000_000  # with fewer multiplications, a second thread costs more time than it saves
 
 Loops = tuple[Callable[..., None], Callable[..., None]]
 
 
 @cache
 def installed() -> bool:
-    """Whether numba is there: an extra, ``pip install 'avalanche-supermask[fast]'``."""
+    """Whether numba is installed; it is an extra, ``pip install 'avalanche-supermask[fast]'``."""
     return find_spec("numba") is not None
 
 
 @cache
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads of this process: those of a parent are not there after a fork."""
+    """Threads of this process; each process has its own, because a fork does not copy threads."""
     return ThreadPoolExecutor(threads, thread_name_prefix="supermask")
 
 
 def in_parallel(call: Callable[[int, int], None], size: int, *, step: int, threads: int, work: int) -> None:
-    """Run ``call(start, stop)`` on parts of ``range(size)``, in several threads where the work is worth it.
+    """Run ``call(start, stop)`` on parts of ``range(size)``, in several threads if there is enough work.
 
     Args:
-        call: releases the interpreter's lock; parts never write to the same place.
-        size: of the whole.
-        step: parts start at multiples of it.
-        threads: at most so many parts.
-        work: multiplications of the whole.
+        call: function that releases the interpreter's lock; its parts must not write to the same place.
+        size: number of all items.
+        step: parts start at multiples of this number.
+        threads: greatest number of parts.
+        work: number of multiplications of all items together.
     """
     steps = -(-size // step)
     parts = min(threads, steps) if work >= SMALL else 1
@@ -66,10 +66,10 @@ def in_parallel(call: Callable[[int, int], None], size: int, *, step: int, threa
 
 @cache
 def compiled() -> Loops:
-    """The loops of a linear layer and of a convolution, compiled at their first call, which takes seconds."""
+    """The loops of a linear layer and of a convolution; their first call compiles them, which takes seconds."""
     from numba import njit
 
-    # Products and sums may be fused; the order of sums, NaN and infinity keep their meaning.
+    # "contract" lets the compiler fuse products and sums; it keeps the order of sums, and NaN and infinity.
     options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
     add_products = njit(**options)(_add_products)
     turn = njit(**options)(_turn)
@@ -147,7 +147,7 @@ def compiled() -> Loops:
 
 
 def _add_products(out: Any, source: Any, first: int, last: int, places: Any, values: Any, scale: int) -> None:
-    """``out += Σ values[k] * source[places[k] * scale:][:len(out)]``, four weights a pass."""
+    """``out += Σ values[k] * source[places[k] * scale:][:len(out)]``, with four weights per pass."""
     n = len(out)
     k = first
     while k + 4 <= last:
@@ -168,7 +168,7 @@ def _add_products(out: Any, source: Any, first: int, last: int, places: Any, val
 
 
 def _turn(x: Any, out: Any) -> None:
-    """``out[:, : len(x)] = x.T``, eight rows at a time; up to the next multiple of eight the last row is repeated."""
+    """``out[:, : len(x)] = x.T``, eight rows at a time; the last row is repeated up to the next multiple of eight."""
     last = len(x) - 1
     for start in range(0, len(x), 8):
         a, b, c, d = (x[start], x[min(start + 1, last)], x[min(start + 2, last)], x[min(start + 3, last)])

@@ -1,4 +1,4 @@
-"""Which weights of a network can be sparse, and putting sparse ones in their places."""
+"""Finds the weights of a network that can be sparse, and replaces them by sparse ones."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ __all__ = ["is_thin", "make_sparse", "sparse_places", "with_sparse"]
 
 
 def sparse_places(net: nn.Module) -> frozenset[str]:
-    """Names of the parameters that a sparse weight can stand for: weights of layers that compute as PyTorch's do.
+    """Names of the parameters that a sparse weight can replace: weights of layers with PyTorch's own forward method.
 
-    A parameter that is tied to one of another kind of layer, as an embedding that is also an output layer, is none.
+    A parameter that is tied to one of another kind of layer is left out, for example an output layer that shares its
+    weight with an embedding.
 
     Example:
         >>> sorted(sparse_places(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2))))
@@ -39,19 +40,19 @@ def _is_sparse_place(module: nn.Module, leaf: str) -> bool:
 
 
 def with_sparse(tensors: Mapping[str, Tensor], names: frozenset[str], *, strict: bool = True) -> dict[str, Tensor]:
-    """The tensors, with sparse weights in the places of these; what keeps more than half of its numbers stays dense.
+    """The tensors, with the named weights in sparse form; weights with more than half of their entries stay dense.
 
     Args:
-        tensors: by name.
-        names: of those that may be sparse.
-        strict: see `SparseWeight`.
+        tensors: tensors by name.
+        names: names of the weights that may be sparse.
+        strict: whether a sparse weight raises an error for an input without a kernel (see `SparseWeight`).
     """
     thin = {name for name in names if is_thin(tensors[name])}
     return {n: SparseWeight(CSR(t), strict=strict) if n in thin else t for n, t in tensors.items()}
 
 
 def make_sparse(net: nn.Module, names: frozenset[str]) -> None:
-    """Give a network sparse weights in the places of these, where they can stand, in place.
+    """Replace the named weights of a network by sparse ones, in place, where `sparse_places` allows it.
 
     Raises:
         NotImplementedError: there is no kernel for the network's device or type.
@@ -70,5 +71,5 @@ def make_sparse(net: nn.Module, names: frozenset[str]) -> None:
 
 
 def is_thin(weight: Tensor) -> bool:
-    """Whether at most half of its numbers are not zero: above that, no sparse layer was faster."""
+    """Whether at most half of a weight's entries are not zero; above this share, no sparse layer was faster."""
     return 2 * int(weight.count_nonzero()) <= weight.numel()

@@ -1,9 +1,9 @@
-"""A sparse weight that goes where a dense one went: layers of a network run faster, and the network stays as it is.
+"""A sparse weight that replaces a dense one, so that layers run faster and the network itself does not change.
 
-`SparseWeight` is a tensor of the dense weight's shape that holds nothing but the weight in CSR form. ``F.linear`` and
-``F.conv2d`` find it among their arguments and compute with it, so that ``nn.Linear``, ``nn.Conv2d`` and the projections
-of ``nn.MultiheadAttention`` run as they are. Everything else that touches it gets the dense weight, made for the
-occasion: slower, never wrong.
+`SparseWeight` is a tensor of the dense weight's shape that stores only the weight in CSR form. ``F.linear`` and
+``F.conv2d`` with such a weight use the sparse kernels, so that ``nn.Linear``, ``nn.Conv2d`` and the projections of
+``nn.MultiheadAttention`` work without a change. Any other function gets the dense weight, which is made for this call:
+this is slower, but the result is right.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ __all__ = ["SparseWeight", "is_autocast", "unserved"]
 
 
 class SparseWeight(Tensor):
-    """A weight in CSR form, in the place of a dense one; it never requires a gradient, its layer's input may.
+    """A weight in CSR form that replaces a dense one; it never requires a gradient, but its layer's input may.
 
     Args:
         csr: the weight.
-        strict: raise where the layer's input has no kernel; else compute with the dense weight.
+        strict: whether to raise an error if there is no kernel for the layer's input; False: the layer then computes
+            with the dense weight.
 
     Example:
         >>> layer = nn.Linear(3, 2, bias=False)
@@ -42,7 +43,7 @@ class SparseWeight(Tensor):
 
     @staticmethod
     def __new__(cls: Any, csr: CSR, *, strict: bool = True) -> SparseWeight:
-        """A tensor without storage."""
+        """Make a tensor without storage."""
         weight: SparseWeight = Tensor._make_wrapper_subclass(
             cls, csr.shape, dtype=csr.values.dtype, device=csr.values.device
         )
@@ -56,7 +57,7 @@ class SparseWeight(Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """The sparse layer of a function that has one; any other function on the dense weight."""
+        """Call the sparse layer of a function that has one; call any other function with the dense weight."""
         kwargs = kwargs or {}
         layer = _LAYERS.get(func)
         if (
@@ -79,7 +80,7 @@ class SparseWeight(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """What comes from within PyTorch gets the dense weight."""
+        """Call an operator from inside PyTorch with the dense weight."""
         return func(*_dense(args), **_dense(kwargs or {}))
 
     def layer(
@@ -93,9 +94,10 @@ class SparseWeight(Tensor):
 
         Args:
             dense: PyTorch's function.
-            sparse: ours: ``(input, weight, *, bias, …)``, or NotImplemented where it does not serve the arguments.
-            args: of the function; the weight is the second.
-            kwargs: of the function.
+            sparse: the function of `sparse_layers` with the same arguments; it returns NotImplemented for arguments
+                that it does not serve.
+            args: positional arguments of the function; the weight is the second one.
+            kwargs: keyword arguments of the function.
 
         Raises:
             NotImplementedError: there is no kernel for the input, and the weight is strict.
@@ -110,10 +112,10 @@ class SparseWeight(Tensor):
         return dense(*_dense(args), **_dense(kwargs))
 
     def moved(self, move: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> SparseWeight:
-        """Itself, where a move asks for the device and the type it has.
+        """Return the weight itself if a move keeps its device and its type.
 
         Raises:
-            NotImplementedError: any other move.
+            NotImplementedError: the move would change the device or the type.
         """
         if move not in (_DATA.__get__, _DATA.__set__):
             there = move(self.csr.values.new_empty(0), *args, **kwargs)
@@ -130,11 +132,11 @@ class SparseWeight(Tensor):
         return self.csr.nbytes
 
     def detach(self) -> SparseWeight:
-        """Another tensor on the same CSR form."""
+        """Another tensor that shares the CSR form."""
         return self._like()
 
     def requires_grad_(self, requires_grad: bool = True) -> SparseWeight:
-        """Itself: it never does."""
+        """Return the weight itself, which never requires a gradient."""
         return self
 
     def _like(self) -> SparseWeight:
@@ -144,7 +146,7 @@ class SparseWeight(Tensor):
         return other
 
     def __deepcopy__(self, memo: Any) -> SparseWeight:
-        memo[id(self)] = copied = self._like()  # nothing changes a CSR form, so that copies share it
+        memo[id(self)] = copied = self._like()  # copies share the CSR form, because it never changes
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -162,7 +164,7 @@ def _restored(csr: CSR, strict: bool, is_parameter: bool) -> SparseWeight:
 
 
 def is_autocast() -> bool:
-    """Whether layers on a CPU compute in another type than their input's."""
+    """Whether autocast is on for the CPU, so that layers may compute in another type than that of their input."""
     return bool(torch.is_autocast_enabled("cpu") if _KNOWS_DEVICES else torch.is_autocast_cpu_enabled())
 
 
@@ -170,10 +172,10 @@ _KNOWS_DEVICES = hasattr(torch, "get_autocast_dtype")  # since PyTorch 2.4
 
 
 def unserved(x: Any, weight: CSR) -> str | None:
-    """Why no sparse layer takes this input; None if one does."""
+    """Reason why no sparse layer takes this input; None if one does."""
     served = type(x) in (Tensor, nn.Parameter) and x.dtype == weight.values.dtype and x.is_cpu and not is_autocast()
     if served and x.layout == torch.strided and not _is_wrapped(x):
-        return None  # at once: small layers take microseconds
+        return None  # a fast path, because a small layer takes only microseconds
     if type(x) not in (Tensor, nn.Parameter) or x.layout != torch.strided or _is_wrapped(x):
         return f"an input of type {type(x).__name__}, or within vmap, has no sparse kernel; expected an ordinary tensor"
     if x.device.type == "cpu" and is_autocast():
@@ -186,7 +188,7 @@ def unserved(x: Any, weight: CSR) -> str | None:
 
 
 def _dense(values: Any) -> Any:
-    """The same with dense weights in the places of the sparse ones."""
+    """The values, in which dense weights replace the sparse ones."""
     if isinstance(values, SparseWeight):
         return values.csr.dense()
     if isinstance(values, Mapping):
@@ -196,8 +198,8 @@ def _dense(values: Any) -> Any:
     return values
 
 
-# PyTorch's attention is a function in Python that looks for tensors with functions of their own, and passes itself to
-# them. This is the same function without that look: the projections within it find the sparse weights.
+# PyTorch's attention is a Python function that first passes itself to tensors that override functions. This is the same
+# function without this step, so that the projections inside it are called with the sparse weights.
 _attention = types.FunctionType(
     F.multi_head_attention_forward.__code__,
     {**vars(F), "has_torch_function": lambda _: False},
@@ -213,7 +215,7 @@ _MOVES = frozenset(
      _DATA.__get__, _DATA.__set__}
 )  # fmt: skip
 
-# What is known of the tensor without its numbers.
+# Properties of the tensor that do not depend on its values.
 _FACTS = frozenset(
     {
         Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.is_complex, Tensor.is_inference,

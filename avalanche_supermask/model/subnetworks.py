@@ -1,15 +1,16 @@
-"""What the tasks own: frozen weights, a bit mask per task, a few floats per task, and the task being learned.
+"""The storage of all tasks: frozen weights, a bit mask per task, a few floats per task, and the task being learned.
 
-Frozen by construction. What a finished task uses lives in buffers; what the current task trains lives in
-parameters that exist once, whatever the number of tasks. The effective weight is
+Finished tasks are frozen by construction. The tensors of finished tasks are buffers. The tensors that the current task
+trains are parameters, which exist once for any number of tasks. The effective weight is
 
     mask * where(trainable, parameter, frozen)
 
 and at the end of a task the trained values are written to the buffer. No optimizer, hook or plugin can reach
 a finished task, because none of its tensors is a parameter. A task may also be a mixture of the masks of a basis:
-then its coefficients take the place of the mask.
+then its coefficients replace the mask.
 
-Outside the mask a weight is zero; or, for pretrained networks, what it was in the network that was brought, the base:
+Outside the mask, a weight is zero. With a base, which is for pretrained networks, it has the value that it had in the
+caller's network:
 
     base + mask * (where(trainable, parameter, frozen) - base)
 """
@@ -40,9 +41,9 @@ class Task:
     """One finished task.
 
     Attributes:
-        slot: where its mask or mixture is kept.
-        label: of Avalanche, under which it was learned; None without labels.
-        entropy: mean entropy of its outputs on its training data, at the end; None if nobody measured it.
+        slot: number under which its mask or mixture is stored.
+        label: Avalanche's task label, under which it was learned; None without labels.
+        entropy: mean entropy of its outputs on its training data at the end of training; None if it was not measured.
     """
 
     slot: int
@@ -52,7 +53,7 @@ class Task:
 
 @dataclass(frozen=True)
 class LayerCapacity:
-    """Weights of one layer: ``owned`` by at least one finished task, ``reused`` by two or more, or ``free``."""
+    """Number of weights of one layer: ``owned`` by at least one finished task, ``reused`` by two or more, ``free``."""
 
     total: int
     owned: int
@@ -60,23 +61,24 @@ class LayerCapacity:
 
     @property
     def free(self) -> int:
-        """Weights that no finished task uses."""
+        """Number of weights that no finished task uses."""
         return self.total - self.owned
 
 
 class Subnetworks(nn.Module):
-    """The weights that tasks share and the masks that tell them apart.
+    """The weights that tasks share, and the masks of the tasks.
 
     Args:
         frozen: committed value of each masked weight, by name.
-        base: what each masked weight is outside the masks; None: zero.
-        padding: by name of an embedding's weight, the row that stands for padding: every task has it as it was brought.
+        base: value of each masked weight outside the masks, by name; None: zero.
+        padding: index of the padding row, by name of an embedding's weight. In every task, this row has the values
+            that it has in the caller's network.
     """
 
     scaled_for: Mapping[str, float] = MappingProxyType({})
-    """Densities that the constants are scaled for, by name; empty: they are not scaled."""
+    """Densities for which the constants are scaled, by name; empty if they are not scaled."""
 
-    padding: Mapping[str, int] = {}  # also of what 0.1.0 pickled
+    padding: Mapping[str, int] = {}  # a default, because pickles of 0.1.0 lack the attribute
 
     def __init__(
         self,
@@ -92,58 +94,59 @@ class Subnetworks(nn.Module):
         self.base = NamedTensors(base)
         self.masks = PackedMasks(shapes)
         self.mixtures = Mixtures()
-        # slot -> what only that task has: norm statistics, head, ... Nothing of a task that has nothing: a module a
-        # task is passed over at every move and every search for parameters.
+        # slot -> private tensors of that task: norm statistics, head and others. A task without private tensors has no
+        # entry, because every device move and every search for parameters visits each module.
         self.private = nn.ModuleDict()
-        # slot -> what a way of inference has gathered of that task; nothing, where none has.
+        # slot -> statistics that an inference method gathered for that task; a task without them has no entry.
         self.statistics = nn.ModuleDict()
-        # slot -> values of the entries in its mask, of a task from a file that found these entries taken.
+        # slot -> values of the entries in its mask, for a task that was loaded from a file and whose values differ
+        # from those of earlier tasks at shared entries.
         self.carried = nn.ModuleDict()
         self.scores = NamedTensors(trainable=True)
-        self.values = NamedTensors(trainable=True)  # of the entries phase: of the chosen entries alone
+        self.values = NamedTensors(trainable=True)  # in the phase "entries": the values of the chosen entries
         self.tasks: dict[int, Task] = {}
         self.next_slot = 0
-        # slot -> which weights are sparse in which class of batches, once it was measured (see `execution`).
+        # slot -> which weights are sparse in which class of batches, if this was measured (see `execution`).
         self.choices: dict[int, dict[str, list[str]]] = {}
         # The task being learned.
         self.active: int | None = None
         self.active_label: int | None = None
-        self.phase: Literal["scores", "weights", "coefficients", "entries"] | None = None  # what learns
+        self.phase: Literal["scores", "weights", "coefficients", "entries"] | None = None  # names the trained tensors
         self.select: Selection | None = None
-        self.own_masks: frozenset[str] = frozenset()  # of the coefficients phase: layers whose scores learn
-        self.mask = NamedTensors()  # of the weights phase; before it, the scores choose
+        self.own_masks: frozenset[str] = frozenset()  # in the phase "coefficients": layers whose scores are trained
+        self.mask = NamedTensors()  # in the phases "weights" and "entries"; in others, the scores determine the mask
         self.trainable = NamedTensors()
-        self.places = NamedTensors()  # of the values, in the flattened weights
-        # While the mask stands still: what of each weight is fixed, and 1 where it learns. Numbers, not bool: on a
-        # CPU, arithmetic with numbers is several times faster.
+        self.places = NamedTensors()  # indices of `values` in the flattened weights
+        # While the mask is fixed: the constant part of each weight, and 1 at its trainable entries. These are numbers,
+        # not bool, because arithmetic with numbers is several times faster on a CPU.
         self._standing: dict[str, tuple[Tensor, Tensor]] = {}
 
     # ------------------------------------------------------------------ inside and outside the masks
 
     def change(self) -> Mapping[str, Tensor]:
-        """What a mask multiplies: the frozen weights, or how they differ from the base."""
+        """The tensors that masks multiply: the frozen weights, or their differences from the base."""
         if not len(self.base):
             return self.frozen
         return {name: weight - self.base[name] for name, weight in self.frozen.items()}
 
     def around(self, inside: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Effective weights from what the masks made of the `change`."""
+        """Effective weights, computed from the masked `change`: the base is added if there is one."""
         if not len(self.base):
             return dict(inside)
         return {name: self.base[name] + weight for name, weight in inside.items()}
 
     def outside(self, name: str) -> Tensor:
-        """What one masked weight is outside the masks."""
+        """Values of one masked weight outside the masks: those of the base, or zeros."""
         return self.base[name] if len(self.base) else torch.zeros_like(self.frozen[name])
 
-    # ------------------------------------------------------------------ rows of padding
+    # ------------------------------------------------------------------ padding rows
 
     def with_padding(self, marks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Marks (bool, by name), with those of all rows of padding."""
+        """The marks (bool tensors by name), with all padding rows marked."""
         return {name: self._marked(name, mark, True) for name, mark in marks.items()}
 
     def without_padding(self, marks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Marks (bool, by name), without those of rows of padding, which never learn."""
+        """The marks (bool tensors by name), with no padding row marked, because these rows are never trained."""
         return {name: self._marked(name, mark, False) for name, mark in marks.items()}
 
     def _marked(self, name: str, mark: Tensor, value: bool) -> Tensor:
@@ -155,13 +158,13 @@ class Subnetworks(nn.Module):
 
     @property
     def _brought(self) -> dict[str, int]:
-        """Rows of padding that masks must not cut: all but those of zeros, and those outside which a base stands."""
+        """Padding rows that masks must not set to zero: rows that are not zero, in a model without a base."""
         if len(self.base):
             return {}
         return {name: row for name, row in self.padding.items() if bool(self.frozen[name][row].any())}
 
     def _with_brought_rows(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Effective weights, in which rows of padding are as they were brought."""
+        """The effective weights, in which padding rows have the values of the caller's network."""
         for name, row in self._brought.items():
             if name in weights:
                 place = torch.tensor([row], device=weights[name].device)
@@ -172,7 +175,7 @@ class Subnetworks(nn.Module):
 
     @torch.no_grad()
     def set_scores(self, values: Mapping[str, Tensor]) -> None:
-        """Write the scores in place; the first call makes them: one tensor a layer, whatever the number of tasks."""
+        """Write the scores in place; the first call allocates them, one tensor per layer for any number of tasks."""
         for name, value in values.items():
             if name in self.scores:
                 self.scores[name].copy_(value)
@@ -180,23 +183,23 @@ class Subnetworks(nn.Module):
                 self.scores[name] = value.detach().clone().to(self.frozen[name])
 
     def begin(self, key: int, label: int | None) -> None:
-        """Start a task; whatever another unfinished one left is dropped."""
+        """Start a task; an unfinished task is dropped."""
         self.abandon()
         self.active, self.active_label = key, label
 
     def learn_scores(self, select: Selection, *, trainable: Mapping[str, Tensor] | None = None) -> None:
-        """The scores choose the mask and learn; and with them the weights marked in ``trainable`` (bool), if any."""
+        """Start a phase that trains the scores, and also the entries marked in ``trainable`` (bool), if any."""
         self._clear_weights()
         self.phase, self.select = "scores", select
         self.trainable.update({name: t.clone() for name, t in self.without_padding(trainable or {}).items()})
 
     def learn_coefficients(self, *, own: frozenset[str] = frozenset(), select: Selection | None = None) -> None:
-        """The coefficients of a mixture learn, and in the layers ``own`` the scores."""
+        """Start a phase that trains the coefficients of a mixture, and the scores in the layers ``own``."""
         self._clear_weights()
         self.phase, self.own_masks, self.select = "coefficients", own, select
 
     def learning(self) -> list[Tensor]:
-        """Scores, coefficients and values of entries that learn in this phase."""
+        """Scores, coefficients and values of entries that are trained in this phase."""
         scores = {"scores": set(self.scores), "coefficients": self.own_masks}.get(self.phase or "", set())
         mixed = self.mixtures.coefficients if self.phase == "coefficients" else {}
         return [
@@ -206,7 +209,7 @@ class Subnetworks(nn.Module):
         ]
 
     def learn_weights(self, trainable: Mapping[str, Tensor], *, mask: Mapping[str, Tensor]) -> None:
-        """The mask stands still; the weights marked in ``trainable`` (bool, inside the mask) learn."""
+        """Start a phase with a fixed mask that trains the entries marked in ``trainable`` (bool, inside the mask)."""
         mask = {name: m.clone() for name, m in mask.items()}
         mask.update({name: self._marked(name, mask[name], True) for name in self._brought})
         self._clear_weights()
@@ -216,16 +219,20 @@ class Subnetworks(nn.Module):
         self.trainable.update({name: learns[name] & m for name, m in mask.items()})
 
     def allocate_values(self, counts: Mapping[str, int]) -> None:
-        """Make the values that `learn_entries` lets learn, once, before an optimizer collects them."""
+        """Allocate the values that `learn_entries` trains, before an optimizer collects them.
+
+        Args:
+            counts: number of values by name of the masked weight. Values that have this number are kept.
+        """
         for name, count in counts.items():
             if name not in self.values or len(self.values[name]) != count:
                 self.values[name] = self.frozen[name].new_zeros(count)
 
     @torch.no_grad()
     def learn_entries(self, chosen: Mapping[str, Tensor], *, mask: Mapping[str, Tensor]) -> None:
-        """The mask stands still; the few entries in ``chosen`` (bool, inside the mask) learn, as `values`.
+        """Start a phase with a fixed mask that trains the few entries in ``chosen`` (bool, inside the mask).
 
-        Only their values are parameters, so that an optimizer keeps its state for them alone.
+        Only the `values` of these entries are parameters, so that an optimizer keeps its state for them alone.
         """
         self._clear_weights()
         self.phase = "entries"
@@ -237,7 +244,11 @@ class Subnetworks(nn.Module):
             self.values[name][: len(places)] = self.frozen[name].reshape(-1)[places]
 
     def current_mask(self) -> dict[str, Tensor]:
-        """Mask of the task being learned: bool tensors by name. Of a mixture: where its weights are not zero."""
+        """Mask of the task being learned: bool tensors by name. That of a mixture holds the entries that are not zero.
+
+        Raises:
+            RuntimeError: no phase has begun.
+        """
         if self.phase in ("weights", "entries"):
             return dict(self.mask)
         if self.phase == "coefficients":
@@ -247,13 +258,13 @@ class Subnetworks(nn.Module):
         mask = {name: self.select.mask(name, scores) for name, scores in self.scores.items()}
         return {**mask, **{name: self._marked(name, mask[name], True) for name in self._brought}}
 
-    # Exact top-k is not for a compiler; what it would compile is the network.
+    # The exact top-k stays outside the compiler; only the network is compiled.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def current_weights(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Effective weights of the task being learned, differentiable in what is learning.
+        """Effective weights of the task being learned, differentiable by the trainable tensors.
 
         Args:
-            live: the trainable copy of each weight.
+            live: the trainable copy of each weight, by name.
         """
         if self.phase == "scores" and self.select is not None:
             weights = self._learning_weights(live) if len(self.trainable) else dict(self.frozen.items())
@@ -268,7 +279,7 @@ class Subnetworks(nn.Module):
         return self._learning_weights(live)
 
     def _learning_weights(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``where(trainable, live, frozen)``, inside the mask while one stands still."""
+        """``where(trainable, live, frozen)``, restricted to the mask while the mask is fixed."""
         if not self._standing:
             with lasting():
                 for name, trainable in self.trainable.items():
@@ -281,7 +292,7 @@ class Subnetworks(nn.Module):
         return partly_trained_weights(live, self._standing) if self._standing else {}
 
     def _weights_of_entries(self) -> dict[str, Tensor]:
-        """The values at their places, earlier tasks' values elsewhere in the mask, and what is outside."""
+        """Effective weights with the trained values at their entries, and the frozen values in the rest of the mask."""
         if not self._standing:
             with lasting():
                 for name, mask in self.mask.items():
@@ -308,8 +319,8 @@ class Subnetworks(nn.Module):
 
         Args:
             live: trained values, by name.
-            private: what only this task has.
-            entropy: see `Task`.
+            private: tensors that only this task has, by name.
+            entropy: mean entropy of its outputs on its training data (see `Task`).
 
         Raises:
             RuntimeError: no task is being learned.
@@ -345,17 +356,18 @@ class Subnetworks(nn.Module):
         *,
         entropy: float | None = None,
     ) -> None:
-        """Add a task that was learned elsewhere.
+        """Add a task that was learned in another model.
 
-        Its values go to the frozen weights; or, where other tasks have other values there, are kept with the task.
+        Its values are written to the frozen weights. If one of them differs from the committed value of an owned entry,
+        all of them are stored with the task instead.
 
         Args:
-            key: of the task; not in use.
-            label: see `Task`.
-            mask: bool by name.
-            values: at the entries of the mask, in order, by name.
-            private: what only this task has.
-            entropy: see `Task`.
+            key: key of the task; it must not be in use.
+            label: Avalanche's task label (see `Task`).
+            mask: bool tensors by name.
+            values: values of the entries that the mask keeps, in order, by name.
+            private: tensors that only this task has, by name.
+            entropy: mean entropy of its outputs on its training data (see `Task`).
         """
         owned = self.owned()
         wanted = {n: w.masked_scatter(mask[n].to(w.device), values[n].to(w)) for n, w in self.frozen.items()}
@@ -384,7 +396,7 @@ class Subnetworks(nn.Module):
         private: Mapping[str, Tensor],
         statistics: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Put a finished task back whose mask was taken out by `forget`; the weights must be as they were."""
+        """Restore a finished task whose mask `forget` removed; the weights must not have changed since."""
         self.masks.commit(task.slot, mask)
         if private:
             self.private[str(task.slot)] = NamedTensors(private)
@@ -392,7 +404,7 @@ class Subnetworks(nn.Module):
         self.store_statistics(key, statistics or {})
 
     def add_to_basis(self, mask: Mapping[str, Tensor] | int) -> None:
-        """Let mixtures use a mask: that of a finished task, by its key, or one that belongs to no task."""
+        """Add a mask to the basis of mixtures: that of a finished task, by its key, or one that belongs to no task."""
         if isinstance(mask, int):
             self.mixtures.extend(self._slot(mask))
         else:
@@ -401,7 +413,7 @@ class Subnetworks(nn.Module):
             self.next_slot += 1
 
     def abandon(self) -> None:
-        """Drop the task being learned; nothing more of it is kept."""
+        """Drop the task being learned; nothing of it is kept."""
         self._clear_weights()
         self.active = self.active_label = self.phase = self.select = None
         self.own_masks = frozenset()
@@ -415,7 +427,7 @@ class Subnetworks(nn.Module):
     # ------------------------------------------------------------------ finished tasks
 
     def task_mask(self, key: int) -> dict[str, Tensor]:
-        """Mask of a finished task: bool tensors by name. Of a mixture: where its weights are not zero."""
+        """Mask of a finished task: bool tensors by name. The mask of a mixture holds the entries that are not zero."""
         slot = self._slot(key)
         if slot in self.mixtures:
             return {name: w != self.outside(name) for name, w in self.task_weights(key).items()}
@@ -436,12 +448,12 @@ class Subnetworks(nn.Module):
         return {name: self.frozen[name] * mask for name, mask in masks.items()}
 
     def task_values(self, key: int) -> dict[str, Tensor]:
-        """Values of a finished task at the entries of its mask, in order: one dimension, by name."""
+        """Effective weights of a finished task at the entries of its mask, in order: one-dimensional, by name."""
         weights = self.task_weights(key)
         return {name: weights[name][mask] for name, mask in self.task_mask(key).items()}
 
     def task_choices(self, key: int) -> dict[str, list[str]]:
-        """What was chosen for a finished task (see `execution`), to be added to."""
+        """The stored choices of sparse weights for a finished task (see `execution`); new ones may be added to it."""
         return self.choices.setdefault(self._slot(key), {})
 
     def task_private(self, key: int) -> dict[str, Tensor]:
@@ -453,12 +465,12 @@ class Subnetworks(nn.Module):
         return dict(stored)
 
     def task_statistics(self, key: int) -> dict[str, Tensor]:
-        """What was gathered of a finished task for inference, by name."""
+        """Statistics that inference gathered for a finished task, by name."""
         slot = str(self._slot(key))
         return dict(self.statistics[slot]) if slot in self.statistics else {}  # type: ignore[call-overload]
 
     def store_statistics(self, key: int, statistics: Mapping[str, Tensor]) -> None:
-        """Keep what was gathered of a finished task, in the place of what was before."""
+        """Store statistics that inference gathered for a finished task; they replace earlier ones."""
         slot = str(self._slot(key))
         if slot in self.statistics:
             del self.statistics[slot]
@@ -466,13 +478,13 @@ class Subnetworks(nn.Module):
             self.statistics[slot] = NamedTensors({name: t.detach().clone() for name, t in statistics.items()})
 
     def owned(self, keys: list[int] | None = None) -> dict[str, Tensor]:
-        """Weights that any of these finished tasks uses (all of them if None): bool tensors by name."""
+        """Entries that at least one of these finished tasks uses (None: of all tasks): bool tensors by name."""
         slots = self._owners() if keys is None else self._slots_used(keys)
         union = self.masks.union(slots)
         return {name: mask.to(self.frozen[name].device) for name, mask in union.items()}
 
     def _owners(self) -> list[int]:
-        """Slots of the masks whose entries are in the frozen weights."""
+        """Slots of the masks whose values are in the frozen weights."""
         return [slot for slot in self.masks.slots() if str(slot) not in self.carried]
 
     def _slots_used(self, keys: list[int]) -> list[int]:
@@ -482,9 +494,9 @@ class Subnetworks(nn.Module):
         return [*dict.fromkeys([*(slot for slot in slots if slot not in self.mixtures), *mixed])]
 
     def task_bytes(self, key: int, *, private: bool = True) -> int:
-        """Bytes stored for a finished task: its packed mask or its coefficients, and its private numbers.
+        """Bytes stored for a finished task: its packed mask or its coefficients, and its private tensors.
 
-        Values that lie in the frozen weights, which are there in any case, are not among them.
+        Values in the frozen weights do not count, because these weights are stored in any case.
         """
         slot = self._slot(key)
         chosen = _nbytes(self.mixtures.of(slot)) if slot in self.mixtures else self.masks.row_bytes
@@ -496,12 +508,12 @@ class Subnetworks(nn.Module):
 
     @property
     def basis_bytes(self) -> int:
-        """Bytes of masks that belong to no finished task: of a basis that was drawn, or whose task is forgotten."""
+        """Bytes of masks that belong to no finished task: masks that were drawn, or whose tasks are forgotten."""
         owned = sum(task.slot not in self.mixtures for task in self.tasks.values())
         return (len(self.masks) - owned) * self.masks.row_bytes
 
     def capacity(self) -> dict[str, LayerCapacity]:
-        """How far each masked layer is filled."""
+        """Number of all, owned, free and reused weights of each masked layer."""
         once, twice = self.masks.coverage(self._owners())
         return {
             name: LayerCapacity(mask.numel(), int(mask.sum()), int(twice[name].sum())) for name, mask in once.items()
@@ -514,9 +526,9 @@ class Subnetworks(nn.Module):
 
     @torch.no_grad()
     def forget(self, key: int) -> dict[str, Tensor]:
-        """Delete a finished task. Returns the weights that only it owned (bool by name), now free.
+        """Delete a finished task. Returns the entries that only this task owned (bool by name); they are free now.
 
-        A mask that mixtures are made of stays, and its weights with it.
+        A mask in the basis of finished mixtures stays, and so its weights stay owned.
         """
         slot = self._slot(key)
         freed = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in self.frozen.items()}
@@ -545,7 +557,7 @@ class Subnetworks(nn.Module):
     # ------------------------------------------------------------------ state
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Tasks and phase: what the tensors alone do not say."""
+        """Tasks, phase and choices: the part of the state that is not in tensors."""
         return {
             "tasks": [(key, task.slot, task.label, task.entropy) for key, task in self.tasks.items()],
             "next_slot": self.next_slot,
@@ -558,8 +570,8 @@ class Subnetworks(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over the tasks of a saved state.
 
-        A state that was taken while the same task was being learned goes back to that point, as early stopping
-        does; any other one drops the task being learned.
+        If the state was saved while the same task was being learned, learning goes on from that point, as with early
+        stopping. Any other state drops the task being learned.
         """
         if self.active is None or state["active"] != self.active:
             self.abandon()
@@ -569,7 +581,7 @@ class Subnetworks(nn.Module):
         self.next_slot = state["next_slot"]
         self.scaled_for = dict(state.get("scaled_for", {}))
         self.choices = {}
-        for slot, name, names in state.get("choices", ()):  # 0.1.0 knew none
+        for slot, name, names in state.get("choices", ()):  # states of 0.1.0 have no choices
             self.choices.setdefault(slot, {})[name] = [*names]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -585,7 +597,8 @@ class Subnetworks(nn.Module):
         for part in ("private", "statistics", "carried"):
             start = f"{prefix}{part}."
             slots = dict.fromkeys(key[len(start) :].partition(".")[0] for key in state_dict if key.startswith(start))
-            setattr(self, part, nn.ModuleDict({slot: NamedTensors() for slot in slots}))  # their tensors follow
+            # PyTorch loads the tensors of these modules next.
+            setattr(self, part, nn.ModuleDict({slot: NamedTensors() for slot in slots}))
 
 
 def _nbytes(tensors: Mapping[str, Tensor]) -> int:

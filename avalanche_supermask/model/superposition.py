@@ -1,4 +1,4 @@
-"""All finished tasks of a model at once: the network of ``W ⊙ Σ a_i M_i``, and its gradient by the coefficients."""
+"""The superposition of all finished tasks: the network of ``W ⊙ Σ a_i M_i``, and its gradient by the coefficients."""
 
 from __future__ import annotations
 
@@ -19,18 +19,16 @@ from avalanche_supermask.inference.layer_inputs import common_layers, layer_inpu
 __all__ = ["Superposition"]
 
 
-GROUPS = 32  # gradients of the whole network that are alive at a time
+GROUPS = 32  # greatest number of gradients of the whole network that are in memory at a time
 
 
 class Superposition:
-    """Finished tasks of a model, numbered in the order in which they were learned; what inference asks of it.
+    """The finished tasks of a model, numbered in the order in which they were learned, as `Candidates` for inference.
 
     Args:
-        model: a `MaskedModel` in evaluation mode; nothing of it changes.
-        extra: masks of no task (bool by name), numbered after the tasks; what a task has for itself they have not.
-
-    Raises:
-        ValueError: see `gradients`.
+        model: a `MaskedModel` in evaluation mode; it is not changed.
+        extra: masks that belong to no task (bool tensors by name), numbered after the tasks; they have no private
+            tensors.
     """
 
     def __init__(self, model: Any, *, extra: Sequence[Mapping[str, Tensor]] = ()) -> None:
@@ -43,27 +41,27 @@ class Superposition:
         self._mixtures = [slot for slot in slot_of if slot in store.mixtures]
         own = [slot for slot in slot_of if slot not in store.mixtures]
         basis = store.mixtures.basis if self._mixtures else []
-        self._slots = list(dict.fromkeys([*own, *basis]))  # of the masks, each once
+        self._slots = list(dict.fromkeys([*own, *basis]))  # slots of the masks, each once
         place = {slot: i for i, slot in enumerate(self._slots)}
         self._own_places = torch.tensor([place[slot] for slot in own], dtype=torch.long)
         self._basis_places = torch.tensor([place[slot] for slot in basis], dtype=torch.long)
         self._start: tuple[Tensor, dict[str, Tensor]] | None = None
-        self.kept = Kept()  # until the tasks change
+        self.kept = Kept()  # a model drops its superposition when its tasks change
 
     @property
     def expected(self) -> Tensor:
-        """Mean entropy of every task's outputs on its own training data; infinite where nobody measured it."""
+        """Mean entropy of every task's outputs on its own training data; infinite if it was not measured."""
         known = [self.model.subnetworks.tasks[key].entropy for key in self.keys]
         return torch.tensor([float("inf") if value is None else value for value in known])
 
     @torch.no_grad()
     def features(self, task: int, x: Any, layers: Sequence[str]) -> dict[str, Tensor]:
-        """What enters these layers under a task, by name: ``(batch, d)``. See `layer_inputs`."""
+        """Inputs of these layers in a call of a task, by name: ``(batch, d)``. See `layer_inputs`."""
         return layer_inputs(self.model.net, lambda: self.model.forward_task(self.keys[task], x), x, layers)
 
     @torch.no_grad()
     def common(self, x: Any, layers: Sequence[str]) -> frozenset[str]:
-        """Those of the layers whose inputs are the same under every task. See `common_layers`."""
+        """Names of those layers whose inputs are the same for every task. See `common_layers`."""
         store, first = self.model.subnetworks, self.keys[0]
         own = {*self.model.masked_names, *(name for key in self.keys for name in store.task_private(key))}
         return self.kept(
@@ -73,18 +71,18 @@ class Superposition:
 
     @torch.no_grad()
     def shared_layer(self, task: int, x: Any) -> str:
-        """The layer whose input is the same for every task. See `layer_inputs`."""
+        """Name of the layer whose input is compared between tasks. See the function `layer_inputs.shared_layer`."""
         layers = owners(self.model.masked_names)
         return shared_layer(self.model.net, lambda: self.model.forward_task(self.keys[task], x), x, layers)
 
     def statistics(self, task: int) -> dict[str, Tensor]:
-        """What was gathered of a task when it ended, by name."""
+        """Statistics that were gathered for a task, by name."""
         found: dict[str, Tensor] = self.model.subnetworks.task_statistics(self.keys[task])
         return found
 
     @torch.no_grad()
     def outputs(self, x: Any) -> Iterator[Tensor]:
-        """Logits under every task in turn, a few tasks at a time: ``(tasks, batch, classes, *positions)``."""
+        """Logits of every task in order, a few tasks at a time: ``(tasks, batch, classes, *positions)``."""
         start = 0
         if self._batches:
             size = max(1, CHUNK_BYTES // sum(t.nbytes for t in self.model.subnetworks.frozen.values()))
@@ -94,15 +92,16 @@ class Superposition:
                 return
             except RuntimeError as error:
                 if "vmap" not in str(error) and "Batching rule" not in str(error):
-                    raise  # recurrent layers and random ones cannot be batched over weights; those go one by one
+                    raise  # only for layers that vmap does not support, such as recurrent ones, are tasks called singly
         for key in self.keys[start:]:
             yield self.model.logits_of(self.model.forward_task(key, x)).unsqueeze(0)
 
     @property
     def _batches(self) -> bool:
-        """Whether several tasks are tried in one call: it saves launches on a GPU, and costs convolutions on a CPU.
+        """Whether several tasks are computed in one call.
 
-        Heads of their own have shapes of their own, and never are.
+        This saves kernel launches on a GPU, but makes convolutions slower on a CPU. Multi-task networks never do it,
+        because their heads may have different shapes.
         """
         on_cpu = all(t.device.type == "cpu" for t in self.model.subnetworks.frozen.values())
         return not on_cpu and not isinstance(self.model.net, MultiTaskModule)
@@ -111,7 +110,7 @@ class Superposition:
         tensors = [self.model.tensors_of(key) for key in keys]
         stacked = {name: torch.stack([task[name] for task in tensors]) for name in tensors[0]}
         arguments = self.model.arguments(x, None)
-        with warnings.catch_warnings():  # some layers are batched by a loop inside, which is no news
+        with warnings.catch_warnings():  # vmap computes some layers in a loop and warns of it
             warnings.filterwarnings("ignore", message="There is a performance drop")
             out: Tensor = vmap(self._logits_under(arguments))(stacked)
         return out
@@ -130,18 +129,19 @@ class Superposition:
         """Derivative of an objective of the logits by the coefficients, for each group of inputs: ``(groups, K)``.
 
         Args:
-            groups: inputs.
-            coefficients: a_i, one a task, then one for each extra mask.
-            objective: of the logits of a group.
-            layers: names of the masked weights whose coefficients the derivative is by; None: of all, and of what a
-                task has for itself.
+            groups: groups of inputs.
+            coefficients: the coefficients a_i, one per task, then one per extra mask.
+            objective: function of the logits of a group; it returns a scalar.
+            layers: names of the masked weights whose coefficients the derivative is by; None: all masked weights and
+                the private tensors of the tasks.
 
-        The masks are passed over once for the superposition, if it is a new one, and once for every few groups.
-        Running statistics are superposed too, but held constant, as PyTorch does not differentiate by them.
+        All masks are read once for the superposition, if the coefficients are new, and once for every few groups.
+        Running statistics are superposed too, but they are held constant, because PyTorch does not differentiate by
+        them.
 
         Raises:
-            ValueError: tasks have tensors under different names (heads of their own), so there is no sum of them; a
-                task keeps values of its own; or there is no masked weight of such a name.
+            ValueError: the tasks have tensors under different names (such as a head per task), so that they cannot be
+                summed; a task stores its own values of masked weights; or ``layers`` has an unknown name.
         """
         store = self.model.subnetworks
         carried = [key for key in self.keys if str(store.tasks[key].slot) in store.carried]
@@ -186,7 +186,7 @@ class Superposition:
         return layers
 
     def _weights(self, coefficients: Tensor) -> dict[str, Tensor]:
-        """``W ⊙ Σ a_i M_i``; those of the first call are kept, as inference starts every batch from the same."""
+        """``W ⊙ Σ a_i M_i``; the first result is kept, because inference starts every batch with equal coefficients."""
         if self._start is not None and torch.equal(self._start[0], coefficients):
             return self._start[1]
         store = self.model.subnetworks
@@ -202,7 +202,7 @@ class Superposition:
         return weights
 
     def mean_mixture(self) -> dict[str, Tensor]:
-        """Coefficients 1/n of every mask of the basis, by layer.
+        """Coefficients 1/n for the n masks of the basis, by layer.
 
         Raises:
             ValueError: the model has no basis.
@@ -219,11 +219,13 @@ class Superposition:
         return found
 
     def mixed(self, x: Any, coefficients: Mapping[str, Tensor]) -> Any:
-        """Output of a mixture of the basis, differentiable in its coefficients; what tasks own at its mean.
+        """Output of the network for a mixture of the basis, differentiable by its coefficients.
+
+        The private tensors of the tasks are replaced by their means over the tasks.
 
         Args:
             x: inputs.
-            coefficients: by layer, ``(n,)``.
+            coefficients: coefficients by layer, each ``(n,)``.
         """
         store = self.model.subnetworks
         own = _weighted(self._private, torch.full((len(self.keys),), 1 / len(self.keys)))
@@ -232,12 +234,12 @@ class Superposition:
 
     def _call(self, x: Any, tensors: Mapping[str, Tensor]) -> Any:
         label = self.model.subnetworks.tasks[self.keys[0]].label
-        fresh = {name: t.clone() for name, t in self.model.fresh.items()}  # a network may move its buffers
+        fresh = {name: t.clone() for name, t in self.model.fresh.items()}  # a network may change its buffers
         given = {**fresh, **self.model.shared, **tensors}
         return self.model.call(self.model.net, given, *self.model.arguments(x, label))
 
     def _by_slot(self, coefficients: Tensor) -> dict[str, Tensor]:
-        """The coefficients of tasks as coefficients of masks, by layer: mixtures stand for what they mix."""
+        """Coefficients of masks from those of tasks, by layer; a mixture contributes to the masks of the basis."""
         coefficients = coefficients.float()
         plain = torch.zeros(len(self._slots)).index_copy(0, self._own_places, coefficients[~self._mixed])
         if not self._mixtures:
@@ -246,7 +248,7 @@ class Superposition:
         return {n: plain.index_add(0, self._basis_places, mixed @ alphas) for n, alphas in self._alphas.items()}
 
     def _by_task(self, by_slot: Mapping[str, Tensor]) -> Tensor:
-        """Sums over the layers, of what belongs to each task: ``(K, groups)``."""
+        """Sums over the layers for each task, from values for each mask: ``(K, groups)``."""
         total = torch.stack(list(by_slot.values())).sum(dim=0)
         found = total.new_zeros(len(self.keys), total.shape[1])
         found[~self._mixed] = total[self._own_places]
@@ -266,10 +268,10 @@ class Superposition:
 
     @cached_property
     def _private(self) -> list[dict[str, Tensor]]:
-        """What is each task's own, as numbers; a statistic that it never moved is the fresh one.
+        """Private floating-point tensors of each task; buffers that a task did not change have their initial values.
 
         Raises:
-            ValueError: the names differ.
+            ValueError: the tasks have tensors under different names.
         """
         stored = [self.model.subnetworks.task_private(key) for key in self.keys]
         moved = {name for task in stored for name in task}

@@ -1,6 +1,6 @@
-"""Which tensor of a network belongs to whom: to all tasks through masks, to all of them as it is, or to each.
+"""The role of each tensor of a network: shared through masks, shared as a whole, or private to each task.
 
-Decided once, from names, shapes and module types, when a network is wrapped.
+The roles are determined once, from names, shapes and module types, when a network is wrapped.
 """
 
 from __future__ import annotations
@@ -56,10 +56,11 @@ class Layout:
 
     Attributes:
         masked: parameters that tasks share through masks.
-        shared: parameters that are the same for every task, frozen.
-        private: parameters that each task has for itself.
-        buffers: what training may change besides: running statistics, or constants.
-        frozen: names of the parameters that were brought frozen and stay as they are, those of heads included.
+        shared: frozen parameters that are the same for every task.
+        private: parameters of which each task has its own copy.
+        buffers: all buffers: running statistics, which training may change, and constants.
+        frozen: names of the parameters that are frozen in the caller's network and never change, including those of
+            heads.
     """
 
     masked: Mapping[str, nn.Parameter]
@@ -78,10 +79,10 @@ def classify(
     mask: Maskable,
     frozen: Frozen = "keep",
 ) -> Layout:
-    """Sort the tensors of a network; see `MaskedModel` for the arguments.
+    """Determine the role of each tensor of a network; `MaskedModel` describes the arguments.
 
     Raises:
-        ValueError: an unknown option, or nothing to mask.
+        ValueError: an option is unknown, or there is nothing to mask.
     """
     for option, value, known in (
         ("per_task", per_task, ("none", "norm", "all")),
@@ -140,7 +141,7 @@ def _complain_of_nothing(net: nn.Module, exclude: Sequence[str], stay: Collectio
 
 
 def say_what_stays(net: nn.Module, layout: Layout) -> None:
-    """Warn once, at wrapping, of parameters that were brought frozen and are neither masked nor redrawn."""
+    """Warn of parameters that are frozen in the caller's network and are therefore neither masked nor redrawn."""
     if layout.frozen:
         some = ", ".join(sorted(layout.frozen)[:3]) + (", and others" if len(layout.frozen) > 3 else "")
         warnings.warn(
@@ -151,9 +152,15 @@ def say_what_stays(net: nn.Module, layout: Layout) -> None:
 
 
 def head_tensors(net: nn.Module, known: Collection[str], label: int | None) -> dict[str, Tensor]:
-    """Tensors that are not known: heads, without those that belong to another task label.
+    """Tensors of the heads, without those that belong to another task label.
 
-    Told by what is left over, so that a tensor the network grew while learning is never forgotten.
+    These are all tensors whose names are not in ``known``, so that a tensor that was added to the network during
+    training is never left out.
+
+    Args:
+        net: the network.
+        known: names of all tensors outside the heads.
+        label: task label whose heads are returned.
     """
     other_heads = tuple(
         f"{name}.{key}."
@@ -167,10 +174,10 @@ def head_tensors(net: nn.Module, known: Collection[str], label: int | None) -> d
 
 
 def grow_heads(net: nn.Module, outputs: Mapping[int, int]) -> None:
-    """Give a multi-head network the heads of these tasks, as training on them would.
+    """Add the heads of these tasks to a multi-head network, as training on them would do.
 
     Args:
-        net: in place; nothing happens to one without Avalanche's dynamic modules.
+        net: the network, changed in place; a network without Avalanche's dynamic modules does not change.
         outputs: number of classes by task label.
     """
     if not any(isinstance(m, DynamicModule) for m in net.modules()):
@@ -182,9 +189,9 @@ def grow_heads(net: nn.Module, outputs: Mapping[int, int]) -> None:
 
 
 def moving_buffers(net: nn.Module) -> tuple[frozenset[str], frozenset[str]]:
-    """Names of the buffers that a call may move: in training mode, and in evaluation mode.
+    """Names of the buffers that a call may change: in training mode, and in evaluation mode.
 
-    PyTorch's own norms leave theirs alone in evaluation; of other modules one cannot know.
+    PyTorch's own norms do not change their buffers in evaluation mode; other modules may.
 
     Example:
         >>> [sorted(names) for names in moving_buffers(nn.BatchNorm1d(2))]
@@ -201,10 +208,10 @@ def moving_buffers(net: nn.Module) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def output_layer(net: nn.Module) -> str:
-    """Name of the last module that holds a weight: in every usual network the output layer.
+    """Name of the last module that has a weight; in every usual network, this is the output layer.
 
     Raises:
-        ValueError: no module holds one.
+        ValueError: no module has a weight.
     """
     weights = [name for name, p in net.named_parameters() if p.dim() > 1]
     if not weights:
@@ -216,13 +223,13 @@ def output_layer(net: nn.Module) -> str:
 
 @torch.no_grad()
 def redraw(layout: Layout, seed: int, *, biases: bool = True, padding: Mapping[str, int] | None = None) -> None:
-    """Signed constants for the masked weights and, if wanted, zero for the biases (SupSup, A1), in place.
+    """Set the masked weights to signed constants and, optionally, the biases to zero (SupSup, A1), in place.
 
     Args:
-        layout: of the network; what was brought frozen stays as it is.
-        seed: of the signs.
-        biases: whether biases become zero.
-        padding: rows that stay as they are, by name of the weight.
+        layout: roles of the network's tensors; parameters that are frozen in the caller's network do not change.
+        seed: seed of the signs.
+        biases: whether the biases are set to zero.
+        padding: index of the padding row, which does not change, by name of the weight.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, p in layout.masked.items():
@@ -236,10 +243,10 @@ def redraw(layout: Layout, seed: int, *, biases: bool = True, padding: Mapping[s
 
 
 def refuse_integers(net: nn.Module) -> None:
-    """Complain of quantised weights, of which no entry can be fine-tuned.
+    """Refuse quantised or integer weights, because their entries cannot be fine-tuned.
 
     Raises:
-        ValueError: the network has some.
+        ValueError: the network has such weights.
     """
     for place, module in net.named_modules():
         kind = type(module)
@@ -260,7 +267,7 @@ def own_values(net: nn.Module | Mapping[str, Tensor], masked: Mapping[str, Tenso
 
     Args:
         net: the other network, or its state.
-        masked: names and shapes.
+        masked: the masked weights, by name; they give the names, shapes, types and devices.
 
     Raises:
         ValueError: a weight is missing or has another shape.
@@ -277,7 +284,7 @@ def own_values(net: nn.Module | Mapping[str, Tensor], masked: Mapping[str, Tenso
 
 
 def running_norms(net: nn.Module) -> list[nn.Module]:
-    """Layers that normalise with running statistics in evaluation, and move them in training."""
+    """Layers that normalise with running statistics in evaluation mode, and update them in training mode."""
     return [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None]
 
 

@@ -1,4 +1,4 @@
-"""``weight_norm`` of rows from which a mask leaves nothing: PyTorch's divides by their length, which is zero."""
+"""``weight_norm`` for rows that a mask sets to zero; PyTorch's version would divide by their length, which is zero."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["use_masked_weight_norm", "use_plain_weight_norm"]
 
 
 class MaskedWeightNorm(_WeightNorm):
-    """PyTorch's, with zero for the rows that are zero, and the gradient by which such a row can grow."""
+    """PyTorch's ``weight_norm``, except that zero rows give zero, with a gradient by which such a row can grow."""
 
     def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:
-        """``g v / |v|``, row by row."""
+        """``g v / |v|`` for each row."""
         empty = _empty_rows(weight_v, self.dim)
         rows: Tensor = torch._weight_norm(weight_v + empty, weight_g * (1 - empty), self.dim)
         return rows + weight_v * weight_g * empty
 
 
 def use_masked_weight_norm(net: nn.Module) -> None:
-    """Let the layers with ``weight_norm`` of a network bear empty rows, in place; nothing else of them changes."""
+    """Change the layers of a network that have ``weight_norm``, in place, so that they can have zero rows."""
     for module in net.modules():
         if type(module) is _WeightNorm:
             module.__class__ = MaskedWeightNorm
@@ -29,9 +29,9 @@ def use_masked_weight_norm(net: nn.Module) -> None:
 
 @torch.no_grad()
 def use_plain_weight_norm(net: nn.Module) -> None:
-    """The way back, in place: PyTorch's own layers, with equal outputs.
+    """Undo `use_masked_weight_norm` in place: the network has PyTorch's own layers again, with equal outputs.
 
-    An empty row has ones instead of zeros, and the length zero.
+    A zero row becomes a row of ones with the length zero.
     """
     for module in net.modules():
         for step in module if isinstance(module, ParametrizationList) else ():
@@ -44,5 +44,5 @@ def use_plain_weight_norm(net: nn.Module) -> None:
 
 
 def _empty_rows(v: Tensor, dim: int) -> Tensor:
-    """1 for each row of zeros, else 0, in the shape of the rows' lengths."""
+    """1 for each zero row, and 0 for the others, in the shape of the rows' lengths."""
     return (torch.norm_except_dim(v.detach(), 2, dim) == 0).to(v)

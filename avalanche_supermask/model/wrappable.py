@@ -1,4 +1,4 @@
-"""Networks that cannot be wrapped, each refused in one line that says what to pass instead."""
+"""Refuses networks that cannot be wrapped; each error message names what to pass instead."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 __all__ = ["check_wrappable"]
 
-# By name: torch.distributed is not part of every PyTorch.
+# These classes are given by name, because torch.distributed is not part of every PyTorch.
 _PARALLEL = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
 
 
 def check_wrappable(net: nn.Module) -> None:
-    """Refuse a network that a `MaskedModel` could not call, or not copy.
+    """Refuse a network that a `MaskedModel` could not call or copy.
 
     Raises:
-        TypeError: it is no module, or one that is compiled, or spread over devices.
-        ValueError: its weights are not parameters yet, or no longer.
+        TypeError: the network is not a module, or a part of it is TorchScript or a wrapper for parallel training.
+        ValueError: a weight has no shape yet, is computed outside of the forward pass, or is a tensor with a history.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"expected a torch.nn.Module to wrap; got a {type(net).__name__}")
