@@ -1,4 +1,4 @@
-"""Subnetwork strategies for Avalanche: many tasks in one network, old tasks bit-identical for ever."""
+"""Subnetwork strategies for Avalanche: one network learns many tasks, and finished tasks stay bit-identical."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Loaded on first use: importing Avalanche takes seconds, and the masks alone do not need it.
+# Names are imported at their first use, because importing Avalanche takes seconds and the masks do not need it.
 _HOME = {
     "Binary": "inference",
     "CLNP": "strategies.clnp",

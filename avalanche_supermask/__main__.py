@@ -1,4 +1,4 @@
-"""``python -m avalanche_supermask FILE``: what a saved file holds."""
+"""The command ``python -m avalanche_supermask FILE``, which shows the contents of a saved file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Masks of whole blocks: neighbours are kept or dropped together, so that sparse weights lie together in memory.
+"""Masks of whole blocks: neighbouring entries are kept or dropped together, so that they are contiguous in memory.
 
-The scores learn as in edge-popup, one by one. A block is as strong as the mean magnitude of its scores; exactly k
-blocks of a layer are kept.
+The scores are trained one by one, as in edge-popup. The strength of a block is the mean magnitude of its scores, and
+exactly k blocks of a layer are kept.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Block = tuple[int, int]
 
 @dataclass(frozen=True)
 class TopBlocks:
-    """Exactly ``counts[name]`` blocks with the largest mean ``|S|`` in each layer.
+    """Selection of exactly ``counts[name]`` blocks with the largest mean ``|S|`` in each layer.
 
     Attributes:
-        counts: blocks to keep, by name.
-        block: outputs and inputs of one. A weight of more dimensions counts as a matrix ``(outputs, everything else)``;
-            at its edges, blocks are smaller.
+        counts: number of blocks to keep, by name of the weight.
+        block: number of outputs and inputs of a block. A weight with more than two dimensions counts as a matrix
+            ``(outputs, everything else)``. Blocks at its edges may be smaller.
 
     Example:
         >>> select = TopBlocks({"fc.weight": 1}, block=(2, 2))
@@ -41,7 +41,7 @@ class TopBlocks:
 
     @torch.no_grad()
     def mask(self, name: str, scores: Tensor) -> Tensor:
-        """Bool mask in the shape of the scores of weight ``name``."""
+        """Return the bool mask in the shape of the scores of weight ``name``."""
         matrix = scores.reshape(len(scores), -1).abs()
         outputs, inputs = matrix.shape
         high, wide = self.block
@@ -56,20 +56,28 @@ class TopBlocks:
         return every[:outputs, :inputs].reshape(scores.shape)
 
     def weight(self, name: str, scores: Tensor, weight: Tensor) -> Tensor:
-        """Effective weight ``W * M``, differentiable (straight-through) in the scores: ``dL/dS = sign(S) dL/dW W``."""
+        """Return the effective weight ``W * M``, with the straight-through gradient ``dL/dS = sign(S) dL/dW W``."""
         magnitude = scores.abs()
         return weight * (self.mask(name, scores).to(weight.dtype) + (magnitude - magnitude.detach()))
 
     def density(self, name: str, shape: Sequence[int]) -> float:
-        """Share of a weight's entries that a mask keeps."""
+        """Return the share of a weight's entries that a mask keeps."""
         return min(1.0, self.counts[name] * math.prod(self.block) / math.prod(shape))
 
 
 def block_counts(counts: Mapping[str, int], shapes: Mapping[str, Sequence[int]], block: Block) -> dict[str, int]:
-    """Blocks to keep in each layer, in place of so many weights: the same share, and at least one.
+    """Return the number of blocks to keep in each layer, so that it keeps about the same share as with single weights.
+
+    Args:
+        counts: number of single weights to keep in each layer, by name.
+        shapes: shape of each layer's weight.
+        block: number of outputs and inputs of a block.
+
+    Returns:
+        The numbers of blocks by name, at least 1 for each layer.
 
     Raises:
-        ValueError: the block is not two positive numbers.
+        ValueError: the block is not a pair of positive numbers.
 
     Example:
         >>> block_counts({"a": 100}, {"a": (32, 32)}, (16, 16)), block_counts({"a": 3200}, {"a": (320, 100)}, (16, 16))

@@ -1,4 +1,4 @@
-"""Outputs and class numbers: checked while a task learns, completed where it is evaluated on classes it has not."""
+"""Compare a network's outputs with class numbers: check them in training, and add missing classes in evaluation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["check_classes", "complete_classes", "latest_logits"]
 
 
 def check_classes(strategy: Any, model: MaskedModel) -> None:
-    """At a task's first batch: the network has an output for every class; and which dimension counts the classes.
+    """Check at the first batch of a task that the network has an output for every class; find the class dimension.
 
     Raises:
-        ValueError: it has not; the task is abandoned.
+        ValueError: the network has too few outputs; the task is abandoned.
     """
     logits, targets = _logits(strategy, model), strategy.mb_y
     dim = None if logits is None else class_dimension(logits, targets)
@@ -36,14 +36,14 @@ def check_classes(strategy: Any, model: MaskedModel) -> None:
 
 
 def complete_classes(strategy: Any, model: MaskedModel, *, warn: bool) -> bool:
-    """At evaluation: give the outputs the classes of the targets that the answering task has no output for.
+    """Add logits at evaluation for classes among the targets that the evaluated task has no output for.
 
-    Their logits are -1000 or less, so such a sample is wrong, and its loss is finite.
+    These logits are -1000 or less, so that samples of such a class count as wrong and their loss is finite.
 
     Args:
-        strategy: whose ``mb_output`` may be replaced.
-        model: of the strategy.
-        warn: of it.
+        strategy: the strategy; its ``mb_output`` may be replaced.
+        model: the strategy's model.
+        warn: whether a missing class causes a warning.
 
     Returns:
         Whether a class was missing.
@@ -67,7 +67,7 @@ def complete_classes(strategy: Any, model: MaskedModel, *, warn: bool) -> bool:
 
 
 def latest_logits(strategy: Any, model: MaskedModel) -> Tensor | None:
-    """Logits of the current batch, ``(batch, classes, *positions)``; None where there are none, or a single class."""
+    """Return the current batch's logits ``(batch, classes, *positions)``; None without logits or with one class."""
     logits = _logits(strategy, model)
     if logits is None or logits.dim() < 2:
         return None
@@ -77,7 +77,7 @@ def latest_logits(strategy: Any, model: MaskedModel) -> Tensor | None:
 
 
 def _logits(strategy: Any, model: MaskedModel) -> Tensor | None:
-    """The logits as the network returns them; None where only its criterion knows what they are."""
+    """Return the logits from the network's output; None if they are not found and ``logits`` of the model is None."""
     try:
         return find_logits(strategy.mb_output, model.logits)
     except TypeError:
@@ -87,7 +87,7 @@ def _logits(strategy: Any, model: MaskedModel) -> Tensor | None:
 
 
 def _largest(targets: Tensor, strategy: Any) -> int:
-    """Largest class number among the targets that count."""
+    """Return the largest class number among the targets that the criterion does not ignore; -1 without any."""
     ignored = getattr(strategy._criterion, "ignore_index", None)
     counted = targets if ignored is None else targets[targets != ignored]
     return int(counted.max()) if counted.numel() else -1

@@ -1,7 +1,8 @@
-"""Avalanche's own methods as plugins beside a subnetwork method: which cannot work there, and why.
+"""Plugins of Avalanche that cannot be combined with a subnetwork method, and the reasons.
 
-Most can (``docs/compatibility.md`` has the table): they have nothing to protect, as finished tasks never change. Those
-named here fail within their own code, mostly because other parameters learn in another phase of a task.
+Most of Avalanche's plugins can be combined with it (``docs/compatibility.md`` has the table). They have nothing to
+protect, because finished tasks never change. The plugins listed here fail within their own code, mostly because each
+phase of a task trains other parameters.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ REFUSED = {
     "BiCPlugin": "it corrects a single output layer for all classes, in streams without task labels",
     "RARPlugin": "it traces the model's graph, which changes with the task",
 }
-"""Why a plugin is refused, by the name of its class in ``avalanche.training.plugins``."""
+"""Reason why a plugin is refused, by the name of its class in ``avalanche.training.plugins``."""
 
 
 def check_companions(plugins: Iterable[Any], method: str) -> None:
-    """Refuse a plugin that would fail within its own code, before anything is learned.
+    """Refuse a plugin that would fail within its own code, before the training begins.
 
     Args:
-        plugins: of the strategy.
-        method: name of the subnetwork method.
+        plugins: plugins of the strategy.
+        method: name of the subnetwork method, for the error message.
 
     Raises:
-        ValueError: there is one.
+        ValueError: one of the plugins is refused.
     """
     for plugin in plugins:
         for cls in type(plugin).__mro__:

@@ -1,8 +1,8 @@
-"""Task labels and classes of an experience, read from its data where the experience itself has lost them.
+"""Read the task labels and classes of an experience from its data if the experience has lost them.
 
-`benchmark_with_validation_stream` and `split_online_stream` make new experiences of the same data and leave out the
+`benchmark_with_validation_stream` and `split_online_stream` make new experiences from the same data, without the
 attributes ``task_labels`` and ``classes_in_this_experience``. Avalanche then calls models without labels, and its
-growing heads fail. The data still know both.
+growing heads fail. The data still contain both.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ __all__ = ["labelled", "refuse_text"]
 
 
 def labelled(experience: Any) -> Any:
-    """The experience; or a copy of it with the task labels and classes of its data, where it has none of its own.
+    """Return the experience; or, if it lacks task labels or classes, a copy with those of its data.
 
-    Labels count only where minibatches carry them, as Avalanche takes them from there.
+    Task labels are used only if minibatches contain them, because Avalanche reads them from minibatches. A set of
+    classes becomes a sorted list in the copy.
     """
     found: dict[str, Any] = {}
     if _lacks(experience, "task_labels"):
@@ -31,7 +32,7 @@ def labelled(experience: Any) -> Any:
         targets = getattr(experience.dataset, "targets", None)
         if targets is not None and len(targets) and isinstance(targets[0], int) and hasattr(targets, "uniques"):
             found["classes_in_this_experience"] = sorted(targets.uniques)
-    elif isinstance(_shown(experience, "classes_in_this_experience"), set):  # heads of Avalanche index by it
+    elif isinstance(_shown(experience, "classes_in_this_experience"), set):  # heads of Avalanche use it as an index
         found["classes_in_this_experience"] = sorted(experience.classes_in_this_experience)
     if not found:
         return experience
@@ -42,10 +43,10 @@ def labelled(experience: Any) -> Any:
 
 
 def refuse_text(experience: Any) -> None:
-    """Refuse labels that are words, before a criterion meets them.
+    """Refuse class labels that are text, before a criterion fails on them.
 
     Raises:
-        TypeError: the data name classes by text.
+        TypeError: the class labels are text.
     """
     targets = getattr(experience.dataset, "targets", None)
     if targets is not None and len(targets) and isinstance(targets[0], str):
@@ -58,7 +59,7 @@ def refuse_text(experience: Any) -> None:
 def _lacks(experience: Any, name: str) -> bool:
     try:
         return not hasattr(experience, name)
-    except MaskedAttributeError:  # the stream hides it from training on purpose
+    except MaskedAttributeError:  # the attribute exists, but the stream hides it from training on purpose
         return False
 
 

@@ -1,7 +1,7 @@
-"""Tensors that outlive the call that makes them.
+"""Make tensors that later calls can use, whatever mode the current call runs in.
 
-Under `torch.inference_mode` every new tensor is one that no later call may differentiate through. What is kept for
-later calls is therefore made outside of it, whatever the caller's mode.
+A tensor that is created under `torch.inference_mode` cannot be part of a later differentiation. Therefore tensors that
+are kept for later calls are created outside of this mode.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["lasting", "ordinary"]
 
 @contextmanager
 def lasting() -> Iterator[None]:
-    """While it is open, new tensors are ordinary ones, and no gradient is recorded.
+    """Context in which new tensors are ordinary tensors, and no gradient is recorded.
 
     Example:
         >>> with torch.inference_mode(), lasting():
@@ -32,10 +32,12 @@ def lasting() -> Iterator[None]:
 
 
 def ordinary(x: Any) -> Any:
-    """Inputs, with ordinary copies of those tensors that were made under `torch.inference_mode`.
+    """Return the input with ordinary copies of all tensors that were created under `torch.inference_mode`.
+
+    It must be called within `lasting`.
 
     Args:
-        x: a tensor, or what holds tensors (see `nested`). To be called within `lasting`.
+        x: a tensor, or a structure of tensors (see `nested`).
     """
     if not any(tensor.is_inference() for tensor in tensors(x)):
         return x

@@ -1,17 +1,18 @@
-"""The rule for learning rates that nobody gave: a rate for each layer, from its shape and the steps of the phase.
+"""The rule for default learning rates: a rate for each layer, from its shape and the number of steps of the phase.
 
-A mask depends on scores only through their order within a layer, and Adam moves a number by about the learning rate a
-step, whatever its gradient. So a rate means something only beside the spread of the numbers that learn: the bound
-``1/sqrt(fan_in)`` of fresh scores, or the size of the layer's weights. The rule is
+A mask depends on the scores only through their order within a layer, and Adam changes a number by about the learning
+rate in each step, whatever its gradient is. So the size of a rate matters only relative to the spread of the trained
+numbers. This spread is the bound ``1/sqrt(fan_in)`` of fresh scores, or the size of the layer's weights. The rule is
 
     rate of scores  = SCORES  * 1/sqrt(fan_in)
     rate of weights = WEIGHTS * root mean square of the layer's weights
 
-times ``sqrt(100 / steps)``, as if a phase had 25 steps at least: so noise, which grows with the root of their number,
-moves a number equally far in any phase. Under a cosine, the rate rises over the first fifth of the phase: Adam's first
-steps are of full length whatever the gradients, and would put all scores into another order before a layer knows
-which way to go, after which a small network with ReLU may be dead. `docs/defaults.md` says how the constants were
-found.
+Both are multiplied by ``sqrt(100 / steps)``; a phase with fewer than 25 steps counts as 25 steps. The distance that
+noise moves a number grows with the square root of the number of steps, so with this factor it is the same in every
+phase. Under a cosine schedule, the rate rises over the first fifth of the phase. The first steps of Adam have full
+length whatever the gradients are. Without the rise, they would change the order of all scores before the gradients
+have a consistent direction, and after that all units of a small network with ReLU may be inactive.
+`docs/defaults.md` describes how the constants were found.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ SCORES = 0.1
 WEIGHTS = 0.06
 COEFFICIENTS = 0.05
 STEPS = 100
-RISE = 0.2  # share of a phase in which the rate grows to its full height
-FEWEST = 25  # steps: in a shorter phase the rate is not raised any further
-VECTOR_SPREAD = 0.1  # of biases and gains, which have no fan-in
+RISE = 0.2  # share of a phase in which the rate rises to its full value
+FEWEST = 25  # steps; a shorter phase has the rate of a phase of this length
+VECTOR_SPREAD = 0.1  # assumed spread of biases and gains, which have no fan-in
 
 
 def score_rate(shape: tuple[int, ...], steps: int) -> float:
-    """Learning rate of the scores of a layer.
+    """Return the learning rate of the scores of a layer.
 
     Args:
-        shape: of the weight.
-        steps: optimizer steps of the phase.
+        shape: shape of the layer's weight.
+        steps: number of optimizer steps of the phase.
 
     Example:
         >>> score_rate((10, 100), steps=100)
@@ -51,11 +52,11 @@ def score_rate(shape: tuple[int, ...], steps: int) -> float:
 
 
 def weight_rate(weight: Tensor, steps: int) -> float:
-    """Learning rate of weights, biases or gains.
+    """Return the learning rate of weights, biases or gains.
 
     Args:
-        weight: as it is when the phase begins.
-        steps: optimizer steps of the phase.
+        weight: the tensor with its values at the start of the phase.
+        steps: number of optimizer steps of the phase.
     """
     values = weight.detach().float()
     spread = float(values.square().mean().sqrt()) if values.dim() > 1 else 0.0
@@ -63,16 +64,16 @@ def weight_rate(weight: Tensor, steps: int) -> float:
 
 
 def coefficient_rate(steps: int) -> float:
-    """Learning rate of the coefficients of a mixture: it does not depend on the steps."""
+    """Return the learning rate of the coefficients of a mixture, which does not depend on the number of steps."""
     return COEFFICIENTS
 
 
 def rise(step: int, steps: int) -> float:
-    """Factor of the learning rate at the start of a phase: grows to 1 over its first fifth.
+    """Return the factor of the learning rate that rises to 1 over the first fifth of a phase.
 
     Args:
-        step: number of steps that are done.
-        steps: of the phase.
+        step: number of steps that are already done in this phase.
+        steps: number of steps of the whole phase.
 
     Example:
         >>> [round(rise(step, steps=10), 1) for step in range(3)]
@@ -87,11 +88,11 @@ def _by_steps(steps: int) -> float:
 
 @torch.no_grad()
 def chosen_rates(model: MaskedModel, steps: int) -> dict[str, tuple[Tensor, float]]:
-    """What learns in the current phase, with the rule's rate, by the name of the weight it belongs to.
+    """Return the trainable tensors of the current phase and their rates, by the name of the weight they belong to.
 
     Args:
-        model: whose phase has begun.
-        steps: optimizer steps of the phase.
+        model: the model, whose phase has begun.
+        steps: number of optimizer steps of the phase.
     """
     found: dict[str, tuple[Tensor, float]] = {}
     for name, p in model.net.named_parameters():
@@ -108,7 +109,7 @@ def chosen_rates(model: MaskedModel, steps: int) -> dict[str, tuple[Tensor, floa
 
 
 def group_by_rate(optimizer: Optimizer, rates: dict[str, tuple[Tensor, float]]) -> None:
-    """Give an optimizer one group for each rate, in place; what has no rate stays in the first group."""
+    """Give an optimizer one parameter group per rate, in place; tensors without a rate stay in the first group."""
     one_group(optimizer)
     first = optimizer.param_groups[0]
     rate_of = {id(p): rate for p, rate in rates.values()}
@@ -122,7 +123,7 @@ def group_by_rate(optimizer: Optimizer, rates: dict[str, tuple[Tensor, float]]) 
 
 
 def one_group(optimizer: Optimizer) -> None:
-    """Undo `group_by_rate`, in place: everything is in the first group again."""
+    """Undo `group_by_rate` in place: move all parameters back to the first group."""
     first, *others = optimizer.param_groups
     for group in others:
         first["params"] += group["params"]

@@ -1,8 +1,8 @@
-"""Which tensor of a network's output is the logits, and which of its dimensions counts the classes.
+"""Find the logits in a network's output, and the dimension of the logits that counts the classes.
 
-A criterion of the user's own knows what his network returns. What else needs logits (metrics, inference, KKT) takes
-them from here: the output itself, its ``logits`` by attribute or key, or its first tensor of numbers; or whatever the
-user names.
+A user's own criterion handles whatever the network returns. All other code that needs logits (metrics, inference, KKT)
+finds them with this module. They are the output itself, its attribute or key ``logits``, its first floating-point
+tensor, or the part that the user names.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ __all__ = ["ABSENT", "Logits", "class_dimension", "find_logits", "replace_logits
 Logits = str | int | Callable[[Any], Tensor] | None
 
 ABSENT = -1000.0
-"""Logit of a class that the answering task has no output for: Avalanche's ``mask_value``, with a finite loss."""
+"""Logit of a class that the evaluated task has no output for: Avalanche's ``mask_value``, which keeps losses finite."""
 
 
 def find_logits(output: Any, where: Logits = None) -> Tensor:
-    """The logits of an output.
+    """Return the logits of a network's output.
 
     Args:
-        output: what a network returned.
-        where: an attribute or key, an index, or a function of the output; None: the output itself if it is a tensor,
-            its ``logits``, or else its first tensor of floating-point numbers with a batch dimension.
+        output: output of the network.
+        where: an attribute or key, an index, or a function of the output. None (default): the output itself if it is a
+            tensor; else its ``logits``; else its first floating-point tensor with a batch dimension.
 
     Raises:
         TypeError: the output has no such tensor.
@@ -42,7 +42,7 @@ def find_logits(output: Any, where: Logits = None) -> Tensor:
     if callable(where):
         found = where(output)
     elif isinstance(output, Tensor):
-        return output  # also where a name is given: some networks return more only in training
+        return output  # even if ``where`` is a name, because some networks return a structure only in training
     elif where is not None:
         found = _named(output, where)
     else:
@@ -69,7 +69,7 @@ def _named(output: Any, where: str | int) -> Any:
 
 
 def replace_logits(output: Any, where: Logits, new: Tensor) -> Any:
-    """The output with other logits; unchanged where the logits are not one of its tensors, but made of them."""
+    """Return the output with other logits; it is unchanged if the logits are computed from it and not a part of it."""
     old = find_logits(output, where)
     if old is output:
         return new
@@ -83,12 +83,12 @@ def replace_logits(output: Any, where: Logits, new: Tensor) -> Any:
 
 
 def class_dimension(logits: Tensor, targets: Any) -> int | None:
-    """Dimension of the logits that counts the classes, or None where the targets are no class numbers.
+    """Return the dimension of the logits that counts the classes, or None if the targets are not class numbers.
 
     Args:
         logits: ``(batch, classes, *positions)``, as PyTorch's criteria take them, or ``(batch, *positions, classes)``,
             as language models return them.
-        targets: class numbers have the shape ``(batch, *positions)`` and an integer type.
+        targets: targets of any form; class numbers have the shape ``(batch, *positions)`` and an integer type.
     """
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
         return None
@@ -100,7 +100,7 @@ def class_dimension(logits: Tensor, targets: Any) -> int | None:
 
 
 def widened(logits: Tensor, classes: int, dim: int = 1) -> Tensor:
-    """The logits with `ABSENT`, or less, for the classes that are missing at the end of a dimension."""
+    """Return the logits with missing classes added; their value is `ABSENT`, or the smallest logit if it is smaller."""
     missing = classes - logits.shape[dim]
     if missing <= 0:
         return logits

@@ -1,6 +1,6 @@
-"""Loops over the numbers of tensors, compiled by numba where it is there, and which tensors they serve.
+"""Compile loops over the numbers of tensors with numba, and check which tensors they can be used for.
 
-numba is an extra, ``pip install 'avalanche-supermask[fast]'``.
+numba is optional: ``pip install 'avalanche-supermask[fast]'``.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from torch import Tensor
 
 __all__ = ["WORTH_COMPILING", "flat", "jit", "plain"]
 
-WORTH_COMPILING = 2**17  # numbers in all: below, the compiler takes longer than it saves
+WORTH_COMPILING = 2**17  # total count of numbers; for fewer, compiling takes longer than it saves
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Any:
-    """The function, compiled at its first call, and kept in numba's cache on the disk.
+    """Return a function that is compiled at its first call; numba stores the result in its cache on the disk.
 
     Args:
-        function: of arrays and numbers.
-        options: of numba's ``njit``.
+        function: a function of arrays and numbers.
+        options: options of numba's ``njit``.
 
     Raises:
         ModuleNotFoundError: numba is not installed.
@@ -30,15 +30,15 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
 
     try:
         return njit(nogil=True, cache=True, **options)(function)
-    except RuntimeError:  # there is no folder that a cache could be written to
+    except RuntimeError:  # no folder for the cache is writable
         return njit(nogil=True, **options)(function)
 
 
 def plain(tensors: Iterable[Tensor]) -> bool:
-    """Whether the loops serve all these tensors: float32, contiguous, on a CPU."""
+    """Whether the loops can be used for all these tensors: they must be float32, contiguous and on a CPU."""
     return all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
 
 
 def flat(tensor: Tensor) -> Any:
-    """The numbers of such a tensor, in one dimension: numpy takes a tenth of the time of ``Tensor.reshape``."""
+    """Return the numbers of such a tensor as a flat numpy array, in a tenth of the time of ``Tensor.reshape``."""
     return tensor.detach().numpy().reshape(-1)

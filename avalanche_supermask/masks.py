@@ -1,4 +1,4 @@
-"""Packed bit masks, under the public name that they have had from the first version; they live in `bits`."""
+"""Packed bit masks, under their public name since the first version; the implementation is in `bits`."""
 
 from avalanche_supermask.bits.packed_masks import PackedMasks
 

@@ -1,7 +1,9 @@
-"""Metrics of subnetworks, in Avalanche's way: they appear in every logger, TensorBoard included, by convention.
+"""Metrics of subnetworks as Avalanche plugin metrics, so that every logger shows them, including TensorBoard.
 
-Each is emitted once, when an experience has been trained and the task is committed, and does nothing where the
-model is not a `MaskedModel`; `OutputDrift` measures any model. One evaluator serves a whole leaderboard.
+Most metrics are emitted once per experience, when it has been trained and its task is committed. `TaskInference` is
+emitted after each evaluated experience, and `AccuracyOverSteps` during training. Metrics that need a `MaskedModel`
+emit nothing for other models; `OutputDrift` and `AccuracyOverSteps` measure any model. So the same evaluator can be
+used for all methods of a leaderboard.
 """
 
 from __future__ import annotations
@@ -41,29 +43,29 @@ _BATCH = 1024
 
 
 class _AfterTask(PluginMetric[float]):
-    """A number that is measured when a task has been learned."""
+    """Base class of metrics that measure one number after each learned task."""
 
     def __init__(self) -> None:
         super().__init__()
         self._value: float | None = None
 
     def reset(self) -> None:
-        """Forget the last value."""
+        """Delete the last value."""
         self._value = None
 
     def result(self) -> float | None:
-        """The last value, or None before the first."""
+        """Return the last value, or None before the first."""
         return self._value
 
     def __str__(self) -> str:
         return type(self).__name__
 
     def measure(self, strategy: Any) -> float | None:
-        """The number for the task just learned; None: nothing to say."""
+        """Return the number for the task that was just learned, or None if there is none."""
         raise NotImplementedError
 
     def after_training_exp(self, strategy: Any) -> Any:
-        """Emit one curve over experiences."""
+        """Emit the number, as one curve over the experiences."""
         self._value = self.measure(strategy)
         if self._value is None:
             return None
@@ -73,14 +75,14 @@ class _AfterTask(PluginMetric[float]):
 
 class _OfLatestTask(_AfterTask):
     def measure(self, strategy: Any) -> float | None:
-        """The number for the latest task of a `MaskedModel`."""
+        """Return the number for the latest task of a `MaskedModel`."""
         model = strategy.model
         if not isinstance(model, MaskedModel) or not model.task_keys:
             return None
         return self.of_task(model, model.task_keys[-1])
 
     def of_task(self, model: MaskedModel, task: int) -> float:
-        """The number for one finished task."""
+        """Return the number for one finished task."""
         raise NotImplementedError
 
 
@@ -88,16 +90,16 @@ class MaskDensity(_OfLatestTask):
     """Fraction of the masked weights that the latest task keeps, in (0, 1]."""
 
     def of_task(self, model: MaskedModel, task: int) -> float:
-        """Kept over all."""
+        """Return the number of kept weights divided by the number of masked weights."""
         masks = model.subnetworks.task_mask(task).values()
         return sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
 
 
 class MaskOverlap(_OfLatestTask):
-    """Share of the latest task's mask that earlier tasks already held, in [0, 1]; 0 for the first task."""
+    """Share of the latest task's mask that is also in masks of earlier tasks, in [0, 1]; 0 for the first task."""
 
     def of_task(self, model: MaskedModel, task: int) -> float:
-        """Shared over kept."""
+        """Return the number of shared weights divided by the number of kept weights."""
         return model.overlap_of(task)
 
 
@@ -105,7 +107,7 @@ class FreeCapacity(_OfLatestTask):
     """Fraction of the masked weights that no finished task uses, in [0, 1]."""
 
     def of_task(self, model: MaskedModel, task: int) -> float:
-        """Free over all."""
+        """Return the number of free weights divided by the number of masked weights."""
         layers = model.capacity().values()
         return sum(layer.free for layer in layers) / sum(layer.total for layer in layers)
 
@@ -114,15 +116,15 @@ class BytesPerTask(_OfLatestTask):
     """Bytes stored for the latest task: packed mask, statistics, head."""
 
     def of_task(self, model: MaskedModel, task: int) -> float:
-        """Bytes."""
+        """Return the number of bytes."""
         return float(model.subnetworks.task_bytes(task))
 
 
 class UnitUse(PluginMetric[dict[str, float]]):
-    """Units that CLNP's latest task claimed, reused and left free, a curve for each layer; and what pruning cost.
+    """Units that the latest task of CLNP claimed, reused and left free, with curves for each layer.
 
-    ``TasksLeft`` is the forecast of how many more tasks fit; ``GracefulForgetting`` the accuracy that pruning took
-    from the task, on held-out training data. Says nothing for other methods.
+    ``TasksLeft`` is a forecast of how many more tasks fit. ``GracefulForgetting`` is the accuracy that the task lost by
+    pruning, on held-out training data. For other methods nothing is emitted.
     """
 
     def __init__(self) -> None:
@@ -130,11 +132,11 @@ class UnitUse(PluginMetric[dict[str, float]]):
         self._values: dict[str, float] = {}
 
     def reset(self) -> None:
-        """Forget the last values."""
+        """Delete the last values."""
         self._values = {}
 
     def result(self) -> dict[str, float]:
-        """The last values, by name."""
+        """Return the last values, by name."""
         return self._values
 
     def __str__(self) -> str:
@@ -154,10 +156,11 @@ class UnitUse(PluginMetric[dict[str, float]]):
 
 
 class TaskInference(PluginMetric[dict[str, float]]):
-    """How often the right task was inferred (``TaskIdAccuracy``), and how often task and class both were.
+    """How often the inferred task was correct, and how often both the task and the class were correct.
 
-    ``UnsharedAccuracy`` is SupSup's GNu: a wrong task is a wrong answer; the ordinary accuracy is its GNs. One value
-    for each evaluated experience. Says nothing where the task is given.
+    ``TaskIdAccuracy`` counts the correct tasks. ``UnsharedAccuracy`` counts samples for which task and class are
+    correct; it corresponds to SupSup's scenario GNu, and the ordinary accuracy to GNs. There is one value of each per
+    evaluated experience. If the task is given, nothing is emitted.
     """
 
     def __init__(self) -> None:
@@ -165,13 +168,13 @@ class TaskInference(PluginMetric[dict[str, float]]):
         self.reset()
 
     def reset(self) -> None:
-        """Start counting anew."""
+        """Set all counts to zero."""
         self._samples = self._tasks = 0
         self._both = 0.0
         self._classes = True
 
     def result(self) -> dict[str, float]:
-        """The two accuracies since the last reset."""
+        """Return the two accuracies since the last reset; without classes, only ``TaskIdAccuracy``."""
         n = max(1, self._samples)
         unshared = {"UnsharedAccuracy": self._both / n} if self._classes else {}
         return {"TaskIdAccuracy": self._tasks / n, **unshared}
@@ -180,7 +183,7 @@ class TaskInference(PluginMetric[dict[str, float]]):
         return "TaskInference"
 
     def before_eval_exp(self, strategy: Any) -> None:
-        """A new experience."""
+        """Start the counts of a new experience."""
         self.reset()
 
     def after_eval_iteration(self, strategy: Any) -> None:
@@ -192,20 +195,20 @@ class TaskInference(PluginMetric[dict[str, float]]):
         label_of = {key: task.label for key, task in model.subnetworks.tasks.items()}
         if model.router.assigned is None and len(set(label_of.values())) == len(label_of):
             right_task = torch.tensor([label_of[key] for key in found.tolist()]) == strategy.mb_task_id.cpu()
-        else:  # labels do not tell tasks apart: their keys are the indices of experiences
+        else:  # several tasks share a label, so their keys are the indices of experiences
             right_task = found == strategy.experience.current_experience
         self._samples += len(found)
         self._tasks += int(right_task.sum())
         logits = model.logits_of(strategy.mb_output)
         if class_dimension(logits, strategy.mb_y) is None:
-            self._classes = False  # targets that are no classes: nothing to say of them
+            self._classes = False  # the targets are not classes, so only the task can be counted
             return
         right_class = (logits.argmax(dim=1).cpu() == strategy.mb_y.cpu()).float().flatten(1 if logits.dim() > 2 else 0)
         right_class = right_class.mean(dim=1) if logits.dim() > 2 else right_class
         self._both += float((right_task * right_class).sum())
 
     def after_eval_exp(self, strategy: Any) -> Any:
-        """Emit both for this experience."""
+        """Emit the accuracies of this experience."""
         if not self._samples:
             return None
         suffix = get_metric_name(self, strategy, add_experience=True, add_task=True).partition("/")[2]
@@ -214,18 +217,18 @@ class TaskInference(PluginMetric[dict[str, float]]):
 
 
 def _tag(name: str) -> str:
-    """Avalanche's form of a metric's name, the layer last."""
+    """Return a metric's name in Avalanche's form, with the layer at the end."""
     metric, slash, layer = name.partition("/")
     return f"{metric}/train_phase/train_stream{slash}{layer}"
 
 
 class OutputDrift(_AfterTask):
-    """Largest change of any old output: max |Δ| over stored probe batches of all earlier tasks.
+    """Largest absolute change of any output of earlier tasks, on stored batches of their training data.
 
-    The guarantee of this package, measured: it is exactly 0 for a method that keeps it. Works for any model.
+    The guarantee of this package is that this number is exactly 0. The metric works for any model.
 
     Args:
-        probe_size: training samples of each task that are kept as its probe (default 64).
+        probe_size: number of training samples that are stored for each task (default 64).
     """
 
     def __init__(self, probe_size: int = 64) -> None:
@@ -234,9 +237,9 @@ class OutputDrift(_AfterTask):
         self._probes: list[_Probe] = []
 
     def measure(self, strategy: Any) -> float | None:
-        """Compare the old probes, then add one for the task just learned."""
+        """Compare the outputs for all stored probes, then store a probe of the task that was just learned."""
         tasks = strategy.model.subnetworks.tasks if isinstance(strategy.model, MaskedModel) else {}
-        # A task that was forgotten, or that goes on learning, is not the one that was probed.
+        # A task that was forgotten, or whose training continued, is no longer the task of the stored probe.
         self._probes = [p for p in self._probes if p.key is None or tasks.get(p.key) == p.task]
         drifts = [p.drift(strategy) for p in self._probes]
         key = next(reversed(tasks), None)
@@ -258,7 +261,7 @@ class OutputDrift(_AfterTask):
 
 @dataclass(frozen=True)
 class _Probe:
-    """Inputs of a finished task, by its key in a `MaskedModel`, and its outputs for them."""
+    """A batch of a finished task and its outputs for it; ``key`` and ``task`` are None without a `MaskedModel`."""
 
     key: int | None
     task: Task | None
@@ -266,13 +269,13 @@ class _Probe:
     outputs: list[Tensor]
 
     def drift(self, strategy: Any) -> float:
-        """Largest change of any number in the outputs."""
+        """Return the largest absolute change of any number in the outputs."""
         now = _kept(outputs_for(strategy, self.batch, task=self.key))
         return max(float((a - b).abs().max()) for a, b in zip(now, self.outputs, strict=True))
 
 
 def _kept(output: Any) -> list[Tensor]:
-    """The tensors of numbers in an output."""
+    """Return copies of the floating-point tensors in an output."""
     return [t.clone() for t in nested.tensors(output) if t.is_floating_point() and t.numel()]
 
 
@@ -288,13 +291,14 @@ def _outputs(model: Any, x: Tensor, task_labels: Tensor) -> Tensor:
 
 
 class AccuracyOverSteps(PluginMetric[list[tuple[int, float]]]):
-    """Accuracy on one experience while a task is being learned: every few steps, from before the first one.
+    """Accuracy on one experience while a task is trained: before the first step, and then every few steps.
 
-    Also at the end of each epoch. Not one of `supermask_metrics`, as it needs to be told what to measure on.
+    It is also measured at the end of each epoch. `supermask_metrics` does not contain this metric, because it needs a
+    test experience.
 
     Args:
-        test: experience of the task being learned.
-        every: steps between two measurements (default 10).
+        test: test experience of the task that is trained.
+        every: number of steps between two measurements (default 10).
     """
 
     def __init__(self, test: Any, *, every: int = 10) -> None:
@@ -303,30 +307,30 @@ class AccuracyOverSteps(PluginMetric[list[tuple[int, float]]]):
             raise ValueError(f"every must be at least 1 step; got {every}")
         self.test, self.every = test, every
         self._curve: list[tuple[int, float]] = []
-        self._data: list[Tensor] = []  # of the test experience, while a task is being learned
+        self._data: list[Tensor] = []  # data of the test experience, during the training of a task
 
     def reset(self) -> None:
-        """Forget the curve."""
+        """Delete the curve."""
         self._curve = []
 
     def result(self) -> list[tuple[int, float]]:
-        """``(steps, accuracy)``, steps counted from the start of the task."""
+        """Return the pairs ``(steps, accuracy)``; steps are counted from the start of the task."""
         return list(self._curve)
 
     def __str__(self) -> str:
         return "AccuracyOverSteps"
 
     def before_training_exp(self, strategy: Any) -> None:
-        """A new curve."""
+        """Start a new curve."""
         self.reset()
         self._data = load_tensors(self.test.dataset, strategy.device)
 
     def after_training_exp(self, strategy: Any) -> None:
-        """Let go of the data."""
+        """Drop the reference to the data."""
         self._data = []
 
     def before_training_iteration(self, strategy: Any) -> Any:
-        """Measure before this step, if it is due."""
+        """Measure before this step, if a measurement is due."""
         step = strategy.clock.train_exp_iterations
         return self._measure(strategy, step) if step % self.every == 0 else None
 
@@ -357,19 +361,19 @@ def supermask_metrics(
     drift: bool = False,
     inference: bool = False,
 ) -> list[PluginMetric[Any]]:
-    """Metrics of subnetworks for an ``EvaluationPlugin``; all of them if none is chosen.
+    """Return metrics of subnetworks for an ``EvaluationPlugin``; all of them if none is chosen.
 
     Args:
-        density: `MaskDensity`.
-        overlap: `MaskOverlap`.
-        capacity: `FreeCapacity`.
-        memory: `BytesPerTask`.
-        units: `UnitUse`.
-        drift: `OutputDrift`.
-        inference: `TaskInference`.
+        density: include `MaskDensity`.
+        overlap: include `MaskOverlap`.
+        capacity: include `FreeCapacity`.
+        memory: include `BytesPerTask`.
+        units: include `UnitUse`.
+        drift: include `OutputDrift`.
+        inference: include `TaskInference`.
 
     Returns:
-        Fresh metric objects; make new ones for every strategy.
+        New metric objects. Each strategy needs its own objects.
 
     Example:
         >>> [str(metric) for metric in supermask_metrics(drift=True, memory=True)]

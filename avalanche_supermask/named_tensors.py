@@ -1,7 +1,7 @@
-"""A dictionary of named tensors that is a module: it moves, copies, pickles and saves like one.
+"""A dictionary of named tensors that is also a module, so that it can be moved, copied, pickled and saved like one.
 
-``nn.ParameterDict`` and ``register_buffer`` refuse dots in names, and neither grows while a state is loaded;
-what a finished task stores needs both.
+``nn.ParameterDict`` and ``register_buffer`` refuse dots in names, and neither can grow while a state is loaded. The
+tensors that a finished task stores need both.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ __all__ = ["NamedTensors", "decoded", "encoded"]
 
 
 def encoded(name: str) -> str:
-    """A dotted name as a key without dots: ``/`` stands for a dot, and ``%2F`` for a slash."""
+    """Return a dotted name as a key without dots: ``/`` stands for a dot, and ``%2F`` for a slash."""
     return name.replace("%", "%25").replace("/", "%2F").replace(".", "/")
 
 
 def decoded(key: str) -> str:
-    """The way back.
+    """Return the dotted name of a key, as the inverse of `encoded`.
 
     Example:
         >>> decoded(encoded("fc/1.weight"))
@@ -30,14 +30,13 @@ def decoded(key: str) -> str:
 
 
 class NamedTensors(nn.Module, MutableMapping[str, Tensor]):
-    """Tensors under the dotted names of a network's parameters; all buffers, or all parameters.
+    """Tensors under the dotted names of a network's parameters; they are either all buffers or all parameters.
 
-    ``load_state_dict`` takes the names and shapes it finds, so a state loads into a dictionary that is still
-    empty.
+    ``load_state_dict`` adopts the names and shapes of the state, so a state can be loaded into an empty dictionary.
 
     Args:
-        tensors: the first entries; kept by reference.
-        trainable: hold the entries as parameters instead of buffers.
+        tensors: first entries, which are not copied; None (default): there are none.
+        trainable: whether the entries are parameters (True) or buffers (False, default).
 
     Example:
         >>> import torch
@@ -72,10 +71,10 @@ class NamedTensors(nn.Module, MutableMapping[str, Tensor]):
         return len(self._store)
 
     def items(self) -> ItemsView[str, Tensor]:
-        """Names and tensors, as they are now."""
+        """Return the current names and tensors; later changes of the dictionary do not change the result."""
         return {decoded(key): tensor for key, tensor in self._store.items()}.items()
 
-    # Mapping compares by content and so has no hash; a module is itself and is hashed by identity.
+    # A Mapping compares by content and has no hash, but a module must be compared and hashed by identity.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 

@@ -1,8 +1,8 @@
-"""Pictures of what a run learned and of what a model holds; every function returns a matplotlib ``Figure``.
+"""Plots of accuracies, of the overlap of masks and of the use of weights; they return a matplotlib ``Figure``.
 
 Accuracies come from a strategy whose evaluator has ``accuracy_metrics(experience=True)``, from a result of the
-leaderboard (a dictionary or its JSON file), or from a matrix: row t holds the accuracies after task t. Overlap and
-capacity come from a `MaskedModel` or from a strategy, overlap from such a result, too.
+leaderboard (a dictionary or its JSON file), or from a matrix whose row t has the accuracies after task t. Overlap and
+capacity come from a `MaskedModel` or a strategy; overlap can also come from a result of the leaderboard.
 
     figure = plots.forgetting({"EWC": "results/ewc/seed0.json", "ExSSNeT": strategy})
     figure.savefig("forgetting.png")
@@ -31,21 +31,21 @@ __all__ = [
     "overlap",
 ]
 
-MANY = 12  # tasks beyond which cells of a matrix carry no number
+MANY = 12  # with more tasks than this, the cells of a matrix show no numbers
 
 
 def accuracies(source: Any) -> list[list[float]]:
-    """The accuracy matrix behind a picture: row t is measured after task t, column i on task i.
+    """Return the accuracy matrix that the plots show: row t is measured after task t, column i on task i.
 
     Args:
-        source: a strategy, a result (a dictionary or its JSON file), or the matrix itself.
+        source: a strategy, a result of the leaderboard (a dictionary or its JSON file), or the matrix itself.
 
     Returns:
         Accuracies in [0, 1].
 
     Raises:
-        TypeError: nothing of these.
-        ValueError: the strategy's evaluator recorded no accuracy of single experiences.
+        TypeError: the source is none of these.
+        ValueError: the strategy's evaluator recorded no accuracies of single experiences.
 
     Example:
         >>> accuracies({"accuracy_matrix": [[0.9, 0.5], [0.9, 0.8]]})
@@ -63,19 +63,19 @@ def accuracies(source: Any) -> list[list[float]]:
 
 
 def accuracy_matrix(source: Any) -> Figure:
-    """Accuracy on every task (columns) after each task (rows).
+    """Plot the accuracy on every task (columns) after each task (rows).
 
     Args:
-        source: see `accuracies`.
+        source: a strategy, a result or a matrix (see `accuracies`).
     """
     return _heatmap(accuracies(source), xlabel="tested on task", ylabel="after task", title="accuracy")
 
 
 def accuracy_curves(source: Any) -> Figure:
-    """One line per task: its accuracy from when it was learned.
+    """Plot one line per task: its accuracy from the time when it was learned.
 
     Args:
-        source: see `accuracies`.
+        source: a strategy, a result or a matrix (see `accuracies`).
     """
     figure, axes = _axes(xlabel="tasks learned", ylabel="accuracy")
     matrix = accuracies(source)
@@ -90,12 +90,13 @@ def accuracy_curves(source: Any) -> Figure:
 
 
 def forgetting(sources: Mapping[str, Any]) -> Figure:
-    """One line per method: mean accuracy on the tasks learned so far, relative to when each was learned.
+    """Plot one line per method: the mean change of the accuracy of each task since it was learned.
 
-    A method that forgets nothing is a level line at 0.
+    The line of a method that forgets nothing is horizontal at 0.
 
     Args:
-        sources: by name of the method; each as in `accuracies`, or a list of such sources (seeds), which are averaged.
+        sources: by name of the method, a source as in `accuracies`, or a list of such sources (for example one per
+            seed), which are averaged.
     """
     figure, axes = _axes(xlabel="tasks learned", ylabel="change since each task was learned (points)")
     longest = 1
@@ -112,10 +113,10 @@ def forgetting(sources: Mapping[str, Any]) -> Figure:
 
 
 def overlap(source: Any) -> Figure:
-    """Share of a task's mask (row) that another task's mask (column) holds too.
+    """Plot the share of a task's mask (row) that is also in another task's mask (column).
 
     Args:
-        source: a `MaskedModel`, a strategy, or a result of the leaderboard that has ``mask_overlap``.
+        source: a `MaskedModel`, a strategy, or a result of the leaderboard that contains ``mask_overlap``.
 
     Raises:
         ValueError: no task is learned yet.
@@ -132,7 +133,7 @@ def overlap(source: Any) -> Figure:
 
 
 def capacity(source: Any) -> Figure:
-    """Weights of each layer that several tasks use, that one task uses, and that are free.
+    """Plot the share of each layer's weights that several tasks use, that one task uses, and that are free.
 
     Args:
         source: a `MaskedModel`, or a strategy.
@@ -154,10 +155,10 @@ def capacity(source: Any) -> Figure:
 
 
 def accuracy_over_bytes(results: Iterable[Any]) -> Figure:
-    """Average accuracy over the bytes that a task costs, one point per result.
+    """Plot the average accuracy over the bytes per task, with one point per result.
 
     Args:
-        results: of the leaderboard: dictionaries or their JSON files.
+        results: results of the leaderboard: dictionaries or their JSON files.
     """
     figure, axes = _axes(xlabel="bytes per task", ylabel="average accuracy")
     for given in results:
@@ -170,7 +171,7 @@ def accuracy_over_bytes(results: Iterable[Any]) -> Figure:
 
 
 def _recorded(metrics: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> list[list[float]]:
-    """The matrix from Avalanche's record; a task that is tested late has no number before."""
+    """Return the matrix from Avalanche's recorded metrics; it has NaN where a task was not tested yet."""
     columns = {
         int(name.rpartition("/Exp")[2]): values
         for name, (_, values) in sorted(metrics.items())
@@ -191,7 +192,7 @@ def _recorded(metrics: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> l
 
 
 def _change(matrix: Sequence[Sequence[float]]) -> list[float]:
-    """Mean change of the tasks learned so far since each was learned, after every task."""
+    """Return, after every task, the mean change of the accuracy of all tasks so far since each was learned."""
     return [
         sum(row[task] - matrix[task][task] for task in range(after + 1)) / (after + 1)
         for after, row in enumerate(matrix)

@@ -1,6 +1,7 @@
-"""Pretrained networks, ready to be adapted: a new output layer, and which of their parameters masks leave out.
+"""Prepare pretrained networks for new tasks: add an output layer, and find the parameters that masks leave out.
 
-Nothing is downloaded. A network comes from torchvision, timm or transformers, with weights from a local file or folder.
+Nothing is downloaded. The network comes from torchvision, timm or transformers, and its weights come from a local file
+or folder.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from avalanche_supermask.model.tensor_roles import output_layer
 
 __all__ = ["ImageEncoderClassifier", "classifier", "left_out", "said_of"]
 
-# Tables and scales that are no layer's weight: what timm, torchvision and transformers call theirs.
+# Names of tables and scales in timm, torchvision and transformers that are not the weight of a layer.
 _TABLES = re.compile(r".*(embed|token|position|bias|scale|gamma).*")
 
 
@@ -25,10 +26,11 @@ class ImageEncoderClassifier(nn.Module):
     """An image encoder of transformers with an output layer on its pooled features.
 
     Args:
-        encoder: called with ``pixel_values``; answers with ``pooler_output``, or else ``last_hidden_state``.
-        classes: outputs.
+        encoder: the encoder; it is called with ``pixel_values``, and its output has ``pooler_output`` or
+            ``last_hidden_state``.
+        classes: number of outputs.
 
-    Shapes: images ``(batch, channels, height, width)`` in, logits ``(batch, classes)`` out.
+    Shapes: the input is images ``(batch, channels, height, width)``; the output is logits ``(batch, classes)``.
     """
 
     def __init__(self, encoder: nn.Module, classes: int) -> None:
@@ -39,7 +41,7 @@ class ImageEncoderClassifier(nn.Module):
         self.fc = nn.Linear(int(width), classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Return the logits ``(batch, classes)`` of images."""
         answer = self.encoder(pixel_values=x)
         features = getattr(answer, "pooler_output", None)
         if features is None:
@@ -49,17 +51,17 @@ class ImageEncoderClassifier(nn.Module):
 
 
 def classifier(net: nn.Module | str | Path, classes: int, *, seed: int = 0) -> nn.Module:
-    """A copy of a pretrained network with a fresh output layer, which answers with logits.
+    """Return a copy of a pretrained network that has a new output layer and returns logits.
 
     Args:
-        net: a torchvision or timm network, or any other whose last layer with weights is linear or a convolution; a
-            model of transformers, for texts or images; or a folder of one, as ``save_pretrained`` writes it.
-        classes: outputs.
-        seed: of the fresh layer.
+        net: a torchvision or timm network, or any other network whose last layer with weights is `Linear` or `Conv2d`;
+            a transformers model for texts or images; or a folder with such a model, as ``save_pretrained`` writes it.
+        classes: number of outputs.
+        seed: seed of the new layer (default 0).
 
     Raises:
-        ValueError: the last layer is neither linear nor a convolution.
-        ImportError: a folder, without ``transformers``.
+        ValueError: the last layer with weights is neither `Linear` nor `Conv2d`.
+        ImportError: a folder is given, but ``transformers`` is not installed.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1000))
@@ -83,7 +85,7 @@ def _on_encoder(encoder: nn.Module, classes: int) -> nn.Module:
     from avalanche_supermask.text import EncoderClassifier
 
     if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # type: ignore[assignment]  # of another output: not asked here
+        encoder.pooler = None  # type: ignore[assignment]  # its output is not used here
     return EncoderClassifier(encoder, classes)
 
 
@@ -109,11 +111,11 @@ def _with_output_layer(net: nn.Module, classes: int) -> nn.Module:
 
 
 def left_out(net: nn.Module) -> list[str]:
-    """Patterns of the parameters that sparse fine-tuning leaves as they are, by default.
+    """Return patterns of the names of parameters that sparse fine-tuning does not change by default.
 
-    Embeddings: a task's texts meet few of their rows, and they are half of a small encoder. And what is no layer's
-    weight: class tokens, position tables, relative position biases, scales. Norms and biases are never masked by
-    default (see ``mask`` of `MaskedModel`).
+    One kind is embeddings: the texts of a task use only a few of their rows, and they make up half of a small encoder.
+    The other kind is parameters that are not the weight of a layer: class tokens, position tables, relative position
+    biases and scales. Norms and biases are never masked by default (see ``mask`` of `MaskedModel`).
 
     Example:
         >>> len(left_out(nn.ModuleDict({"words": nn.Embedding(9, 4), "layer": nn.Linear(4, 4)})))
@@ -131,11 +133,11 @@ def left_out(net: nn.Module) -> list[str]:
 
 
 def said_of(model: Any, *, changes: int) -> str:
-    """One line: how many weights a task changes, and what was left out of it by default.
+    """Return a line of text: how many weights a task changes, and which parameters no task changes by default.
 
     Args:
         model: a `MaskedModel`.
-        changes: entries that a task changes.
+        changes: number of entries that a task changes.
     """
     masked = [weight.numel() for weight in model.subnetworks.frozen.values()]
     out = {n: p.numel() for n, p in model.shared.items() if p.dim() >= 2}

@@ -1,4 +1,4 @@
-"""The methods by name: what the leaderboard runs and the contract tests examine."""
+"""The registered methods by name, which the leaderboard runs and the contract tests check."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _METHODS: dict[str, Callable[..., Any]] = {}
 
 
 def register(name: str) -> Callable[[Strategy], Strategy]:
-    """Make a strategy class known under a name.
+    """Register a strategy class under a name.
 
     Args:
-        name: lower case; appears in the leaderboard.
+        name: name of the method in lower case; the leaderboard shows it.
 
     Returns:
-        A class decorator; the class is called as ``cls(model, train_epochs=..., ...)``.
+        A class decorator. The class must accept ``cls(model, train_epochs=..., ...)``.
 
     Raises:
-        ValueError: the name is taken by another class.
+        ValueError: another class has this name.
     """
 
     def decorate(strategy: Strategy) -> Strategy:
@@ -35,7 +35,7 @@ def register(name: str) -> Callable[[Strategy], Strategy]:
 
 
 def methods() -> dict[str, Callable[..., Any]]:
-    """Registered strategy classes by name.
+    """Return the registered strategy classes by name.
 
     Example:
         >>> import avalanche_supermask

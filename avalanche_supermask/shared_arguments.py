@@ -1,8 +1,8 @@
-"""One source for arguments that several classes take: each is described once.
+"""Copy the descriptions of shared arguments, so that each argument is described only once.
 
-A strategy takes what its plugin takes, and a plugin what its base takes. Each class lists them in its signature, so
-that editors and ``help()`` show them. Their descriptions are written where they belong, and are copied from there into
-the docstrings of the classes that only pass them on.
+A strategy takes the arguments of its plugin, and a plugin takes those of its base class. Each class lists them in its
+signature, so that editors and ``help()`` show them. Each argument is described in the docstring of the class that uses
+it, and the description is copied from there into the docstrings of the classes that only pass the argument on.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _ENTRY = re.compile(r"(?m)^    (\*{0,2}\w+(?:, \w+)*): ")
 
 
 def taken_by(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that a class takes as arguments, by name.
+    """Return those of the values that the constructor of a class takes as arguments, by name.
 
     Args:
-        cls: whose constructor is called with them.
-        values: as ``locals()`` at the start of a function has its arguments.
+        cls: the class.
+        values: values by name, for example ``locals()`` at the start of a function.
 
     Example:
         >>> class Plugin:
@@ -35,13 +35,15 @@ def taken_by(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complete_arguments(cls: type, sources: Sequence[type]) -> None:
-    """Describe the arguments of a class that its docstring leaves out, as their sources describe them.
+    """Complete the docstring of a class with descriptions of arguments that it omits.
 
     Args:
-        cls: changed in place: its docstring, if that has a section ``Args:``.
-        sources: classes that take the same arguments, the nearest first.
+        cls: the class; its docstring is changed in place if it has a section ``Args:``.
+        sources: classes that describe the same arguments; an earlier one takes precedence.
     """
-    doc = inspect.cleandoc(cls.__dict__.get("__doc__") or "") + "\n"  # without its indentation, as of Python 3.13
+    doc = (
+        inspect.cleandoc(cls.__dict__.get("__doc__") or "") + "\n"
+    )  # without indentation, which Python 3.13 removes anyway
     mine = _entries(doc)
     known = {name for entry in mine for name in entry.split(", ")}
     described = {name: text for source in reversed(sources) for name, text in _entries(source.__doc__).items()}
@@ -50,7 +52,7 @@ def complete_arguments(cls: type, sources: Sequence[type]) -> None:
     if not mine or not missing:
         return
     entries = {**missing, **mine}
-    # In the order of the signature; entries of several arguments, or of none of the constructor's, stay at the end.
+    # The order is that of the signature. Entries that are no single argument of the constructor come last.
     order = [*(name for name in own if name in entries), *(name for name in mine if name not in own)]
     cls.__doc__ = doc.replace("".join(mine.values()), "".join(entries[name] for name in order))
 
@@ -61,7 +63,7 @@ def _parameters(cls: type) -> dict[str, inspect.Parameter]:
 
 
 def _entries(doc: str | None) -> dict[str, str]:
-    """Entries of the section ``Args:``, whole lines, by what stands before the colon."""
+    """Return the entries of the section ``Args:`` as whole lines, by the text before the colon."""
     _, _, rest = inspect.cleandoc(doc or "").partition("\nArgs:\n")
     section = rest.split("\n\n", 1)[0] + "\n"
     found = [*_ENTRY.finditer(section)]

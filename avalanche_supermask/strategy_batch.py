@@ -1,7 +1,7 @@
-"""A batch, as the strategy itself would take it: unpacked, moved and called in the strategy's own way.
+"""Process a batch with the strategy's own methods: unpack it, move it to the device and call the model.
 
-Users override ``mb_x``, ``_unpack_minibatch`` and ``forward``. What looks at data beside the training loop goes through
-these, so that it sees what training sees, whatever the batch is made of.
+Users override ``mb_x``, ``_unpack_minibatch`` and ``forward``. Code that uses data outside the training loop calls
+these methods too, so that it handles any batch as the training does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["minibatch", "outputs_for"]
 
 @contextmanager
 def minibatch(strategy: Any, batch: Any) -> Iterator[None]:
-    """While it is open, the strategy's current minibatch is this one, on its device; then again what it was."""
+    """Context in which the strategy's current minibatch is ``batch``, on its device; then the old one is restored."""
     kept = strategy.mbatch, strategy.mb_output
     try:
         strategy.mbatch = copy.copy(batch)
@@ -30,13 +30,13 @@ def minibatch(strategy: Any, batch: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def outputs_for(strategy: Any, batch: Any, *, task: int | None = None) -> Any:
-    """Outputs of the strategy's model for a batch, in evaluation mode.
+    """Return the outputs of the strategy's model for a batch, in evaluation mode.
 
     Args:
-        strategy: whose ``forward`` is called.
-        batch: as a loader gives it.
-        task: key of the task that answers, of a `MaskedModel`, also where its inference would find another; None: the
-            labels or the inference decide.
+        strategy: the strategy, whose ``forward`` is called.
+        batch: a batch from a loader.
+        task: key of the task of a `MaskedModel` that is used, even if inference would find another task; None
+            (default): the labels or the inference select the task.
     """
     model, router = strategy.model, getattr(strategy.model, "router", None)
     was_training = model.training

@@ -1,4 +1,4 @@
-"""Which key a task gets: the label of its experience, or the experience's index."""
+"""Choose the key of a task: the task label of its experience, or the index of the experience."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ OnRevisit = Literal["error", "skip", "new", "continue"]
 
 
 def check_revisit(on_revisit: str, *, continues: bool, method: str) -> None:
-    """Refuse an unknown ``on_revisit``, and ``"continue"`` for a method that cannot.
+    """Check ``on_revisit``.
+
+    Args:
+        on_revisit: ``"error"``, ``"skip"``, ``"new"`` or ``"continue"``.
+        continues: whether the method supports ``"continue"``.
+        method: name of the method, for the error message.
 
     Raises:
-        ValueError: see there.
+        ValueError: an unknown value, or ``"continue"`` for a method that does not support it.
     """
     if on_revisit not in ("error", "skip", "new", "continue"):
         raise ValueError(f"on_revisit must be 'error', 'skip', 'new' or 'continue'; got {on_revisit!r}")
@@ -39,18 +44,19 @@ def name_task(
     on_revisit: OnRevisit,
     learned_in: Mapping[int, int],
 ) -> tuple[int, int | None]:
-    """Key and label of the task of an experience; the key may be one that is learned already.
+    """Return the key and the label of an experience's task; the key may belong to a task that is already learned.
 
     Args:
-        experience: to be trained.
+        experience: the experience that is about to be trained.
         learned: finished tasks by key, in the order in which they were learned.
-        task_key: see `SubnetworkPlugin`.
-        on_revisit: see `SubnetworkPlugin`. With ``"continue"``, a label names one task, in however many experiences.
-        learned_in: index of the experience in which each key was learned.
+        task_key: source of the key, as in `SubnetworkPlugin`.
+        on_revisit: treatment of learned tasks, as in `SubnetworkPlugin`. With ``"continue"``, a label always stands for
+            the same task, in any number of experiences.
+        learned_in: by key, the index of the experience in which the task was learned.
 
     Raises:
-        ValueError: several labels in one experience; labels that are missing; or a key that a task of another label
-            has, as that label came in several experiences.
+        ValueError: an experience with several labels, or without the labels that ``task_key="task_label"`` needs; or a
+            key that a task with another label already has, because that label came in several experiences.
     """
     index = int(experience.current_experience)
     labels = sorted({int(label) for label in getattr(experience, "task_labels", [])})
@@ -92,7 +98,7 @@ def _by_index(
 
 
 def _warn_of_parts(experience: Any, label: int, learned: Mapping[int, Task]) -> None:
-    """Once, at the second part of an online stream: its parts are about to become tasks."""
+    """Warn at the second experience of an online stream that each of its experiences becomes a separate task."""
     if isinstance(experience, OnlineCLExperience) and len(learned) == 1:
         warnings.warn(
             f"experience {experience.current_experience} of an online stream has the task label {label}, as the one "

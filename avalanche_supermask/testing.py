@@ -1,12 +1,12 @@
-"""The contract of a method, as a function that any package can call: `check_method`.
+"""The contract of a method as a function that any package can call: `check_method`.
 
-It is for methods what scikit-learn's ``check_estimator`` is for estimators: a method that passes keeps the promises of
-this package. Every check trains on small made data; none needs a download, a seed of its own or a test runner.
+It corresponds to scikit-learn's ``check_estimator``: a method that passes all checks keeps the guarantees of this
+package. Every check trains on small synthetic data. No check needs a download, a seed from the caller or a test runner.
 
     from avalanche_supermask.testing import check_method
     check_method(MyMethod, density=0.2)
 
-Under pytest each check can be a test of its own:
+With pytest, each check can be a separate test:
 
     @pytest.mark.parametrize(("name", "check"), contract(MyMethod))
     def test_my_method(name, check):
@@ -38,12 +38,12 @@ Check = Callable[[], None]
 
 
 def small_stream(tasks: int = 8, *, samples: int = 32, seed: int = 0) -> Any:
-    """An Avalanche benchmark of easy tasks: two noisy prototypes each, images ``(1, 6, 6)``, labels 0 and 1.
+    """Return an Avalanche benchmark of easy tasks: images ``(1, 6, 6)`` of two noisy prototypes, labels 0 and 1.
 
     Args:
-        tasks: number of tasks; their labels count from 0.
-        samples: per task; the test data are the training data.
-        seed: of prototypes and noise.
+        tasks: number of tasks (default 8); their task labels count from 0.
+        samples: number of samples per task (default 32); the test data are the same as the training data.
+        seed: seed of the prototypes and the noise (default 0).
 
     Example:
         >>> len(small_stream(3).train_stream)
@@ -97,7 +97,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "attention": _Attention,
     "recurrent": _Recurrent,
 }
-"""Networks that a method is checked on; each takes images ``(batch, 1, 6, 6)`` and has two outputs."""
+"""Networks with which a method is checked; each takes images ``(batch, 1, 6, 6)`` and has two outputs."""
 
 
 def _two_groups(net: nn.Module) -> Optimizer:
@@ -111,21 +111,22 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer | None]] = {
     "adamw": lambda net: AdamW(net.parameters(), lr=0.01, weight_decay=0.1),
     "two groups": _two_groups,
 }
-"""Optimizers that a method is checked with: its own, one with decay, and one with two parameter groups."""
+"""Optimizers with which a method is checked: the method's default, one with weight decay, one with two groups."""
 
 
 def check_method(method: Callable[..., Any], *, tasks: int = 8, **arguments: Any) -> None:
-    """Run every check of the contract; return when all have passed.
+    """Run all checks of the contract, and return if all of them pass.
 
     Args:
-        method: a strategy class, called as ``method(model, optimizer=..., train_epochs=..., **arguments)``, whose model
-            is a `MaskedModel`. A class with ``forgets = True`` is a control: it must change old tasks. A class with
-            ``any_module = False`` may refuse a network with a ``ValueError``.
-        tasks: number of tasks where old ones must stay (default 8).
-        arguments: passed to the constructor of the method.
+        method: a strategy class whose model is a `MaskedModel`. It is called as
+            ``method(model, optimizer=..., train_epochs=..., **arguments)``. A class with ``forgets = True`` is a
+            control, and must change old tasks. A class with ``any_module = False`` may refuse a network with a
+            ``ValueError``.
+        tasks: number of tasks in the check that old tasks do not change (default 8).
+        arguments: arguments for the constructor of the method.
 
     Raises:
-        AssertionError: a check failed; its name and what was found are in the message.
+        AssertionError: a check failed; the message has the name of the check and its result.
 
     Example:
         >>> from avalanche_supermask import SupSup
@@ -139,12 +140,12 @@ def check_method(method: Callable[..., Any], *, tasks: int = 8, **arguments: Any
 
 
 def contract(method: Callable[..., Any], *, tasks: int = 8, **arguments: Any) -> list[tuple[str, Check]]:
-    """The checks of `check_method`, each with its name, to run one by one.
+    """Return the checks of `check_method` with their names, so that they can be run one by one.
 
     Args:
-        method: see `check_method`.
-        tasks: see `check_method`.
-        arguments: passed to the constructor of the method.
+        method: a strategy class (see `check_method`).
+        tasks: number of tasks in the check that old tasks do not change (default 8).
+        arguments: arguments for the constructor of the method.
     """
     subject = _Subject(method, arguments)
     checks: list[tuple[str, Check]] = [
@@ -170,7 +171,7 @@ def contract(method: Callable[..., Any], *, tasks: int = 8, **arguments: Any) ->
 
 
 class _Subject:
-    """A method under examination."""
+    """A method that is checked."""
 
     def __init__(self, method: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
         self.method, self.arguments = method, arguments
@@ -211,10 +212,13 @@ class _Subject:
             assert drift == 0, f"outputs of finished tasks moved by up to {drift}"
 
     def evaluation_changes_nothing(self) -> None:
-        strategy, stream = self.trained(2, plugins=[CachedTensors()]), small_stream(3)  # a loader would draw a number
+        strategy, stream = (
+            self.trained(2, plugins=[CachedTensors()]),
+            small_stream(3),
+        )  # a loader would use random numbers
         before, random = copy.deepcopy(strategy.model.state_dict()), torch.get_rng_state()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the third task was never trained, and that is said
+            warnings.simplefilter("ignore")  # there is a warning because the third task was never trained
             strategy.eval(stream.test_stream)
         assert _same(before, strategy.model.state_dict()), "the model's state changed"
         assert torch.equal(random, torch.get_rng_state()), "torch's random state changed"
@@ -308,7 +312,7 @@ class _Subject:
 
 
 class _Plugin:
-    """A plugin of the caller's."""
+    """A plugin that the caller passes to the strategy."""
 
     supports_distributed = False
 
@@ -320,7 +324,7 @@ class _Plugin:
 
 
 def _train(strategy: Any, experiences: Sequence[Any]) -> Iterator[int]:
-    """Train task after task, and yield each key. Small networks fill up, and what a method says of it is ignored."""
+    """Train task after task, and yield each key. Warnings are ignored, because small networks have little capacity."""
     for experience in experiences:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,24 +1,28 @@
-"""HopSupSup: a mask of units a task, in a Hopfield network of constant size, found again by gradient descent.
+"""HopSupSup: each task has a mask of units; a Hopfield network of constant size stores all masks.
 
 Wortsman et al., "Supermasks in Superposition", NeurIPS 2020, section 3.6.
 
-Idea. Over random weights that never change, a task is a mask m of hidden units: one bit per unit of every hidden layer,
+Idea. The random weights never change. A task is a mask m of hidden units, with one bit per unit of every hidden layer:
 
-    p = softmax(W2ᵀ (m ⊙ σ(W1ᵀ x)))        m = [S >= 0], S learned straight-through from zero
+    p = softmax(W2ᵀ (m ⊙ σ(W1ᵀ x)))        m = [S >= 0], S trained straight-through from zero
 
-Finished masks are not kept one by one but stored as patterns ``z = 2 m - 1`` in one Hopfield network Ψ a layer. At test
-nobody names the task: from the mean of all patterns, m descends over B unlabelled batches on
+Finished masks are not stored one by one. They are stored as patterns ``z = 2 m - 1`` in one Hopfield network Ψ per
+layer. At test no task identity is given. Gradient descent recovers the mask: m starts from the mean of all patterns,
+and each step b of B steps over unlabelled batches reduces
 
     (1 - b/B) H(p) + γ (b/B) Σ_layers E(2 m - 1)
 
-so that first the data choose the neighbourhood and then the network completes the pattern.
+In the first steps the data determine the mask that is approached, and in the last steps the Hopfield network completes
+the pattern.
 
-What it saves. Ψ takes 4 d² bytes per layer from the first task on: 33.6 MB for two layers of 2048 units, where plain
-unit masks take 512 bytes per task. It is smaller than plain masks only beyond 65,000 tasks, more than fit into it.
+Memory. Ψ takes 4 d² bytes per layer from the first task on. This is 33.6 MB for two layers of 2048 units, where plain
+unit masks take 512 bytes per task. Plain masks take more memory only beyond 65,000 tasks, and so many patterns do not
+fit into Ψ.
 
-Deviations. A descent sometimes ends between patterns: it is repeated over other orders of the batches, and the surest
-mask is used (``restarts``; the published code: 1). Masks act where hidden activations enter the next weighted layer,
-which works for any module and equals the paper's gain of the norm layer wherever σ(0) = 0.
+Deviations. The descent sometimes ends between two patterns. Therefore it is repeated with other orders of the batches,
+and the mask with the lowest output entropy is used (``restarts``; 1 in the published code). The masks act where hidden
+activations enter the next weighted layer. This works for any module, and equals the paper's gain of the norm layer
+wherever σ(0) = 0.
 """
 
 from __future__ import annotations
@@ -50,14 +54,16 @@ WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class UnitMaskedModel(nn.Module):
-    """A network whose hidden units can be switched off, with a memory of the masks of finished tasks.
+    """A network whose hidden units can be switched off, and a memory of the masks of finished tasks.
 
     Args:
-        net: deep-copied; its weights become signed constants. Its weighted layers run in the order of their names.
-        seed: of the weights; None: drawn from torch's global state.
+        net: the network; it is deep-copied, and the weights of the copy become signed constants. Its weighted layers
+            must run in the order in which ``named_modules`` lists them.
+        seed: seed of the weights; None (default): it is drawn from torch's global random state.
 
     Raises:
-        ValueError: fewer than two weighted layers: there are no hidden units; or a module of Avalanche that grows.
+        ValueError: a network with fewer than two weighted layers, which has no hidden units, or with a dynamic module
+            of Avalanche.
     """
 
     def __init__(self, net: nn.Module, *, seed: int | None = None) -> None:
@@ -85,12 +91,12 @@ class UnitMaskedModel(nn.Module):
             units = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
             self.scores.append(nn.Parameter(torch.zeros(units)))
             self.memory.append(Hopfield(units))
-        self._masks: list[Tensor] = []  # in force; empty: those of the scores
+        self._masks: list[Tensor] = []  # masks in use; if empty, the masks of the scores are used
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits under the mask being learned, or the one that was found last."""
+        """Return the logits under the mask in training, or under the mask that `use` or `recover` set last."""
         masks = self._masks or [_binary(scores) for scores in self.scores]
-        # For this call only: a hook that stayed would tie a copy of the model to the masks of the first.
+        # The hooks are removed after the call, because a copy of the model would share the masks of remaining hooks.
         hooks = [
             self.net.get_submodule(name).register_forward_pre_hook(partial(_mask_inputs, mask))
             for name, mask in zip(self._gated, masks, strict=True)
@@ -104,14 +110,14 @@ class UnitMaskedModel(nn.Module):
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Start a task: all units on."""
+        """Start a task with all units switched on."""
         self._masks = []
         for scores in self.scores:
             scores.zero_()
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Store the mask that was learned."""
+        """Store the trained mask in the Hopfield networks."""
         for scores, memory in zip(self.scores, self._networks, strict=True):
             memory.store(2 * _binary(scores) - 1)
 
@@ -120,21 +126,22 @@ class UnitMaskedModel(nn.Module):
         return [memory for memory in self.memory if isinstance(memory, Hopfield)]
 
     def use(self, masks: Iterable[Tensor]) -> None:
-        """Answer under these masks, one a hidden layer, of 0 and 1."""
+        """Use these masks of 0 and 1, one per hidden layer, from now on; without any, those of the scores."""
         self._masks = [mask.detach().to(self.scores[i]) for i, mask in enumerate(masks)]
 
     def recover(self, batches: Sequence[Tensor], *, steps: int, lr: float, gamma: float, restarts: int = 1) -> float:
-        """Find the mask of the task that unlabelled batches are from, and use it.
+        """Recover the mask of the task that unlabelled batches belong to, and use it.
 
         Args:
-            batches: inputs; repeated or cut to as many as there are steps.
-            steps: B.
-            lr: of SGD with momentum 0.9 and weight decay 1e-4.
-            gamma: γ.
-            restarts: descents, each over the batches in another order; the surest of the masks found is used.
+            batches: batches of inputs; they are repeated or cut, so that there is one per step.
+            steps: number B of steps.
+            lr: learning rate of SGD with momentum 0.9 and weight decay 1e-4.
+            gamma: weight γ of the energy.
+            restarts: number of descents, each with another order of the batches; the mask with the lowest entropy is
+                used.
 
         Returns:
-            The mean entropy of all batches under the mask.
+            The mean entropy of all batches under this mask.
         """
         was_training = self.training
         self.eval()
@@ -166,12 +173,12 @@ class UnitMaskedModel(nn.Module):
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of the Hopfield networks, the same for any number of tasks."""
+        """Bytes of the Hopfield networks; this number does not depend on the number of tasks."""
         return sum(b.numel() * b.element_size() for memory in self.memory for b in memory.buffers())
 
     @property
     def mask_bytes(self) -> int:
-        """Bytes that one task's plain bit mask would take."""
+        """Bytes that a plain bit mask of one task would take."""
         return sum(-(-len(scores) // 8) for scores in self.scores)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -185,23 +192,24 @@ def _mask_inputs(mask: Tensor, layer: nn.Module, inputs: tuple[Tensor, ...]) -> 
 
 
 def _binary(scores: Tensor) -> Tensor:
-    """``[S >= 0]`` with the straight-through gradient."""
+    """Return the mask ``[S >= 0]`` with the straight-through gradient."""
     return threshold_weight(scores, torch.ones_like(scores))
 
 
 class HopSupSupPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
-    """HopSupSup as a plugin of any template whose model is a `UnitMaskedModel`.
+    """HopSupSup as a plugin for any template whose model is a `UnitMaskedModel`.
 
-    Each experience is a task. Before an experience is evaluated, its mask is recovered from the first of its inputs;
-    the labels are not looked at.
+    Each experience is a task. Before an experience is evaluated, its mask is recovered from its first inputs, without
+    their labels.
 
     Args:
-        steps: B, batches that recovery sees (default 32, about the published code's).
-        recovery_lr: its learning rate (default 500, the published code's).
-        gamma: γ, weight of the energy (default 1.5e-3, the published code's).
-        recovery_batch: samples of a batch (default 64, the published code's).
-        restarts: descents, of which the surest counts (default 5; the published code: 1).
-        cosine_schedule: anneal the learning rate within each experience.
+        steps: number B of batches that the recovery uses (default 32, about as in the published code).
+        recovery_lr: learning rate of the recovery (default 500, as in the published code).
+        gamma: weight γ of the energy (default 1.5e-3, as in the published code).
+        recovery_batch: number of samples in a batch of the recovery (default 64, as in the published code).
+        restarts: number of descents; the mask with the lowest entropy is used (default 5; 1 in the published code).
+        cosine_schedule: whether the learning rate of the training follows a cosine within each experience (default
+            True).
     """
 
     def __init__(
@@ -220,7 +228,7 @@ class HopSupSupPlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
         self._lrs: list[float] = []
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Learn in one process only."""
+        """Refuse a training in several processes."""
         refuse("HopSupSup")
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -230,19 +238,19 @@ class HopSupSupPlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
         self._lrs = [group["lr"] for group in strategy.optimizer.param_groups]
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Set the learning rate."""
+        """Set the learning rate of this step."""
         done = strategy.clock.train_exp_iterations / (len(strategy.dataloader) * strategy.train_epochs)
         for group, lr in zip(strategy.optimizer.param_groups, self._lrs, strict=True):
             group["lr"] = lr * (cosine(done) if self.cosine_schedule else 1.0)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Store the task's mask."""
+        """Store the mask of the task."""
         for group, lr in zip(strategy.optimizer.param_groups, self._lrs, strict=True):
             group["lr"] = lr
         strategy.model.finish()
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Recover the mask of this experience's inputs."""
+        """Recover the mask for the inputs of this experience."""
         if not int(strategy.model.memory[0].stored):
             return
         wanted, batches = self.steps * self.recovery_batch, []
@@ -251,7 +259,7 @@ class HopSupSupPlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
             if sum(len(x) for x in batches) >= wanted:
                 break
         inputs = torch.cat(batches)[:wanted]
-        # An order of the data set's own (classes, difficulty) would lead the descent astray.
+        # If the data set is sorted (by class or difficulty), the descent could end at a wrong mask.
         order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)).to(inputs.device)
         shuffled = inputs[order].split(self.recovery_batch)
         strategy.model.recover(
@@ -259,20 +267,21 @@ class HopSupSupPlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
         )
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """Training is under the scores again."""
+        """Use the masks of the scores again, for training."""
         strategy.model.use([])
 
 
 class HopSupSup(ModelFirst):
-    """HopSupSup (Wortsman et al. 2020): masks of units in a Hopfield network; no task id at test.
+    """HopSupSup (Wortsman et al. 2020): a Hopfield network stores masks of units; no task identity is used at test.
 
-    Constant memory, but a large constant: see the module. For networks with norm layers that use batch statistics.
+    The memory does not grow with the number of tasks, but it is large: 4 d² bytes for each layer of d units. The method
+    is made for networks whose norm layers use batch statistics.
 
     Args:
-        model: any module with hidden Linear or convolution layers; deep-copied.
-        lr: of SGD with momentum 0.9 and weight decay 1e-4 (default 0.1, the published code's).
-        seed: of the weights.
-        arguments: of any Avalanche strategy.
+        model: any module with hidden Linear or convolution layers; it is deep-copied.
+        lr: learning rate of SGD with momentum 0.9 and weight decay 1e-4 (default 0.1, as in the published code).
+        seed: seed of the weights; None (default): it is drawn from torch's global random state.
+        arguments: arguments of any Avalanche strategy.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))

@@ -1,27 +1,28 @@
-"""Sparse fine-tuning: a task is a change of a few entries of a pretrained network, which no other task may change.
+"""Sparse fine-tuning: each task changes a few entries of a pretrained network, which no other task may change.
 
-After Ansell et al., "Composable Sparse Fine-Tuning for Cross-Lingual Transfer", ACL 2022 (LT-SFT); Panda et al.,
-"Lottery Ticket Adaptation", 2024; Bhardwaj et al., "Sparse High Rank Adapters", NeurIPS 2024 (SHiRA). The exclusive
-ownership of the entries is that of Yadav & Bansal 2023 (see `exssnet`).
+It follows Ansell et al., "Composable Sparse Fine-Tuning for Cross-Lingual Transfer", ACL 2022 (LT-SFT); Panda et al.,
+"Lottery Ticket Adaptation", 2024; and Bhardwaj et al., "Sparse High Rank Adapters", NeurIPS 2024 (SHiRA). The exclusive
+ownership of the entries comes from Yadav & Bansal 2023 (see `exssnet`).
 
-Idea. The network that was brought, the base, stays as it is outside a task's mask:
+Idea. The pretrained network is the base. Outside the mask of a task, the weights are those of the base:
 
     W_t = W_base + M_t ⊙ (V - W_base)          M_t ∧ M_s = ∅  for s < t
 
-M_t holds a fraction ``density`` of each layer, chosen among the entries that no finished task owns, and V at M_t is
-trained. As no two tasks own the same entry, one buffer V serves all of them, and 1/density tasks fit. How the entries
-are chosen, by ``choose``:
+M_t contains a fraction ``density`` of each layer. Its entries are chosen among those that no finished task owns, and
+the values of V at these entries are trained. No two tasks own the same entry, so one buffer V is enough for all tasks,
+and 1/density tasks fit. The argument ``choose`` says how the entries are chosen:
 
-* ``"gradient"``: the largest |Σ dL/dW| over some of the task's training data, at the base;
-* ``"magnitude"``: the largest |W_base|;
-* ``"change"``: train all free entries for the first epochs, keep those that moved the most, start again (LT-SFT);
-* ``"random"``: drawn with the model's seed and the task's key.
+* ``"gradient"``: the entries with the largest |Σ dL/dW| over a sample of the task's training data, at the base.
+* ``"magnitude"``: the entries with the largest |W_base|.
+* ``"change"``: all free entries train in the first epochs; the entries that changed most are chosen and start again
+  (LT-SFT).
+* ``"random"``: entries drawn at random with the model's seed and the task's key.
 
-What a task reads outside its own entries is the base (``reads="base"``), or what all earlier tasks made of it as well
+Outside its own entries, a task reads the base (``reads="base"``), or the base with the changes of all earlier tasks
 (``reads="earlier"``).
 
-Deviations. The count is taken layer by layer, not over the whole network at once. After ``"change"`` the task's own
-tensors (output layer, norms) go on from where the first epochs left them.
+Deviations. The number of entries is fixed for each layer, not for the whole network together. With ``"change"``, the
+task's own tensors (output layer, norms) do not start again after the first epochs.
 """
 
 from __future__ import annotations
@@ -53,20 +54,27 @@ Reads = Literal["base", "earlier"]
 
 
 class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[call-arg]
-    """Sparse fine-tuning as a plugin of any template whose model is a `MaskedModel` with ``outside="base"``.
+    """Sparse fine-tuning as a plugin for any template whose model is a `MaskedModel` with ``outside="base"``.
 
     Args:
-        density: fraction of each masked weight that a task changes (default 0.01).
-        layer_densities: ``"uniform"`` or ``"erdos_renyi"``, at the same overall density.
-        choose: which entries: ``"gradient"``, ``"magnitude"``, ``"change"`` or ``"random"`` (see the module).
-        choose_samples: of ``"gradient"``: training samples, drawn with the model's seed (default 1,000).
-        choose_epochs: of ``"change"``: first epochs of an experience, in which all free entries train; None: half.
-        reads: what a task reads outside its own entries: the ``"base"``, or what ``"earlier"`` tasks made of it.
-        lr: learning rate; None: the optimizer's.
+        density: fraction of the masked weights that a task changes (default 0.01).
+        layer_densities: how the overall density is divided among the layers: ``"uniform"`` (default, the same density
+            in every layer), ``"erdos_renyi"`` (a higher density in small layers) or ``"balanced"`` (uniform, but with
+            a few entries for every unit).
+        choose: how the entries are chosen. ``"gradient"`` (default): the largest gradient at the base.
+            ``"magnitude"``: the largest weights of the base. ``"change"``: the entries that change most when all free
+            entries train first. ``"random"``: at random.
+        choose_samples: number of training samples for ``choose="gradient"``, drawn with the model's seed (default
+            1,000).
+        choose_epochs: number of first epochs in which all free entries train, for ``choose="change"``; None (default):
+            half of ``train_epochs``.
+        reads: which weights a task reads outside its own entries: the ``"base"`` (default), or the base with the
+            changes of all ``"earlier"`` tasks.
+        lr: learning rate; None (default): the optimizer's rate.
 
     Raises:
-        ValueError: density outside (0, 1], or an unknown option; when training starts, ``choose_epochs`` that leave no
-            epoch, or a model that does not keep its base.
+        ValueError: a density outside (0, 1], or an unknown option; when training starts, a ``choose_epochs`` that
+            leaves no epoch for the chosen entries, or a model without ``outside="base"`` and ``init="keep"``.
     """
 
     def __init__(
@@ -95,12 +103,12 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
         self.choose_samples, self.choose_epochs = choose_samples, choose_epochs
         self.reads: Reads = reads
         self.lr = lr
-        self._chosen: dict[str, Tensor] = {}  # of the task being learned
+        self._chosen: dict[str, Tensor] = {}  # entries of the current task
 
     # ------------------------------------------------------------------ the lifecycle of a task
 
     def phases(self, epochs: int) -> list[Phase]:
-        """The chosen entries learn; with ``choose="change"``, all free ones before them."""
+        """Return the phase of the chosen entries; with ``choose="change"``, a phase of all free entries precedes it."""
         if self.choose != "change":
             return [Phase("entries", epochs, self.lr)]
         first = epochs // 2 if self.choose_epochs is None else self.choose_epochs
@@ -112,7 +120,7 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
         return [Phase("all", first, self.lr), Phase("entries", epochs - first, self.lr)]
 
     def prepare(self, model: MaskedModel) -> None:
-        """Allocate the values of the entries of one task."""
+        """Allocate the trainable values of one task's entries."""
         if model.outside != "base" or model.init != "keep":
             raise ValueError(
                 "sparse fine-tuning changes a few entries of the network that was brought: expected a MaskedModel with "
@@ -121,12 +129,12 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
         model.subnetworks.allocate_values(self.counts(model))
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Choose the entries, unless training is to show them."""
+        """Choose the entries, except with ``choose="change"``, which chooses them after the first epochs."""
         if self.choose != "change":
             self._chosen = self._among_free(model, self._scores(strategy, model))
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
-        """All free entries learn, or the chosen ones."""
+        """Train all free entries, or the chosen entries."""
         if phase.name == "all":
             self._learn_all(model)
             return
@@ -141,20 +149,20 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
     # ------------------------------------------------------------------ how many
 
     def counts(self, model: MaskedModel) -> dict[str, int]:
-        """Entries of each masked weight that a task changes."""
+        """Return the number of entries of each masked weight that a task changes."""
         select = selection(model.masked_shapes, density=self.density, layer_densities=self.layer_densities)
         assert isinstance(select, TopK)
         return dict(select.counts)
 
     def tasks_left(self, model: MaskedModel) -> int:
-        """How many more tasks find as many free entries as they ask for, in every layer."""
+        """Return how many more tasks fit, so that each finds its full number of free entries in every layer."""
         counts = self.counts(model)
         return min(layer.free // counts[name] for name, layer in model.capacity().items())
 
     # ------------------------------------------------------------------ which
 
     def _among_free(self, model: MaskedModel, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The largest scores among the entries that no finished task owns; what is missing is said."""
+        """Mark the entries with the largest scores among those that no finished task owns; warn if they are too few."""
         counts, owned = self.counts(model), model.subnetworks.owned()
         chosen = {name: top_k_free(score, owned[name], counts[name]) for name, score in scores.items()}
         found = {name: int(entries.sum()) for name, entries in chosen.items()}
@@ -186,7 +194,7 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
         return self._gradients(strategy, model)
 
     def _gradients(self, strategy: Any, model: MaskedModel) -> dict[str, Tensor]:
-        """Σ dL/dW over a seeded sample of the training data, without dropout, before anything is learned."""
+        """Return Σ dL/dW over a random sample of the training data, in evaluation mode, before any training step."""
         self._learn_all(model)
         live = dict(model.net.named_parameters())
         was_training = model.training
@@ -211,7 +219,7 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
         return gradients
 
     def _sample(self, strategy: Any, seed: int) -> Any:
-        """Seeded share of the current training data, in batches."""
+        """Return a random sample of the current training data in batches, drawn with a seed."""
         dataset = strategy.experience.dataset
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(dataset), generator=generator)[: self.choose_samples]
@@ -223,39 +231,38 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
         )
 
     def _learn_all(self, model: MaskedModel) -> None:
-        """Let every free entry learn, around what the task reads."""
+        """Train every free entry; the other entries are those that the task reads."""
         free = {name: ~owned for name, owned in model.subnetworks.owned().items()}
         everything = {name: torch.ones_like(entries) for name, entries in free.items()}
         model.learn_weights(free, mask=free if self.reads == "base" else everything)
 
     def _moved(self, model: MaskedModel) -> dict[str, Tensor]:
-        """How far training moved each entry from the base."""
+        """Return the difference between each trained entry and the base."""
         live = dict(model.net.named_parameters())
         return {name: live[name].detach() - base for name, base in model.subnetworks.base.items()}
 
 
 @register("sparse_finetuning")
 class SparseFineTuning(SubnetworkStrategy):
-    """Sparse fine-tuning of a pretrained network: each task changes a few entries that are its alone.
+    """Sparse fine-tuning of a pretrained network: each task changes a few entries that no other task changes.
 
-    Uses task identities, in training and (with ``task_inference="given"``) at test. Forgets nothing: outputs of
-    finished tasks stay bit-identical.
+    It needs the identity of the task in training, and at test unless ``task_inference`` infers the task. It forgets
+    nothing: the outputs of finished tasks stay bit-identical.
 
     Args:
-        model: a pretrained network, for example from `pretrained.classifier`; deep-copied and wrapped.
-        optimizer: None for Adam at ``lr``, whose state is kept for the chosen entries only, with a cosine schedule.
-        density: fraction of each masked weight that a task changes (default 0.01).
-        choose: ``"gradient"``, ``"magnitude"``, ``"change"`` or ``"random"``.
-        reads: ``"base"`` or ``"earlier"``.
-        head: ``"linear"``: each task trains an output layer of its own; ``"masked"``: a few of its entries, as in other
-            layers.
-        norm: norm layers are ``"frozen"`` as they were brought, running statistics included; or each task's ``"own"``.
-        lr: learning rate (default ``1e-3 sqrt(0.1 / density)``: 3.2e-3 at 1 %); with an optimizer of yours, None
-            keeps its own.
-        task_key: ``"auto"``, ``"task_label"`` or ``"experience"``.
-        schedule: ``"constant"`` or ``"cosine"``; by default cosine for our optimizer, constant for yours.
-        arguments: of `MaskedModel` and of any Avalanche strategy. Without ``exclude``, embeddings, position tables and
-            the like stay as they are (see `pretrained.left_out`), which is printed once.
+        model: a pretrained network, for example from `pretrained.classifier`; it is deep-copied and wrapped.
+        optimizer: an optimizer with the parameters of ``model``; None (default): Adam at ``lr``. While the chosen
+            entries train, the optimizer's state covers only these and the task's own tensors.
+        head: ``"linear"`` (default): each task trains its own output layer; ``"masked"``: each task changes a few
+            entries of the output layer, as in the other layers.
+        norm: ``"frozen"`` (default): norm layers never change, including their running statistics; ``"own"``: each
+            task has its own norm parameters and running statistics.
+        lr: learning rate; None (default): the rate of the optimizer that was passed, or
+            ``1e-3 sqrt(0.1 / density)`` if none was passed (3.2e-3 for a density of 1 %).
+        schedule: schedule of the learning rate within each phase, ``"constant"`` or ``"cosine"``; None (default):
+            cosine if no optimizer was passed, else constant.
+        arguments: arguments of `MaskedModel` and of any Avalanche strategy. Without ``exclude``, no task changes
+            embeddings, position tables and similar parameters (see `pretrained.left_out`); a printed line names them.
 
     Raises:
         ValueError: quantised or integer weights, or an unknown option.
@@ -316,6 +323,6 @@ class SparseFineTuning(SubnetworkStrategy):
 
     @property
     def tasks_left(self) -> int:
-        """How many more tasks find as many free entries as they ask for."""
+        """How many more tasks fit, so that each finds its full number of free entries in every layer."""
         left: int = self.method.tasks_left(self.model)
         return left

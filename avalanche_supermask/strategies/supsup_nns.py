@@ -1,22 +1,25 @@
-"""SupSup without any task ids (NNs): a new mask where no mask so far knows the inputs.
+"""SupSup without any task identities (NNs): a new mask is opened when no existing mask fits the inputs.
 
 Wortsman et al., "Supermasks in Superposition", NeurIPS 2020, section 3.5.
 
-Idea. Nobody says where a task ends. Every few batches, take the gradient of the output entropy H of the superposition
-of all K masks, the one being trained included, by its coefficients a (see `inference`), and
+Idea. No label marks the end of a task. Every few batches, the method computes the output entropy H of the superposition
+of all K masks, including the mask in training, and its gradient with respect to the coefficients a of the masks (see
+`inference`):
 
-    ν = softmax(-dH/da)      K max_i ν_i < 1 + ε:  no mask knows these inputs: open a new one
+    ν = softmax(-dH/da)      K max_i ν_i < 1 + ε:  no mask fits these inputs, and a new mask is opened
                              else:                 the batches belong to task argmax_i ν_i
 
-Until five masks exist, the superposition is filled up to five with random ones: with one mask, ν says nothing.
+As long as there are fewer than five masks, random masks are added to the superposition until it has five, because ν
+carries no information about a single mask.
 
-Deviations. That criterion (``detect="gradient"``) depends on ε, on K and on how sure the networks are, and while
-masks are few the first one trained has the largest ν on any inputs. By default (``"entropy"``) ν only proposes a mask,
-and its own entropy decides: a mask knows inputs on which H is at most a little above what it was where it learned. With
-superfluous outputs the two are an order of magnitude apart. A finished mask never changes: where the stream goes back
-to an earlier task, that task answers and nothing trains; the published code trains its mask on. Beyond the paper, as
-its users asked: when ``max_tasks`` masks are there, the nearest one answers instead of nothing; and with
-``merge_above`` a mask that is too much like an earlier one is dropped for it.
+Deviations. This criterion (``detect="gradient"``) depends on ε, on K and on the confidence of the networks. While there
+are few masks, the first trained mask has the largest ν on any inputs. With the default (``"entropy"``), ν only proposes
+a mask, and the entropy H under this mask decides. A mask fits inputs if H is at most a little larger than H on the
+inputs that the mask was trained on. With superfluous outputs, H on other inputs is an order of magnitude larger. A
+finished mask never changes: if the stream returns to an earlier task, the model uses that task and trains nothing. The
+published code continues to train the mask of that task. Two additions to the paper were requested by its users. When
+there are ``max_tasks`` masks, the mask that fits best is used, and no new mask is opened. With ``merge_above``, a new
+mask that is too similar to an earlier mask is dropped, and the earlier mask is used.
 """
 
 from __future__ import annotations
@@ -46,20 +49,20 @@ from avalanche_supermask.strategy import AllArguments, Scenario, SubnetworkStrat
 
 __all__ = ["Look", "SupSupNNs", "SupSupNNsPlugin"]
 
-HORIZON = 10  # looks, for which the rule chooses the rate: nobody knows how long a mask will learn
-FILLED_UP_TO = 5
+HORIZON = 10  # checks; the rule chooses the rate for this length, as it is unknown how long a mask will train
+FILLED_UP_TO = 5  # masks in the superposition at least, random masks included
 Detect = Literal["entropy", "gradient"]
 
 
 @dataclass(frozen=True)
 class Look:
-    """What one look at the stream said.
+    """Result of one check of the stream.
 
     Attributes:
         batch: number of the training batch.
-        entropy: mean H of the batch under the mask that was learning or answering, as a share of log(outputs).
-        evidence: K max ν: 1 where no mask knows the inputs better than another; None where it was not asked for.
-        task: that learns or answers from here on.
+        entropy: mean H of the batch under the mask that was in use, divided by log(outputs).
+        evidence: K max ν, which is 1 if no mask fits the inputs better than another; None if it was not computed.
+        task: key of the task whose mask is in use from here on.
     """
 
     batch: int
@@ -69,19 +72,25 @@ class Look:
 
 
 class SupSupNNsPlugin(SupSupPlugin):
-    """SupSup without task ids as a plugin of any template whose model is a `MaskedModel`.
+    """SupSup without task identities as a plugin for any template whose model is a `MaskedModel`.
 
     Args:
-        check_every: batches between two looks (default 100, the paper's).
-        detect: ``"entropy"`` or ``"gradient"``, the paper's (see the module).
-        tolerance: of the entropy criterion: up to how far above its own H a mask still knows inputs, as a share of the
-            largest one, log(outputs) (default 0.1).
-        epsilon: ε of the gradient criterion (default 1/8, the paper's); the larger, the sooner a new mask is opened.
-        max_tasks: masks at most (default 2500, the paper's).
-        merge_above: a new mask whose Jaccard overlap with an earlier one is above this is dropped; None: never.
+        check_every: number of batches between two checks (default 100, as in the paper).
+        detect: criterion for a new mask. ``"entropy"`` (default): the output entropy under single masks.
+            ``"gradient"`` (as in the paper): the gradient of the entropy of their superposition.
+        tolerance: for ``"entropy"``: how much larger the entropy of a batch may be than the mask's entropy on its own
+            data, as a share of the largest possible entropy, log(outputs) (default 0.1).
+        epsilon: ε of ``"gradient"`` (default 1/8, as in the paper); with a larger ε, new masks are opened sooner.
+        max_tasks: largest number of masks (default 2500, as in the paper).
+        merge_above: a finished mask whose Jaccard overlap with an earlier mask is larger than this is dropped, and the
+            earlier mask is used; None (default): no mask is dropped.
+        density: fraction of weights that a mask keeps (default 0.1); None: masks that keep the weights whose score is
+            at least 0.
+        mask_lr: learning rate of the scores that ``settings_used`` records. The plugin does not set it in the
+            optimizer: create the optimizer with this rate.
 
     Attributes:
-        looks: one entry a look, the opening of the first mask included.
+        looks: one `Look` per check; the first one stands for the opening of the first mask.
 
     Raises:
         ValueError: an impossible option.
@@ -111,16 +120,16 @@ class SupSupNNsPlugin(SupSupPlugin):
         self.check_every, self.max_tasks, self.merge_above = check_every, max_tasks, merge_above
         self.detect, self.epsilon, self.tolerance = detect, epsilon, tolerance
         self.looks: list[Look] = []
-        self._own: dict[int, float] = {}  # entropy of a mask on what it learned from, at its last look
+        self._own: dict[int, float] = {}  # task -> entropy on its own training data, at the last check
         self._batches = 0
         self._evaluation = contextlib.ExitStack()
 
-    continues = False  # it looks itself where tasks begin and end
+    continues = False  # the plugin itself detects where tasks begin and end
 
     # ------------------------------------------------------------------ Avalanche's callbacks
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Check what was passed; a head for each task label would need labels."""
+        """Check the strategy's settings; refuse a network with a head for each task label, which needs labels."""
         if isinstance(masked_model(strategy).net, MultiTaskModule):
             raise ValueError(
                 f"{type(strategy.model.net).__name__} has a head for each task label, and SupSupNNs knows no labels: "
@@ -129,17 +138,17 @@ class SupSupNNsPlugin(SupSupPlugin):
         super().before_training(strategy, **kwargs)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """An experience is no boundary: only the very first one opens a mask."""
+        """Open a mask at the very first experience; later experiences are no boundaries between tasks."""
         model = masked_model(strategy)
         if not self.looks:
             self.looks.append(Look(0, math.nan, None, self._open(strategy, model)))
         model.router.assigned = self.looks[-1].task
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """There is one phase."""
+        """Do nothing, because there is only one phase."""
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Look whose batch this is, if it is time to."""
+        """Check every ``check_every`` batches which task this batch belongs to."""
         model = masked_model(strategy)
         if self._batches and self._batches % self.check_every == 0:
             self._look(strategy, model)
@@ -147,20 +156,20 @@ class SupSupNNsPlugin(SupSupPlugin):
         self._iterations += 1
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """While an earlier task answers nothing trains, but Avalanche calls backward all the same."""
+        """Make the loss differentiable while an earlier task is in use, because Avalanche calls backward anyway."""
         if not strategy.loss.requires_grad:
             strategy.loss = strategy.loss + torch.zeros((), device=strategy.loss.device, requires_grad=True)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """The mask goes on learning in the next experience."""
+        """Keep the current mask in training, because its task may continue in the next experience."""
         masked_model(strategy).router.assigned = None
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """The mask being learned answers with the others."""
+        """Include the task in training among the finished tasks, so that it can be inferred as well."""
         self._evaluation.enter_context(self._answering(masked_model(strategy)))
 
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """And goes on learning."""
+        """Return that task to training."""
         self._evaluation.close()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -183,7 +192,7 @@ class SupSupNNsPlugin(SupSupPlugin):
         return key
 
     def close(self, model: MaskedModel) -> int | None:
-        """Finish the mask being learned; returns the task that it is, an earlier one if they were merged."""
+        """Finish the mask in training; return its task, or the earlier task that replaces it if they were merged."""
         key = model.active
         if key is None:
             return None
@@ -218,7 +227,7 @@ class SupSupNNsPlugin(SupSupPlugin):
         model.router.assigned = task
 
     def _knows(self, task: int, found: float) -> bool:
-        """Whether a mask knows inputs of this entropy; one that has just been opened is given until the next look."""
+        """Whether a mask fits inputs with this entropy; a mask that was just opened fits until its first check."""
         return found <= self._own.get(task, math.inf) + self.tolerance
 
     @torch.no_grad()
@@ -231,7 +240,7 @@ class SupSupNNsPlugin(SupSupPlugin):
 
     @torch.no_grad()
     def likelihood(self, model: MaskedModel, x: Tensor) -> tuple[Tensor, list[int]]:
-        """ν of a batch, and the tasks that its first entries stand for; the others are random masks."""
+        """Return ν of a batch, and the keys of the tasks; the remaining entries of ν belong to random masks."""
         was_training = model.training
         model.eval()
         select = selection(model.masked_shapes, density=self.density, layer_densities=self.layer_densities)
@@ -250,7 +259,7 @@ class SupSupNNsPlugin(SupSupPlugin):
 
     @contextlib.contextmanager
     def _answering(self, model: MaskedModel) -> Iterator[None]:
-        """The task being learned as a finished one, for a while."""
+        """While the context is open, the task in training counts as finished."""
         key, select = model.active, model.subnetworks.select
         if key is None:
             yield
@@ -266,18 +275,19 @@ class SupSupNNsPlugin(SupSupPlugin):
 
 
 class SupSupNNs(SubnetworkStrategy):
-    """SupSup without task ids (Wortsman et al. 2020, NNs): finds the tasks by itself, in training and at test.
+    """SupSup without task identities (Wortsman et al. 2020, NNs): it finds the tasks itself, in training and at test.
 
-    For online and boundary-free streams: experiences may be of any length, one batch included. Labels are shared by
-    all tasks. At test the task is inferred. Give the network more outputs than there are classes.
+    It is made for online streams and streams without task boundaries; an experience may have any length, even a single
+    batch. All tasks share the same class numbers. At test the task is inferred. The network should have more outputs
+    than there are classes.
 
     Args:
-        model: any module; deep-copied and wrapped in a `MaskedModel`.
-        optimizer: None for Adam at ``mask_lr`` (default 1e-3).
-        density: fraction of weights kept; None for threshold-at-zero masks.
-        layer_densities: ``"uniform"`` or ``"erdos_renyi"``.
-        mask_lr: learning rate of the scores; with an optimizer of yours, None keeps its own.
-        arguments: of `MaskedModel` and of any Avalanche strategy; ``task_inference`` is one-shot if left out.
+        model: any module; it is deep-copied and wrapped in a `MaskedModel`.
+        optimizer: an optimizer with the parameters of ``model``, whose rate is kept; None (default): Adam.
+        mask_lr: learning rate of the scores if no optimizer was passed; None (default): a rule chooses a rate for each
+            layer (see `learning_rates`). If an optimizer was passed, ``mask_lr`` has no effect on its rate.
+        arguments: arguments of `MaskedModel` and of any Avalanche strategy. The default of ``task_inference`` is
+            one-shot inference for a whole batch.
 
     Example:
         >>> strategy = SupSupNNs(nn.Linear(4, 20), check_every=50, evaluator=None)
@@ -305,7 +315,7 @@ class SupSupNNs(SubnetworkStrategy):
         **arguments: Unpack[AllArguments],
     ) -> None:
         method = SupSupNNsPlugin(**taken_by(SupSupNNsPlugin, locals()))
-        # Masks of scaled constants are so sure of any inputs that their entropy tells no task from another.
+        # With scaled constants, the entropy is low on any inputs, so it does not distinguish tasks.
         if not isinstance(model, MaskedModel):
             arguments.setdefault("init", "signed_constant")
         arguments.setdefault("task_inference", OneShot(per="batch"))
@@ -313,10 +323,10 @@ class SupSupNNs(SubnetworkStrategy):
 
     @property
     def found_tasks(self) -> list[int]:
-        """Keys of all tasks found so far, the one being learned included."""
+        """Keys of all tasks found so far, including the task in training."""
         active = self.model.active
         return [*self.model.task_keys, *([] if active is None else [active])]
 
     def finish(self) -> None:
-        """End the task being learned, so that the model can be saved or exported."""
+        """Finish the task in training, so that the model can be saved or exported."""
         self.method.close(self.model)

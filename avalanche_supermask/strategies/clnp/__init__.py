@@ -1,4 +1,4 @@
-"""CLNP: continual learning by neuron pruning. `strategy` is the method; the other files are its parts."""
+"""CLNP: continual learning via neural pruning. The method is in `strategy`; the other files are its parts."""
 
 from avalanche_supermask.strategies.clnp.strategy import CLNP, CLNPPlugin
 

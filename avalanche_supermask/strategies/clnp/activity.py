@@ -1,4 +1,4 @@
-"""How active each unit is on some data: what CLNP prunes by."""
+"""Measure how active each unit is on some data; CLNP prunes by this number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Activity = Literal["mean", "rate", "relative"]
 
 
 class _Meter:
-    """Hook that sums the activity of a layer's channels."""
+    """A forward hook that sums the activity of a layer's channels."""
 
     def __init__(self, statistic: Activity) -> None:
         self.statistic = statistic
@@ -36,17 +36,18 @@ class _Meter:
 
 @torch.no_grad()
 def unit_activity(model: MaskedModel, units: Units, batches: Iterable[Tensor], *, statistic: Activity) -> Tensor:
-    """Activity of every unit under the current task, over samples and positions, before pooling.
+    """Return the activity of every unit under the current task, over samples and positions, before pooling.
 
     Args:
-        model: in the mode in which it is to be measured.
-        units: of its network.
-        batches: inputs.
-        statistic: ``"mean"`` of the activation after a ReLU; the ``"rate"`` at which it is positive; or the mean
-            ``"relative"`` to that of its layer, so that one threshold treats all layers alike.
+        model: the model, already in the mode (training or evaluation) in which the activity is measured.
+        units: units of the model's network.
+        batches: batches of inputs.
+        statistic: ``"mean"``: the mean activation after a ReLU. ``"rate"``: the share of positive activations.
+            ``"relative"``: the mean divided by the mean of the layer, so that one threshold treats all layers alike.
 
     Returns:
-        float64 of shape ``(units.count,)``; where a residual sum ties several layers, the most active of them.
+        float64 of shape ``(units.count,)``. If a residual sum ties several layers, a unit has the largest of their
+        activities.
     """
     meters = {name: _Meter(statistic) for names in units.producers.values() for name in names}
     hooks = [model.net.get_submodule(name).register_forward_hook(meter) for name, meter in meters.items()]

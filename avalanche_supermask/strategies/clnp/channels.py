@@ -1,12 +1,13 @@
-"""Which channel of which layer every input of a layer comes from: found by changing channels, not by reading code.
+"""Find the channel that each input of a layer comes from, by an experiment instead of an analysis of the code.
 
-The network runs with stand-ins for its layers: each answers with random numbers of its own, whatever it is given, so
-that the change of a channel is seen by the layers that read it directly, and by no other. Which channel an input comes
-from is read off in binary: some samples of the batch change all channels whose number has a certain bit, others all
-that have it not. An input that answers to both comes from several channels, and belongs to none.
+The network runs with stand-ins for its layers. Each stand-in returns fixed random numbers, whatever its input is. So if
+the channels of one layer change, only the layers that read them directly receive changed inputs. The number of the
+channel is determined bit by bit: some samples of the batch change all channels whose number has a certain bit, and
+others change all channels without this bit. An input that changes in both cases comes from several channels, and is
+assigned to none.
 
-Nothing is assumed of what lies between two layers. Concatenations, flips, shuffles and flattenings are found as they
-are, and a mean over channels is found to mix them.
+No assumption is made about the operations between two layers. Concatenations, flips, shuffles and flattenings are
+traced, and a mean over channels is recognised as a mixture.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ from torch.utils._pytree import tree_map_only
 __all__ = ["LAYERS", "MIXED", "NONE", "Sources", "channel_axis", "elementwise", "inputs_of", "outputs_of", "sources"]
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
-NONE = -1  # in place of a channel: the input does not come from this layer
-MIXED = -2  # the input comes from several channels of the layer
+NONE = -1  # instead of a channel number: the input does not come from this layer
+MIXED = -2  # instead of a channel number: the input comes from several channels of the layer
 
-# By layer that reads, one entry a call; by layer that is read; for each input channel the channel that it comes from.
+# Reading layer -> one dictionary per call: layer that is read -> for each input channel, the channel it comes from.
 Sources = dict[str, list[dict[str, Tensor]]]
 
 
 def channel_axis(module: nn.Module, x: Tensor) -> int:
-    """Dimension of the channels in a layer's input or output."""
+    """Return the dimension of the channels in a layer's input or output."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return x.dim() - len(module.kernel_size) - 1
     return 1 if isinstance(module, nn.modules.batchnorm._BatchNorm) else x.dim() - 1
 
 
 def elementwise(module: nn.Module) -> bool:
-    """Whether each channel of a layer's output is made of the same channel of its input, and of no other."""
+    """Whether each output channel of a layer depends only on the input channel with the same number."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return True
     return (
@@ -46,24 +47,25 @@ def elementwise(module: nn.Module) -> bool:
 
 
 def inputs_of(module: Any) -> int:
-    """Number of channels that a layer reads."""
+    """Return the number of channels that a layer reads."""
     return int(next(getattr(module, n) for n in ("in_features", "in_channels", "num_features") if hasattr(module, n)))
 
 
 def outputs_of(module: Any) -> int:
-    """Number of channels that a layer writes."""
+    """Return the number of channels that a layer writes."""
     return int(next(getattr(module, n) for n in ("out_features", "out_channels", "num_features") if hasattr(module, n)))
 
 
 def sources(net: nn.Module, example: Sequence[Any]) -> Sources:
-    """Where the inputs of every layer come from.
+    """Find the channels that the inputs of every layer come from.
 
     Args:
-        net: any network; not changed. Its layers are the Linear, convolution and BatchNorm modules.
+        net: any network; it is not changed. Its layers are the Linear, convolution and BatchNorm modules.
         example: arguments of one forward pass; the first dimension of their tensors is the batch.
 
     Returns:
-        See `Sources`. A layer that a call does not read is left out, and so are layers that the network does not call.
+        A dictionary of the form `Sources`. It omits layers that a call does not read, and layers that the network does
+        not call.
 
     Raises:
         ValueError: the first dimension of a layer's output is not the batch.
@@ -94,7 +96,7 @@ class _Stand:
     """A copy of a network with stand-ins for its layers.
 
     Attributes:
-        answers: by layer, what one sample of its output is at each call.
+        answers: by layer, one sample of the output that the stand-in returns at each call.
     """
 
     def __init__(self, net: nn.Module, example: Sequence[Any]) -> None:
@@ -104,32 +106,32 @@ class _Stand:
         self.answers: dict[str, list[Tensor]] = {}
         self.generator = torch.Generator().manual_seed(0)
         hooks = [m.register_forward_hook(self._recorder(name)) for name, m in self.layers.items()]
-        self._call(2)  # not one sample, which a network may squeeze away
+        self._call(2)  # two samples, because a network may squeeze a batch of one
         for hook in hooks:
             hook.remove()
 
     def digits(self, layer: str) -> tuple[int, int]:
-        """Binary digits of the number of a layer's channels, at least one; and how many channels there are."""
+        """Return the number of binary digits of a layer's channel numbers (at least 1), and its number of channels."""
         answer = self.answers[layer][0]
         width = answer.shape[channel_axis(self.layers[layer], answer)]
         return max(1, (width - 1).bit_length()), width
 
     def run(self, changed: str, hits: Tensor) -> dict[str, list[Tensor]]:
-        """Change a layer's channels, in each sample others, and see which inputs of which layers change.
+        """Change channels of one layer, different ones in each sample, and find which inputs of which layers change.
 
         Args:
-            changed: the layer.
-            hits: bool of shape ``(samples, channels)``.
+            changed: name of the layer.
+            hits: bool of shape ``(samples, channels)``: the channels that change in each sample.
 
         Returns:
-            By layer that reads, one entry a call: bool of shape ``(samples, inputs)``.
+            For each reading layer, one tensor per call: bool of shape ``(samples, inputs)``.
         """
         seen: dict[str, list[Tensor]] = {}
         try:
             for name, module in self.layers.items():
                 stand_in = self._stand_in(name, module, changed, hits, seen.setdefault(name, []))
                 module.__dict__["forward"] = stand_in
-            self._call(len(hits) + 1)  # the last sample stays as it is
+            self._call(len(hits) + 1)  # the last sample is not changed
         finally:
             for module in self.layers.values():
                 module.__dict__.pop("forward", None)
@@ -148,7 +150,8 @@ class _Stand:
                     "batch as its first dimension"
                 )
             shape = (output.shape[0] // 2, *output.shape[1:])
-            # Between 0.5 and 1.5, and half of it where changed: no usual activation is flat there.
+            # Values between 0.5 and 1.5, and a quarter to three quarters of them where changed: no usual activation
+            # is flat there.
             answer = torch.rand(shape, generator=self.generator, dtype=torch.float64) + 0.5
             self.answers.setdefault(name, []).append(answer.to(output))
 
@@ -162,7 +165,7 @@ class _Stand:
             if name == changed:
                 axis = channel_axis(module, answer) + 1
                 place = hits.to(answer.device).reshape(len(hits), *[1] * (axis - 1), -1, *[1] * (answer.dim() - axis))
-                # A factor for each number: a norm over positions would not see one for all.
+                # Each number has its own factor, because a norm over positions would cancel a common factor.
                 factor = 0.25 + 0.5 * torch.rand(answer.shape, generator=self.generator).to(answer)
                 batch[:-1] *= torch.where(place, factor, 1.0)
             return batch.flatten(0, 1)
@@ -171,7 +174,7 @@ class _Stand:
 
 
 def _differences(x: Tensor, axis: int, samples: int) -> Tensor:
-    """Channels in which samples differ from the last one: bool of shape ``(samples, channels)``."""
+    """Return the channels in which samples differ from the last sample: bool of shape ``(samples, channels)``."""
     parts = x.unflatten(0, (samples + 1, -1)).movedim(axis + 1, 1).flatten(2)
     plain = parts[-1:]
     differ: Tensor = ((parts[:-1] - plain).abs() > 1e-5 * plain.abs()).any(dim=2)

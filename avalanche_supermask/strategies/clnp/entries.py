@@ -1,7 +1,7 @@
-"""CLNP's partition of every weight by when the units at its two ends were claimed.
+"""Divide the entries of CLNP's weights by the tasks that claimed the two units which an entry joins.
 
-``claimed`` holds one number per unit: the place of the task that claimed it, or `FREE`. Inputs and outputs count
-as claimed before the first task.
+``claimed`` has one number per unit: the place of the task that claimed it (0 for the first task), or `FREE`. The
+network's inputs and outputs count as claimed before the first task.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from avalanche_supermask.strategies.clnp.units import ALWAYS, Units
 
 __all__ = ["FREE", "EntryKinds", "redrawn"]
 
-FREE = 2**31 - 1  # claimed later than any task
+FREE = 2**31 - 1  # larger than the place of any task
 
 
 class EntryKinds:
-    """Entries of a network's masked parameters, by the units they join.
+    """Entries of a network's masked parameters, selected by the units that they join.
 
     Args:
-        units: of the network.
-        shapes: of its masked parameters.
+        units: units of the network.
+        shapes: shapes of its masked parameters, by name.
     """
 
     def __init__(self, units: Units, shapes: Mapping[str, Sequence[int]]) -> None:
         self.units, self.shapes = units, dict(shapes)
 
     def visible(self, claimed: Tensor) -> dict[str, Tensor]:
-        """All but interference: free units read everything, a claimed unit only what was claimed by then."""
+        """Mark all entries except interference: free units read all units, and claimed units read earlier claims."""
         return self._where(claimed, lambda target, source: (source <= target) | (target == ALWAYS))
 
     def alone(self, claimed: Tensor) -> dict[str, Tensor]:
-        """What is visible of a task that reads no claimed unit: its free units read inputs and one another.
+        """Mark the visible entries of a task that reads no claimed unit: free units read inputs and other free units.
 
-        A shared output layer still reads every unit, as its columns of claimed units do not train.
+        A shared output layer still reads every unit, because its columns of claimed units do not train.
         """
         return self._where(
             claimed,
@@ -49,7 +49,13 @@ class EntryKinds:
         )
 
     def unread(self, claimed: Tensor, place: int, read: Tensor) -> dict[str, Tensor]:
-        """Entries by which units claimed in this place would read earlier units other than those in ``read`` (bool)."""
+        """Mark the entries by which units claimed in this place would read earlier units that are not in ``read``.
+
+        Args:
+            claimed: see the module's description.
+            place: place of the task.
+            read: bool, one per unit: the units that the task reads.
+        """
         return self._where(
             claimed,
             lambda target, source: (target == place) & (source < place) & (source != ALWAYS),
@@ -57,16 +63,16 @@ class EntryKinds:
         )
 
     def kept(self, claimed: Tensor) -> dict[str, Tensor]:
-        """Entries between claimed units: the mask of a finished task."""
+        """Mark the entries between claimed units: the mask of a finished task."""
         return self._where(
             claimed,
             lambda target, source: (target != FREE) & (source != FREE) & ((source <= target) | (target == ALWAYS)),
         )
 
     def free(self, claimed: Tensor, *, first_task: bool) -> dict[str, Tensor]:
-        """Entries that train: those of free units, and what a shared output layer reads from free units.
+        """Mark the entries that train: those of free units, and the columns of free units in a shared output layer.
 
-        The bias of a shared output layer trains in the first task only.
+        The bias of a shared output layer trains only in the first task.
         """
         return self._where(
             claimed,
@@ -91,11 +97,11 @@ class EntryKinds:
 
 
 def redrawn(net: nn.Module, *, seed: int) -> dict[str, Tensor]:
-    """Parameters of a network as its layers would first be drawn, but with zero biases; norms as they begin.
+    """Return freshly initialised parameters of a network, with zero biases (except those of BatchNorm layers).
 
     Args:
-        net: stays as it is.
-        seed: of the draw; torch's random state stays as it was.
+        net: the network; it is not changed.
+        seed: seed of the initialisation; torch's random state is restored.
     """
     fresh = copy.deepcopy(net)
     with torch.random.fork_rng(devices=[]):

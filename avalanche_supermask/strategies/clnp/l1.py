@@ -1,4 +1,4 @@
-"""The L1 penalty ``α Σ|w|`` of a `MaskedModel`'s learning weights: as a sub-gradient, or as a proximal step."""
+"""The L1 penalty ``α Σ|w|`` on the trainable weights of a `MaskedModel`: as a sub-gradient, or as a proximal step."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ L1Form = Literal["subgradient", "proximal"]
 
 @dataclass(frozen=True)
 class L1:
-    """The penalty; on weights and heads, not on biases.
+    """The L1 penalty on weights and heads; biases have no penalty.
 
     Attributes:
-        strength: α.
+        strength: strength α of the penalty.
         form: ``"subgradient"`` adds α sign(w) to the gradient; ``"proximal"`` shrinks weights towards zero by the
             learning rate times α after each step.
     """
@@ -30,14 +30,14 @@ class L1:
 
     @torch.no_grad()
     def after_backward(self, model: MaskedModel) -> None:
-        """Add the sub-gradient, where that is the form."""
+        """Add the sub-gradient, if this is the form of the penalty."""
         for p in self._penalised(model, "subgradient"):
             assert p.grad is not None
             p.grad.add_(p.sign() * (p.grad != 0), alpha=self.strength)
 
     @torch.no_grad()
     def after_step(self, model: MaskedModel, lr: float) -> None:
-        """Shrink, where that is the form."""
+        """Shrink the weights, if the form of the penalty is a proximal step."""
         for p in self._penalised(model, "proximal"):
             p.copy_(torch.nn.functional.softshrink(p, self.strength * lr))
 

@@ -1,4 +1,4 @@
-"""Graceful forgetting: which units a task may keep, at a loss of accuracy that stays within a margin."""
+"""Graceful forgetting: choose the units that a task keeps, so that the loss of accuracy stays within a margin."""
 
 from __future__ import annotations
 
@@ -28,7 +28,14 @@ BISECTIONS = 5
 
 @dataclass(frozen=True)
 class LayerUse:
-    """Units of one layer after a task: it uses ``new + reused``; ``free`` are left for later tasks."""
+    """Units of one layer after a task.
+
+    Attributes:
+        total: number of units in the layer.
+        new: units that the task claimed.
+        reused: units of earlier tasks that were active on the task.
+        free: units that are left for later tasks.
+    """
 
     total: int
     new: int
@@ -37,19 +44,19 @@ class LayerUse:
 
     @property
     def used(self) -> int:
-        """Units that were active on the task: its own and those it found."""
+        """Units that the task uses: new and reused ones."""
         return self.new + self.reused
 
 
 @dataclass(frozen=True)
 class PruningReport:
-    """What pruning did to a task.
+    """Result of the pruning of a task.
 
     Attributes:
-        threshold: θ.
-        accuracy_before: on held-out training data, with every unit; where the targets are no class numbers, the
-            share of the loss that the task's units take away (see `quality`).
-        accuracy_after: the same, with the kept units only: the loss is the graceful forgetting.
+        threshold: threshold θ.
+        accuracy_before: accuracy on held-out training data with all units; if the targets are not class numbers, the
+            share of the loss that the task's units remove (see `quality`).
+        accuracy_after: the same number with only the kept units; the difference is the graceful forgetting.
         layers: units of each layer.
     """
 
@@ -64,9 +71,9 @@ class UnitCapacity:
     """Units after the latest task.
 
     Attributes:
-        layers: what the task used and left, by layer.
+        layers: units that the task used and left free, by layer.
         tasks_left: forecast of how many more tasks fit, if each claims as many new units as this one.
-        graceful_forgetting: accuracy that pruning took from the task, on held-out data.
+        graceful_forgetting: accuracy that the task lost by the pruning, on held-out data.
     """
 
     layers: dict[str, LayerUse]
@@ -75,17 +82,17 @@ class UnitCapacity:
 
 
 def capacity_after(report: PruningReport) -> UnitCapacity:
-    """Capacity and forecast from a task's report: the layer that fills up first decides."""
+    """Return the capacity and the forecast from a task's report; the layer that fills up first limits the forecast."""
     left = min((u.free / u.new if u.new else math.inf for u in report.layers.values()), default=math.inf)
     return UnitCapacity(report.layers, left, report.accuracy_before - report.accuracy_after)
 
 
 def strength_that_claims_least(trials: Mapping[float, PruningReport], margin: float) -> float:
-    """Of the strengths of L1 whose accuracy after pruning is within the margin of the best, the one that claims least.
+    """Return the L1 strength that claims the fewest units, among those with an accuracy within the margin of the best.
 
     Args:
-        trials: what pruning did to a copy that was trained at each strength.
-        margin: accuracy that may be lost, absolute.
+        trials: by strength, the report of pruning a copy that was trained with it.
+        margin: accuracy that may be lost (absolute).
     """
     best = max(report.accuracy_after for report in trials.values())
     allowed = {strength: report for strength, report in trials.items() if report.accuracy_after >= best - margin}
@@ -98,7 +105,7 @@ def strength_that_claims_least(trials: Mapping[float, PruningReport], margin: fl
 
 
 def candidates(activity: Tensor) -> list[float]:
-    """Thresholds to try, ascending: geometric steps from the least to the most active unit."""
+    """Return the thresholds to try in ascending order: geometric steps from the least to the most active unit."""
     positive = activity[activity > 0]
     if not len(positive):
         return []
@@ -118,26 +125,27 @@ def prune(
     min_new: float = 0.0,
     max_new: float = 1.0,
 ) -> tuple[PruningReport, Tensor, Tensor]:
-    """Claim, for the task in this place, the free units above the largest threshold within the margin.
+    """Claim for a task the free units whose activity exceeds the largest threshold within the margin.
 
-    Thresholds are tried in ascending order, up to the first that costs too much, and then between it and the last
-    one that did not. Zero is always accepted: it removes only units that were never active.
+    Thresholds are tried in ascending order, up to the first that costs too much, and then between this threshold and
+    the last one that did not. The threshold 0 is always accepted, because it removes only units that were never active.
 
     Args:
-        units: of the network.
+        units: units of the network.
         claimed: by unit, the place of the task that claimed it, or `FREE`.
-        activity: by unit, on this task's training data.
-        place: of this task.
-        before: accuracy with every unit.
-        accuracy: of the network with the units that are claimed, on held-out data.
-        margin: largest accepted loss, absolute.
-        min_new: share of each layer's units that the task claims whatever the threshold says: the most active ones
-            of those that are free and were active at all.
-        max_new: share of each layer's free units that the task claims at most, the most active ones; at least one.
+        activity: by unit, the activity on this task's training data.
+        place: place of this task.
+        before: accuracy with all units.
+        accuracy: function that returns the accuracy on held-out data for given claims.
+        margin: largest accepted loss of accuracy (absolute).
+        min_new: smallest share of each layer's units that the task claims, whatever the threshold is: the most active
+            free units, except units that were never active (default 0).
+        max_new: largest share of each layer's free units that the task claims: the most active ones, rounded up
+            (default 1).
 
     Returns:
-        What was done, the units claimed after it, and which units are active: beyond the threshold, or as much as one
-        of the same layer that the task claims.
+        The report; the claims after the pruning; and the active units (bool): those whose activity exceeds the
+        threshold, or is at least that of some unit of the same layer that the task claims.
     """
     free = claimed == FREE
     available = torch.where(free, activity, torch.zeros(()))
@@ -171,7 +179,7 @@ def prune(
 
 
 def _most_active(units: Units, activity: Tensor, numbers: dict[str, float]) -> Tensor:
-    """Which units are among the most active ones of their layer, by layer how many; a silent unit never is."""
+    """Mark the ``numbers[layer]`` most active units of each layer, except units that are never active."""
     found = torch.zeros(units.count, dtype=torch.bool)
     for layer, ids in units.layers.items():
         top = activity[ids.start : ids.stop].topk(math.ceil(numbers[layer])).indices + ids.start
@@ -180,7 +188,7 @@ def _most_active(units: Units, activity: Tensor, numbers: dict[str, float]) -> T
 
 
 def _least_claimed(units: Units, activity: Tensor, new: Tensor) -> Tensor:
-    """By unit, the activity of the least active new unit of its layer; infinite where there is none."""
+    """Return, for each unit, the activity of the least active new unit of its layer; infinite without a new unit."""
     least = torch.full_like(activity, math.inf)
     for ids in units.layers.values():
         layer = slice(ids.start, ids.stop)

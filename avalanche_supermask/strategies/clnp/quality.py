@@ -1,9 +1,9 @@
-"""How good a task is on held-out data: what CLNP's margin is measured in.
+"""Measure how good a task is on held-out data; CLNP's margin refers to this number.
 
-Where the targets are class numbers, it is the accuracy. Other targets (regression, several labels at once) have no
-accuracy; there it is the share of the loss that the task's units take away, ``(L_0 - L) / |L_0|``, with L_0 the loss
-when the task has no unit of its own: 0 for a task that needs none, 1 for a perfect one, and for squared errors close
-to R².
+If the targets are class numbers, the measure is the accuracy. Other targets (regression, several labels per sample)
+have no accuracy. For them the measure is the share of the loss that the task's units remove, ``(L_0 - L) / |L_0|``.
+L_0 is the loss if the task has no units of its own. The measure is 0 for a task that needs no units and 1 for a perfect
+task; for squared errors it is close to R².
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ BATCH = 1024  # samples of a batch of held-out data
 
 
 class Found(NamedTuple):
-    """What held-out data say of a model.
+    """Accuracy and loss of a model on held-out data.
 
     Attributes:
-        right: share of right class numbers; None where the targets are no class numbers.
+        right: share of correct class numbers; None if the targets are not class numbers.
         loss: mean loss.
     """
 
@@ -33,12 +33,12 @@ class Found(NamedTuple):
 
 
 def found_on(model: MaskedModel, data: Sequence[Any], criterion: Callable[[Any, Any], Any]) -> Found:
-    """Accuracy and loss of the task being learned.
+    """Return the accuracy and the loss of the current task.
 
     Args:
-        model: in evaluation mode.
-        data: columns ``[inputs, targets, ..., task labels]``, inputs and targets of any structure.
-        criterion: loss of outputs and targets, as the strategy has it.
+        model: the model, in evaluation mode.
+        data: columns ``[inputs, targets, ..., task labels]``; inputs and targets may have any structure.
+        criterion: the strategy's criterion, a function that returns the loss of outputs and targets.
     """
     inputs, targets, labels = (nested.split(column, BATCH) for column in (data[0], data[1], data[-1]))
     right, counted, loss, samples, classes = 0, 0, 0.0, 0, True
@@ -55,11 +55,11 @@ def found_on(model: MaskedModel, data: Sequence[Any], criterion: Callable[[Any, 
 
 
 def quality(found: Found, nothing: Found) -> float:
-    """Accuracy; or, where there is none, the share of the loss that the task's units take away.
+    """Return the accuracy; or, without one, the share of the loss that the task's units remove.
 
     Args:
-        found: with some of the units.
-        nothing: with none that is the task's own.
+        found: result with some of the task's units.
+        nothing: result without any units of the task's own.
     """
     if found.right is not None:
         return found.right

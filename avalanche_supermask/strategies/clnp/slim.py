@@ -20,17 +20,18 @@ TRIALS = 3  # random inputs on which the copies are compared, besides the exampl
 
 
 def slim(net: nn.Module, example: Sequence[Any], units: Units, keep: Tensor) -> nn.Module:
-    """A smaller copy of a network without some of its units, and with equal outputs.
+    """Return a smaller copy of a network, without some of its units and with equal outputs.
 
-    The copy is compared with the network before it is returned, on the example and on random inputs. Layers from which
-    no unit can be taken stay whole, with one warning: a network may count its channels (``channel_shuffle``), add them
-    to its own input, or make something of a unit that is zero (a sigmoid).
+    The outputs of the copy are compared with those of the network, on the example and on random inputs, before the copy
+    is returned. Layers from which no unit can be removed stay whole, with one warning. Reasons are that a network
+    counts its channels (``channel_shuffle``), adds them to its own input, or computes something other than zero from a
+    unit that is zero (a sigmoid).
 
     Args:
         net: a network whose removed units contribute nothing to its outputs.
         example: arguments of one forward pass.
-        units: of the network.
-        keep: bool, one a unit; at least one unit of a layer stays.
+        units: units of the network.
+        keep: bool, one per unit; at least one unit of each layer is kept in any case.
 
     Returns:
         The copy, in evaluation mode.
@@ -74,14 +75,14 @@ def slim(net: nn.Module, example: Sequence[Any], units: Units, keep: Tensor) -> 
 
 
 def _cut(net: nn.Module, channels: Mapping[str, Tensor], columns: Mapping[str, Tensor], keep: Tensor) -> nn.Module:
-    """A copy with the rows and columns of the kept units only.
+    """Return a copy with only the rows and columns of the kept units.
 
     Raises:
-        ValueError: a layer cannot do without them.
+        ValueError: a layer cannot work without the removed units.
     """
     small = copy.deepcopy(net)
     padded = torch.cat([keep, torch.tensor([True])])  # the index -1 stands for inputs and outputs
-    cut_already: dict[int, nn.Parameter] = {}  # layers that share a weight go on to
+    cut_already: dict[int, nn.Parameter] = {}  # layers that share a weight also share the smaller one
     for name, read in columns.items():
         module = small.get_submodule(name)
         rows, inputs = padded[channels[name]], padded[read]
@@ -117,7 +118,7 @@ def _resize(module: Any, outputs: int, inputs: int) -> None:
 
 
 def _cases(example: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """The example, and random inputs of its shape; of whole numbers there are no others that are sure to be valid."""
+    """Return the example and random inputs of its shape; integer inputs are not changed, to be sure they are valid."""
     generator = torch.Generator().manual_seed(0)
 
     def random(t: Tensor) -> Tensor:

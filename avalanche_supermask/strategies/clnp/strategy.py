@@ -1,30 +1,32 @@
-"""CLNP: continual learning via neural pruning. A task keeps the neurons that were active, and frees the rest.
+"""CLNP: continual learning via neural pruning. A task keeps the neurons that were active on it, and frees the others.
 
 Golkar, Kagan & Cho, "Continual Learning via Neural Pruning", 2019 (arXiv 1903.04476).
 
-Idea. Units (neurons, filters) are active, once claimed by a task, or free. A new task may read active units but
-never write to them. With A_l the active units of layer l, the entry (i, j) of W_l, from unit j to unit i, is
+Idea. A unit (neuron or filter) is active if a task has claimed it, and free otherwise. A new task may read active
+units, but never changes the weights that feed them. Let A_l be the active units of layer l. The entry (i, j) of W_l,
+from unit j to unit i, is
 
-    frozen         i ∈ A_l and j ∈ A_{l-1}      stays as it is
-    interference   i ∈ A_l and j ∉ A_{l-1}      is zero, or a later task would disturb unit i
-    free           i ∉ A_l                      trains, with an L1 penalty α Σ|w|
+    frozen         i ∈ A_l and j ∈ A_{l-1}      it never changes
+    interference   i ∈ A_l and j ∉ A_{l-1}      it is zero, because a later task would otherwise disturb unit i
+    free           i ∉ A_l                      it trains, with an L1 penalty α Σ|w|
 
-After training, a unit is kept if its mean activity exceeds a threshold θ: the largest one at which accuracy on
-held-out training data stays within a margin (graceful forgetting, the only one that ever happens). Kept units are
-claimed; all others are re-initialised for the tasks to come. So a weight is used from task t on if and only if
+After training, a unit is kept if its mean activity exceeds a threshold θ. This is the largest threshold at which the
+accuracy on held-out training data stays within a margin. The accuracy lost here is called graceful forgetting; no other
+forgetting happens. Kept units are claimed, and all other units are re-initialised for later tasks. So task t uses a
+weight if and only if
 
-    claimed(j) ≤ claimed(i) ≤ t        (inputs are claimed from the start)
+    claimed(j) ≤ claimed(i) ≤ t        (the network's inputs are claimed from the start)
 
-Heads. By default each task has an output layer of its own (the paper's multi-head). ``head="gated"`` shares one:
-task t sees the columns of units claimed by t, and trains those of free units.
+Heads. By default each task has its own output layer (the paper's multi-head). With ``head="gated"``, all tasks share
+one output layer: task t uses the columns of the units that were claimed up to t, and trains the columns of free units.
 
-BatchNorm. A claimed channel normalises with the statistics it had when it was claimed, in training as well.
+BatchNorm. A claimed channel is normalised with the statistics that it had when it was claimed, also in training.
 
-Deviations. θ is sought over 40 geometric steps, ascending, up to the first that costs too much, and then by
-bisection below that one; ``min_new`` lets a task claim more than θ does, ``max_new`` less. With ``reads="active"`` a
-task's units train on their own first, and then read, of the units claimed before, those that are active on it; in the
-paper they read all of them from the start. Old tasks do not rest on the zeros alone: each keeps the bit mask of its
-weights, like every other method.
+Deviations. The search for θ takes 40 geometric steps in ascending order, up to the first step that costs too much, and
+then bisects the interval below that step. With ``min_new`` a task can claim more units than θ allows, and with
+``max_new`` fewer. With ``reads="active"``, the units of a task first train alone, and then also read those claimed
+units that are active on the task; in the paper they read all claimed units from the start. The outputs of old tasks do
+not depend only on the zeros: each task stores the bit mask of its weights, as in all other methods.
 """
 
 from __future__ import annotations
@@ -66,41 +68,47 @@ from avalanche_supermask.strategy import StrategyArguments, SubnetworkStrategy
 
 __all__ = ["CLNP", "CLNPPlugin"]
 
-LEFT = 0.15  # share of a layer's units that is free after the tasks of a stream
-USUAL_TASKS = 10  # of a stream that does not tell
+LEFT = 0.15  # share of a layer's units that shall be free after all tasks of a stream
+USUAL_TASKS = 10  # number of tasks that is assumed for a stream without a length
 _OF_THE_EXPERIENCE: dict[str, Any] = {"_held_out": [], "_trained_on": None, "_criterion": None}
 
 
 class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[call-arg]
-    """CLNP as a plugin of any template whose model is a ``MaskedModel(net, mask="all", init="keep")``.
+    """CLNP as a plugin for any template whose model is a ``MaskedModel(net, mask="all", init="keep")``.
 
     Args:
-        l1: strength α of the penalty Σ|w| on the weights that train (default 1e-4; the paper's is unknown).
-        l1_search: strengths to choose from at each task: a copy is trained at each for ``search_epochs`` and pruned;
-            of those whose accuracy is within the margin of the best, the one that claims the fewest units wins.
-        search_epochs: epochs of a copy (default 1), besides ``train_epochs``.
-        l1_form: ``"subgradient"`` adds α sign(w) to the gradient; ``"proximal"`` shrinks weights by the learning
-            rate times α after each step, which gives exact zeros, but under Adam needs an α a hundred to ten
-            thousand times larger, as Adam scales the gradient and not the step.
-        margin: accuracy that pruning may cost, absolute (default 0.005, half a point); where the targets are no class
-            numbers, the share of the loss that pruning may bring back (see `quality`).
-        min_new: share of each layer's units that a task claims at least, as far as free ones were active (default
-            0, the paper's). The margin looks at accuracy before fine-tuning; only new units fine-tune.
-        max_new: share of each layer's free units that a task claims at most (the paper's: 1); None: such that about
-            15 % of a layer are free after all tasks that the stream announces (see `share_of_free`). The penalty on
-            the weights does not always bring activities down: the first task may claim all units otherwise.
-        reads: which claimed units a task's new ones read: ``"all"``, from the start (the paper's); or ``"active"``:
-            none until the pruning, and then, beginning at zero, those at least as active on the task as the least
-            active unit of their layer that it claims. For tasks that have little in common: the rest is noise to them.
-        activity: ``"mean"`` activation after the ReLU (the paper's); ``"rate"``, how often it is positive; or the mean
-            ``"relative"`` to its layer's, where one threshold would empty one layer and leave another full.
-        validation_share: of the experience's training data, held out to choose the threshold (default 0.1).
-        finetune_epochs: last epochs of ``train_epochs``, in which the kept weights train on without penalty; None:
-            three quarters.
-        head: ``"own"``: what is each task's own in the model is its head; ``"gated"``: one shared output layer.
-        on_exhausted: ``"warn"`` and train what is left, or ``"error"``, where a layer has no free unit.
-        weight_lr: learning rate of both phases; None: the optimizer's, or chosen from the number of steps where the
-            strategy made the optimizer.
+        l1: strength α of the penalty Σ|w| on the trainable weights (default 1e-4; the paper does not give its value).
+        l1_search: strengths to choose from for each task. A copy of the model is trained with each strength for
+            ``search_epochs`` epochs, and pruned. Among the copies whose accuracy is within the margin of the best, the
+            strength that claims the fewest units is used. By default, ``l1`` is used without a search.
+        search_epochs: number of epochs for each of these copies (default 1), in addition to ``train_epochs``.
+        l1_form: ``"subgradient"`` (default) adds α sign(w) to the gradient. ``"proximal"`` shrinks the weights by the
+            learning rate times α after each step, which makes some weights exactly zero. With Adam, it needs an α that
+            is a hundred to ten thousand times larger, because Adam scales the gradient but not this shrinking.
+        margin: accuracy that pruning may cost (absolute; default 0.005, half a percentage point). If the targets are
+            not class numbers, it is a share of the loss (see `quality`).
+        min_new: smallest share of each layer's units that a task claims, if that many free units were active (default
+            0, as in the paper). It is useful because the margin refers to the accuracy before fine-tuning, and only new
+            units are fine-tuned.
+        max_new: largest share of each layer's free units that a task claims (1 in the paper). None (default): a share
+            with which about 15 % of the layer are free after all tasks of the stream (see `share_of_free`). Without a
+            limit the first task may claim all units, because the penalty on weights does not always lower activities.
+        reads: which claimed units the new units of a task read. ``"all"`` (default, as in the paper): all, from the
+            start. ``"active"``: none before the pruning; after it, those that are at least as active on the task as the
+            least active unit that the task claims in the same layer, with weights that start at zero. This helps tasks
+            that have little in common, for which the other units are noise.
+        activity: measure of a unit's activity. ``"mean"`` (default, as in the paper): the mean activation after the
+            ReLU. ``"rate"``: the share of positive activations. ``"relative"``: the mean activation divided by the
+            mean of the layer, for networks in which one threshold would empty one layer and keep all of another.
+        validation_share: share of the experience's training data that is held out to choose the threshold (default
+            0.1).
+        finetune_epochs: length of the last part of ``train_epochs``, in which the kept weights of new units train
+            without penalty; None (default): three quarters.
+        head: ``"own"`` (default): each task has its own output layer; ``"gated"``: all tasks share one output layer.
+        on_exhausted: what happens if a layer has no free unit. ``"warn"`` (default): a warning, and the remaining
+            weights train. ``"error"``: an error is raised.
+        weight_lr: learning rate of both phases; None (default): the optimizer's rate, or a rate that is computed from
+            the number of steps if the strategy created the optimizer.
 
     Raises:
         ValueError: an unknown or impossible option.
@@ -153,13 +161,13 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         self._criterion: Any = None
         self._pruned = False
 
-    _share = 1.0  # of the free units that the current task claims at most
-    _chosen_rate = 1e-3  # for the current task, where nobody gave one
+    _share = 1.0  # largest share of the free units that the current task claims
+    _chosen_rate = 1e-3  # learning rate of the current task if none was given
 
     # ------------------------------------------------------------------ the lifecycle of a task
 
     def phases(self, epochs: int) -> list[Phase]:
-        """Training, then fine-tuning of what is kept."""
+        """Return a training phase, and a phase that fine-tunes the kept weights."""
         last = 3 * epochs // 4 if self.finetune_epochs is None else self.finetune_epochs
         if not 0 <= last < epochs:
             raise ValueError(f"finetune_epochs is part of train_epochs: expected 0 to {epochs - 1}, got {last}")
@@ -167,10 +175,10 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         return [Phase("train", epochs - last, rate, "weight_lr"), Phase("finetune", last, rate, "weight_lr")]
 
     def prepare(self, model: MaskedModel) -> None:
-        """There are no scores: weights learn from the start.
+        """Check the model; the method has no scores to allocate.
 
         Raises:
-            ValueError: the model keeps a base outside its masks.
+            ValueError: the model uses ``outside="base"``.
         """
         if model.outside == "base":
             raise ValueError(
@@ -179,7 +187,7 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
             )
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """Take the held-out share out of the training data, before a loader is made of them."""
+        """Remove the held-out share from the training data, before a loader is made from them."""
         dataset = strategy.adapted_dataset
         seed = getattr(strategy.model, "seed", 0) + strategy.experience.current_experience
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -191,7 +199,7 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         strategy.adapted_dataset = self._trained_on = dataset.subset(order[cut:])
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Find the units at the first task; look how many are free."""
+        """Find the network's units at the first task; check that there are free units."""
         if not self.claims.units.count:
             two = nested.rows(self._held_out[0], slice(2))
             self.claims.find(model, model.arguments(two, model.subnetworks.active_label)[0])
@@ -217,19 +225,19 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         self.settings_used["l1"] = self.l1
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
-        """Train the free weights; or prune, and train those of them that are kept."""
+        """Train the free weights; or prune, and train the kept weights of new units."""
         if phase.name == "train":
             model.learn_weights(self.claims.free(model), mask=self.claims.seen(model))
         else:
             self._claim(model)
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """L1 as a sub-gradient, until the pruning."""
+        """Apply the penalty as a sub-gradient, until the pruning."""
         if not self._pruned:
             self._penalty.after_backward(strategy.model)
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
-        """L1 as a proximal step, until the pruning."""
+        """Apply the penalty as a proximal step, until the pruning."""
         if not self._pruned:
             self._penalty.after_step(strategy.model, strategy.optimizer.param_groups[0]["lr"])
 
@@ -238,24 +246,24 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         return L1(self.l1, self.l1_form)
 
     def end_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Prune, if no fine-tuning did."""
+        """Prune if there was no fine-tuning phase; store the statistics of the claimed BatchNorm channels."""
         if not self._pruned:
             self._claim(model)
         self.claims.keep_statistics(model)
 
     def task_committed(self, strategy: Any, model: MaskedModel, key: int) -> None:
-        """What is free begins anew."""
+        """Re-initialise the free units."""
         self.claims.reinitialise(model)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """End the task, and let go of its data."""
+        """End the task, and drop the references to its data."""
         super().after_training_exp(strategy, **kwargs)
         self._held_out, self._trained_on, self._criterion = [], None, None
 
     # ------------------------------------------------------------------ pruning
 
     def _claim(self, model: MaskedModel) -> None:
-        """Claim the units that matter; what of them is new goes on to learn."""
+        """Prune, claim the active units, and continue the training of the new units among them."""
         assert model.active is not None
         trainable = self.claims.free(model)
         self.reports[model.active], self.claims.claimed, active = self._prune(model)
@@ -265,10 +273,10 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
 
     @torch.no_grad()
     def _prune(self, model: MaskedModel) -> tuple[PruningReport, Tensor, Tensor]:
-        """Find the largest threshold within the margin; the model's mask moves, its weights do not.
+        """Find the largest threshold within the margin; the model's mask changes, but its weights do not.
 
         Returns:
-            As `prune`.
+            The values that `prune` returns.
         """
         claims, was_training = self.claims, model.training
         model.eval()
@@ -281,7 +289,9 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
             return found_on(model, self._held_out, self._criterion)
 
         whole = found(claims.seen(model))
-        nothing = found(claims.kept(model, claims.claimed)) if whole.right is None else whole  # only a loss needs it
+        nothing = (
+            found(claims.kept(model, claims.claimed)) if whole.right is None else whole
+        )  # used only without an accuracy
         result = prune(
             claims.units,
             claims.claimed,
@@ -297,7 +307,7 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         return agreed(result)
 
     def _search_l1(self, strategy: Any, model: MaskedModel) -> float:
-        """Train a copy at each strength; of those within the margin of the best, the one that claims least."""
+        """Train and prune a copy with each strength; return the strength that `strength_that_claims_least` chooses."""
         trials = {}
         for strength in self.l1_search:
             self.l1 = strength
@@ -315,31 +325,31 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
             trials[strength] = self._prune(trial)[0]
         return strength_that_claims_least(trials, self.margin)
 
-    # ------------------------------------------------------------------ questions
+    # ------------------------------------------------------------------ results
 
     def unit_capacity(self) -> UnitCapacity | None:
-        """Units that the latest task used and left, and how many more tasks fit; None before the first."""
+        """Return the units that the latest task used and left free, and how many more tasks fit; None before a task."""
         return capacity_after(self.reports[next(reversed(self.reports))]) if self.reports else None
 
     def slim(self, model: MaskedModel, task: int) -> nn.Module:
-        """A plain network with only the units that a task uses: equal outputs, fewer operations."""
+        """Return a plain network with only the units that a task uses: the same outputs with fewer operations."""
         return self.claims.slim(model, task)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, **_OF_THE_EXPERIENCE}
 
     def put_back(self, state: dict[str, Any]) -> None:
-        """Take a saved state, and keep the data, which belong to the experience (see `CheckpointPlugin`)."""
+        """Restore a saved state, except the data of the current experience (see `CheckpointPlugin`)."""
         self.__dict__.update({k: v for k, v in state.items() if k not in _OF_THE_EXPERIENCE})
 
 
 def share_of_free(experience: Any) -> float:
-    """Share of the free units that a task claims at most, so that `LEFT` of all are free after the stream's tasks.
+    """Return the largest share of the free units that a task claims, so that `LEFT` of all are free after n tasks.
 
-    Each of n tasks takes the share ``1 - LEFT ** (1 / n)`` of what the ones before left.
+    Each of the n tasks of the stream takes the share ``1 - LEFT ** (1 / n)`` of the units that are still free.
 
     Args:
-        experience: whose stream tells n by its length; of a stream without a length, n is 10.
+        experience: an experience of the stream; n is the length of the stream, or 10 if it has no length.
     """
     try:
         tasks = len(experience.origin_stream)
@@ -349,10 +359,10 @@ def share_of_free(experience: Any) -> float:
 
 
 def dense_rate(steps: int) -> float:
-    """Adam's rate for weights that learn from scratch: 0.01, and less beyond a hundred steps, by their root.
+    """Return Adam's rate for weights that train from scratch: 0.01 up to 100 steps, then ``0.01 * sqrt(100 / steps)``.
 
     Args:
-        steps: of the experience.
+        steps: number of optimizer steps of the experience.
 
     Example:
         >>> dense_rate(50), dense_rate(400)
@@ -370,20 +380,20 @@ def _expect(name: str, value: str, known: tuple[str, ...]) -> None:
 class CLNP(SubnetworkStrategy):
     """CLNP (Golkar et al. 2019): each task keeps its active neurons, and leaves the others to later tasks.
 
-    Uses task identities. Forgets nothing after its own pruning step, which costs a task at most ``margin``.
+    It needs the identity of the task in training, and at test unless ``task_inference`` infers the task. It forgets
+    nothing after the pruning of a task, which costs this task an accuracy of at most ``margin``.
 
     Args:
-        model: Linear, convolution and BatchNorm layers with ReLU, residual sums included; or an Avalanche
+        model: a network of Linear, convolution and BatchNorm layers with ReLU, also with residual sums; or an Avalanche
             multi-head model of such layers.
-        optimizer: None for Adam with a cosine schedule.
-        head: ``"own"``: the output layer is each task's own; ``"gated"``: all tasks share it.
-        output_layer: name of the output layer; None: the last module that holds a weight.
-        task_key: ``"auto"``, ``"task_label"`` or ``"experience"``.
-        schedule: ``"constant"`` or ``"cosine"``; by default cosine for our optimizer, constant for yours.
-        frozen: ``"keep"``: layers that are brought frozen (``requires_grad=False``) stay as they are, and their neurons
-            are no units; or ``"mask"``: they are pruned like the others.
-        seed: of the re-initialisation and the held-out samples.
-        arguments: of any Avalanche strategy.
+        optimizer: an optimizer with the parameters of ``model``; None (default): Adam.
+        output_layer: name of the output layer; None (default): the last module that has a weight.
+        schedule: schedule of the learning rate within each phase, ``"constant"`` or ``"cosine"``; None (default):
+            cosine if no optimizer was passed, else constant.
+        frozen: how layers with ``requires_grad=False`` are treated. ``"keep"`` (default): they never change, and their
+            neurons are not units. ``"mask"``: they are pruned like the other layers.
+        seed: seed of the re-initialisation and of the held-out samples; None (default): it is drawn at random.
+        arguments: arguments of any Avalanche strategy.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -433,9 +443,14 @@ class CLNP(SubnetworkStrategy):
         super().__init__(model=model, method=method, optimizer=optimizer, default_lr=1e-3, **wrapping, **arguments)
 
     def export(self, task: int, *, slim: bool = False) -> nn.Module:
-        """A plain network with one task's weights; ``slim``: without the units that it does not use."""
+        """Return a plain network with the weights of one task.
+
+        Args:
+            task: key of the task.
+            slim: whether the units that the task does not use are removed (default False).
+        """
         return self.method.slim(self.model, task) if slim else self.model.export(task)
 
     def capacity(self) -> UnitCapacity | None:
-        """Units that the latest task used and left, and how many more tasks fit; None before the first task."""
+        """Return the units that the latest task used and left free, and how many more tasks fit; None before a task."""
         return self.method.unit_capacity()

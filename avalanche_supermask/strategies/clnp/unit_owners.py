@@ -1,4 +1,4 @@
-"""Who claimed which unit, and what that makes of a model's weights: what is read, what trains, what a task keeps."""
+"""The tasks that claimed the units of a network, and the resulting entries of the weights that are read or train."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ Reads = Literal["all", "active"]
 
 
 class UnitOwners:
-    """The units of a network, and the task that claimed each.
+    """The units of a network, and the task that claimed each of them.
 
     Args:
-        reads: ``"all"``: a task reads what was claimed before it; ``"active"``: not while it trains.
+        reads: ``"all"``: a task reads all units that were claimed before; ``"active"``: it reads none of them before
+            its pruning.
 
     Attributes:
-        units: of the network; none until `find`.
+        units: units of the network; there are none before `find`.
         claimed: by unit, the place of the task that claimed it, or `FREE`.
-        statistics: of its claimed channels, by BatchNorm layer.
+        statistics: statistics of the claimed channels, by BatchNorm layer.
     """
 
     def __init__(self, *, reads: Reads) -> None:
@@ -39,10 +40,14 @@ class UnitOwners:
         self._example: tuple[Any, ...] = ()
 
     def find(self, model: MaskedModel, example: tuple[Any, ...]) -> None:
-        """Find the units of the model's network, all free, from arguments of a forward pass.
+        """Find the units of the model's network, and mark all of them as free.
+
+        Args:
+            model: the model.
+            example: arguments of one forward pass.
 
         Raises:
-            ValueError: there are none.
+            ValueError: the network has no hidden units.
         """
         self.units = find_units(model.net, example, masked=frozenset(model.masked_names))
         if self.units.count == 0:
@@ -51,30 +56,36 @@ class UnitOwners:
         self._example = example
 
     def of(self, layer: str) -> Tensor:
-        """`claimed`, of one layer's units."""
+        """Return the part of `claimed` that belongs to one layer's units."""
         ids = self.units.layers[layer]
         return self.claimed[ids.start : ids.stop]
 
     def full(self) -> list[str]:
-        """Layers that have no free unit."""
+        """Return the names of the layers that have no free unit."""
         return [layer for layer in self.units.layers if not (self.of(layer) == FREE).any()]
 
     # ------------------------------------------------------------------ entries of weights, bool, by name
 
     def visible(self, model: MaskedModel) -> dict[str, Tensor]:
-        """All but interference."""
+        """Return all entries except interference."""
         return _to(model, self._partition(model).visible(self.claimed))
 
     def seen(self, model: MaskedModel) -> dict[str, Tensor]:
-        """What is visible while a task trains, before its pruning."""
+        """Return the entries that a task reads while it trains, before its pruning."""
         return self.visible(model) if self.reads == "all" else _to(model, self._partition(model).alone(self.claimed))
 
     def free(self, model: MaskedModel) -> dict[str, Tensor]:
-        """What trains."""
+        """Return the entries that train."""
         return _to(model, self._partition(model).free(self.claimed, first_task=not model.task_keys))
 
     def kept(self, model: MaskedModel, claimed: Tensor, *, read: Tensor | None = None) -> dict[str, Tensor]:
-        """What a task keeps if these are its claims; of what it reads, if given, only the units in ``read`` (bool)."""
+        """Return the entries that a task keeps with these claims.
+
+        Args:
+            model: the model.
+            claimed: by unit, the place of the task that claimed it, or `FREE`.
+            read: bool, one per unit: the earlier units that the task reads; None (default): all of them.
+        """
         partition = self._partition(model)
         kept = _to(model, partition.kept(claimed))
         if read is None:
@@ -88,7 +99,7 @@ class UnitOwners:
     # ------------------------------------------------------------------ the end of a task
 
     def keep_statistics(self, model: MaskedModel) -> None:
-        """Remember the running statistics of the channels that the task claims, for all later tasks."""
+        """Store the running statistics of the channels that the task claims, for all later tasks."""
         place = len(model.task_keys)
         claimed = {
             name: (channels == ALWAYS) | (self.claimed[channels] <= place)
@@ -98,7 +109,7 @@ class UnitOwners:
 
     @torch.no_grad()
     def reinitialise(self, model: MaskedModel) -> None:
-        """Free units start anew; interference becomes zero, and so does what they shall not read yet."""
+        """Re-initialise the free units; set interference to zero, and the entries that they do not read yet."""
         drawn = redrawn(model.net, seed=model.seed + len(model.task_keys))
         seen, free = self.seen(model), self.free(model)
         weights = model.subnetworks.frozen
@@ -107,7 +118,7 @@ class UnitOwners:
         )
 
     def slim(self, model: MaskedModel, task: int) -> nn.Module:
-        """A plain network with only the units that a task uses: equal outputs, fewer operations."""
+        """Return a plain network with only the units that a task uses: the same outputs with fewer operations."""
         place = model.task_keys.index(task)
         example = tree_map_only(Tensor, lambda t: t.cpu(), self._example)
         return slim(model.export(task).cpu(), example, self.units, self.claimed <= place)

@@ -1,9 +1,9 @@
-"""Which channels of which layers are one unit: the neurons of an MLP, the filters of a conv net.
+"""Find the units of a network: the neurons of an MLP, the filters of a convolutional network.
 
-A unit is a row of the weights that compute it, an entry of their biases and norms, and a column (or several, behind a
-flattening) of every weight that reads it. Channels that one input reads together are one unit: the operands of a
-residual sum, a gate and what it multiplies. So are the two ends of a BatchNorm or a depthwise convolution, and the rows
-of layers that share a weight.
+A unit is a row of the weights that compute it, an entry of their biases and norms, and a column of every weight that
+reads it (several columns behind a flattening). Channels that one input reads together form one unit: the operands of a
+residual sum, or a gate and the channel that it multiplies. The input and the output of a channel of a BatchNorm or a
+depthwise convolution also form one unit, and so do the same rows of layers that share a weight.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from avalanche_supermask.strategies.clnp.channels import (
 
 __all__ = ["ALWAYS", "Units", "find_units"]
 
-ALWAYS = -1  # in place of a unit: an input of the network, or an output, which no task can switch off
+ALWAYS = -1  # instead of a unit: an input or an output of the network, which no task can switch off
 
 _NORMS = nn.modules.batchnorm._BatchNorm
 _CONVS = nn.modules.conv._ConvNd
@@ -40,10 +40,10 @@ class Units:
 
     Attributes:
         layers: ids of each layer's units, by the name of the last module that computes them.
-        rows: unit of each row of a parameter, or `ALWAYS`; by parameter name.
-        columns: unit that each column of a weight reads, or `ALWAYS`; by parameter name.
-        producers: modules whose outputs are the layer's pre-activations, by layer.
-        channels: unit of each channel of a module's output, or `ALWAYS`; by module name.
+        rows: by parameter name, the unit of each row, or `ALWAYS`.
+        columns: by parameter name, the unit that each column of a weight reads, or `ALWAYS`.
+        producers: by layer, the modules whose outputs are the layer's pre-activations.
+        channels: by module name, the unit of each channel of the output, or `ALWAYS`.
     """
 
     layers: Mapping[str, range]
@@ -53,7 +53,7 @@ class Units:
     channels: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Files of 0.1.0 have no channels: there every layer has a weight, and its rows are the same."""
+        """Restore a pickle; those of 0.1.0 have no channels, which equal the rows of each layer's weight there."""
         weights = {name.removesuffix(".weight"): u for name, u in state["rows"].items() if name.endswith(".weight")}
         self.__dict__.update({"channels": weights, **state})
 
@@ -63,11 +63,11 @@ class Units:
         return sum(len(ids) for ids in self.layers.values())
 
     def read(self, calls: list[dict[str, Tensor]], inputs: int) -> Tensor:
-        """Unit that each input of a layer reads, or `ALWAYS`.
+        """Return the unit that each input of a layer reads, or `ALWAYS`.
 
         Args:
-            calls: the layer's `Sources`.
-            inputs: how many there are.
+            calls: entry of the layer in `Sources`.
+            inputs: number of inputs of the layer.
         """
         found = torch.full((inputs,), ALWAYS)
         for call in calls:
@@ -81,13 +81,13 @@ def find_units(net: nn.Module, example: tuple[Any, ...], *, masked: frozenset[st
     """Find the units of a network.
 
     Args:
-        net: any composition of Linear, convolution and BatchNorm layers; not changed.
+        net: any composition of Linear, convolution and BatchNorm layers; it is not changed.
         example: arguments of one forward pass.
-        masked: names of the parameters whose rows and columns are wanted; the others (heads) only read units.
+        masked: names of the parameters whose rows and columns are needed; other parameters (heads) only read units.
 
     Raises:
-        ValueError: a layer that mixes channels (LayerNorm, attention, recurrent, grouped convolution), or something
-            between layers that does.
+        ValueError: a layer that mixes channels (LayerNorm, attention, a recurrent layer, a grouped convolution), or an
+            operation between layers that mixes them.
     """
     _check_supported(net, masked)
     read = sources(net, example)
@@ -131,7 +131,7 @@ def _check_supported(net: nn.Module, masked: frozenset[str]) -> None:
 
 
 class _Places:
-    """Numbers all output channels of a network's layers; layers that share a weight have the same ones."""
+    """Numbers ("places") of all output channels of a network's layers; layers with a shared weight have equal ones."""
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self._first: dict[str, str] = {}
@@ -149,22 +149,23 @@ class _Places:
                 self.count += width
 
     def of(self, name: str) -> Tensor:
-        """Of a layer's channels."""
+        """Return the places of a layer's channels."""
         first = self._first[name]
         return torch.arange(self._start[first], self._start[first] + self._width[first])
 
     def sharing(self, name: str) -> list[str]:
-        """Layers with the same weight as this one, itself included."""
+        """Return the layers with the same weight as this layer, including the layer itself."""
         return [other for other, first in self._first.items() if first == self._first[name]]
 
 
 def _tied_channels(
     modules: Mapping[str, nn.Module], places: _Places, read: Sources, masked: frozenset[str]
 ) -> list[int]:
-    """By place, the place that stands for all channels that are one unit with it.
+    """Return, for each place, the place that represents all channels of the same unit.
 
     Raises:
-        ValueError: a masked layer reads something that mixes channels, or inputs here and units there.
+        ValueError: a masked layer reads the result of an operation that mixes channels, or it reads units in one call
+            and inputs of the network in another.
     """
     stands_for = list(range(places.count))
 
@@ -213,7 +214,7 @@ def _check_apart(name: str, calls: list[dict[str, Tensor]], inputs: int, masked:
 def _number(
     modules: Mapping[str, nn.Module], places: _Places, tied: list[int], read: Sources, masked: frozenset[str]
 ) -> tuple[dict[str, range], Tensor]:
-    """Units of each layer, by the last module that computes them; and the unit of each place, or `ALWAYS`."""
+    """Return the units of each layer, named by the last module that computes them; and the unit of each place."""
     makes = [n for n, m in modules.items() if not isinstance(m, _NORMS) and f"{n}.weight" in masked]
     made = {tied[place] for name in makes for place in places.of(name).tolist()}
     is_read = set()
@@ -226,7 +227,7 @@ def _number(
     members = {name: {tied[place] for place in places.of(name).tolist()} & made & is_read for name in modules}
     layers: dict[str, range] = {}
     unit_of: dict[int, int] = {}
-    for root in reversed(makes):  # the last of a residual stage gives the layer its name
+    for root in reversed(makes):  # the last module of a residual stage gives the layer its name
         if not members[root] or members[root] & unit_of.keys():
             continue
         layer = _connected(members, root)
@@ -240,7 +241,7 @@ def _number(
 
 
 def _connected(members: Mapping[str, set[int]], root: str) -> list[str]:
-    """Modules that have a unit in common with the root, or with one that has, and so on; in the network's order."""
+    """Return the modules that share units with the root directly or through other modules, in the network's order."""
     found, seen = {root}, set(members[root])
     grows = True
     while grows:
