@@ -1,6 +1,6 @@
-"""Another method in one file: WSN, winning subnetworks (Kang et al. 2022), weights and mask learned together.
+"""Another method in one file: WSN, winning subnetworks (Kang et al. 2022), which trains weights and mask together.
 
-Every step trains the scores, and with them the weights that no earlier task has; a task's mask may reuse the others.
+Every step trains the scores, and also the weights that no earlier task uses. The mask of a task may reuse the others.
 
     W_eff = M ⊙ W     M = top_c(|S|)     dL/dS straight-through     dL/dW only where no earlier task's mask is
 
@@ -19,11 +19,11 @@ from avalanche_supermask.selection import selection
 
 
 class WSNPlugin(SubnetworkPlugin):
-    """Weights and scores learn at once.
+    """WSN as a plugin: weights and scores are trained together.
 
     Args:
-        density: c, the fraction of weights a task selects.
-        arguments: see `SubnetworkPlugin`.
+        density: fraction c of the weights that a task selects (default 0.3).
+        arguments: arguments of `SubnetworkPlugin`.
     """
 
     def __init__(self, *, density: float = 0.3, **arguments: Any) -> None:
@@ -31,21 +31,21 @@ class WSNPlugin(SubnetworkPlugin):
         self.density = density
 
     def phases(self, epochs: int) -> list[Phase]:
-        """One."""
+        """Return a single phase."""
         return [Phase("both", epochs)]
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Scores go on from those of the task before, as in the paper."""
+        """Do nothing: the scores continue from those of the previous task, as in the paper."""
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
-        """What no task has may learn."""
+        """Train the scores, and the weights that no finished task uses."""
         free = {name: ~owned for name, owned in model.owned().items()}
         model.learn_scores(selection(model.masked_shapes, density=self.density), trainable=free)
 
 
 @register("wsn")
 class WSN(SubnetworkStrategy):
-    """Winning subnetworks."""
+    """Winning subnetworks (Kang et al. 2022)."""
 
     def __init__(self, model: nn.Module, *, density: float = 0.3, optimizer: Any = None, **arguments: Any) -> None:
         method = WSNPlugin(density=density, schedule="cosine" if optimizer is None else "constant")
@@ -54,8 +54,8 @@ class WSN(SubnetworkStrategy):
 
 
 def main() -> None:
-    """Learn five tasks with it."""
-    from digits import learn, network  # beside this file
+    """Learn five tasks with this method."""
+    from digits import learn, network  # the file digits.py in this folder
 
     torch.manual_seed(0)
     strategy = learn(methods()["wsn"], network(), description=__doc__, epochs=6)
