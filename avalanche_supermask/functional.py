@@ -1,7 +1,8 @@
-"""Pure tensor maths of supermasks: which weights a task keeps, and how scores learn.
+"""Pure tensor functions of supermasks: the masks that scores select, and the gradients of scores and weights.
 
-Notation of the papers: ``W`` the weights, ``S`` the scores, ``M`` the binary mask, ``k`` the density (the
-fraction of weights *kept*; the published codes call it sparsity). Nothing here knows a module or Avalanche.
+The notation is that of the papers: ``W`` are the weights, ``S`` the scores, ``M`` is the binary mask, and ``k`` is the
+density (the fraction of weights *kept*; the published codes call it sparsity). Nothing here depends on PyTorch modules
+or on Avalanche.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ __all__ = [
     "uniform_counts",
 ]
 
-PER_UNIT = 8  # weights that keep a unit connected
+PER_UNIT = 8  # number of weights per unit that keep the unit connected
 
 
 def fan_in(shape: Sequence[int]) -> int:
-    """Inputs of one output unit: ``C_in * kh * kw``; the row length of a matrix or an embedding.
+    """Number of inputs of one output unit: ``C_in * kh * kw``; for a matrix or an embedding, the length of a row.
 
     Example:
         >>> fan_in((20, 3, 5, 5))
@@ -50,13 +51,14 @@ def fan_in(shape: Sequence[int]) -> int:
 
 
 def signed_constant(shape: Sequence[int], *, density: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    """Signed Kaiming constant: ``+c`` or ``-c`` with probability 1/2, ``c = sqrt(2 / (density * fan_in))``.
+    """Signed Kaiming constants: ``+c`` or ``-c`` with probability 1/2 each, where ``c = sqrt(2 / (density * fan_in))``.
 
     Args:
         shape: shape of the weight, output units first.
-        density: share of the weights that a mask will keep. At 1, the default, the constant is SupSup's (A1); with the
-            density of the mask, activations keep their variance under it (Ramanujan et al. 2020, "scaled").
-        generator: source of the signs; the global one if None.
+        density: share of the weights that a mask will keep. With 1, the default, the constant is SupSup's (A1). With
+            the density of the mask, the mask does not change the variance of activations (Ramanujan et al. 2020,
+            "scaled").
+        generator: random generator of the signs; None: torch's default generator.
 
     Returns:
         A float32 CPU tensor of that shape.
@@ -70,17 +72,19 @@ def signed_constant(shape: Sequence[int], *, density: float = 1.0, generator: to
 
 
 def initial_scores(shape: Sequence[int], *, generator: torch.Generator | None = None) -> Tensor:
-    """Fresh scores ``S ~ U(-1/sqrt(fan_in), +1/sqrt(fan_in))``: Kaiming-uniform with a = sqrt 5 (SupSup, A2)."""
+    """Random scores ``S ~ U(-1/sqrt(fan_in), +1/sqrt(fan_in))``: Kaiming-uniform with a = sqrt 5 (SupSup, A2)."""
     bound = 1.0 / math.sqrt(fan_in(shape))
     return torch.rand(tuple(shape), generator=generator).mul_(2 * bound).sub_(bound)
 
 
 def reordered(values: Tensor, order: Tensor) -> Tensor:
-    """The given values, permuted so that their magnitudes follow ``order``; equal entries keep ``values``' order.
+    """The given values, permuted so that their magnitudes are in the order of ``order``.
+
+    Among equal entries of ``order``, the magnitudes keep the order that they have in ``values``.
 
     Args:
-        values: any shape.
-        order: same shape; the largest entry receives the value of largest magnitude.
+        values: tensor of any shape.
+        order: tensor of the same shape; its largest entry determines the place of the value of largest magnitude.
 
     Example:
         >>> reordered(torch.tensor([0.1, -0.3, 0.2]), torch.tensor([1.0, 0.0, 0.0]))
@@ -88,7 +92,7 @@ def reordered(values: Tensor, order: Tensor) -> Tensor:
     """
     flat = values.reshape(-1)
     by_magnitude = flat.abs().argsort(descending=True)
-    # Ties in `order` are broken by where the fresh values were large, so they stay random.
+    # Equal entries of `order` are sorted by the magnitudes of `values`, so their order stays random.
     places = torch.empty_like(flat)
     rank = order.reshape(-1).to(flat)[by_magnitude].argsort(descending=True, stable=True)
     places[by_magnitude[rank]] = flat[by_magnitude]
@@ -96,14 +100,14 @@ def reordered(values: Tensor, order: Tensor) -> Tensor:
 
 
 def uniform_counts(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, int]:
-    """Weights to keep in each layer when every layer has the same density ``k``: ``max(1, round(k * n))``.
+    """Number of weights to keep in each layer if every layer has the same density ``k``: ``max(1, round(k * n))``.
 
     Args:
-        shapes: shape of each layer's weight.
+        shapes: shape of each layer's weight, by name.
         density: fraction of weights kept, in (0, 1].
 
     Raises:
-        ValueError: density outside (0, 1].
+        ValueError: the density is outside (0, 1].
 
     Example:
         >>> uniform_counts({"a": (10, 10), "b": (2, 3)}, 0.1)
@@ -114,18 +118,18 @@ def uniform_counts(shapes: Mapping[str, Sequence[int]], density: float) -> dict[
 
 
 def erdos_renyi_counts(shapes: Mapping[str, Sequence[int]], density: float, *, cap: float = 0.5) -> dict[str, int]:
-    """Weights to keep in each layer with Erdős-Rényi densities at a given *overall* density (SupSup, A3).
+    """Number of weights to keep in each layer with Erdős-Rényi densities at a given *overall* density (SupSup, A3).
 
-    ``k_l = min(cap, s * (C_out + C_in) / n_l)``: small layers get denser than large ones. The paper's budget
-    ``s`` is solved for so that the kept weights of all layers together are ``density`` of the total.
+    The densities are ``k_l = min(cap, s * (C_out + C_in) / n_l)``, so that small layers are denser than large ones. The
+    paper's budget ``s`` is solved for, so that the share of kept weights over all layers is ``density``.
 
     Args:
-        shapes: shape of each layer's weight.
+        shapes: shape of each layer's weight, by name.
         density: fraction of all weights kept, in (0, 1].
-        cap: largest density of a layer (the paper: 0.5); raised to ``density`` where that is larger.
+        cap: largest density of a layer (default 0.5, as in the paper); ``density`` replaces it if it is larger.
 
     Raises:
-        ValueError: density outside (0, 1].
+        ValueError: the density is outside (0, 1].
 
     Example:
         >>> erdos_renyi_counts({"a": (100, 100), "b": (10, 100)}, 0.1)
@@ -139,20 +143,20 @@ def erdos_renyi_counts(shapes: Mapping[str, Sequence[int]], density: float, *, c
 def balanced_counts(
     shapes: Mapping[str, Sequence[int]], density: float, *, per_unit: int = PER_UNIT, cap: float = 0.5
 ) -> dict[str, int]:
-    """Weights to keep in each layer: the same density everywhere, but enough for every unit to stay connected.
+    """Number of weights to keep in each layer: the same density everywhere, but enough that all units stay connected.
 
-    A layer keeps its `least_count` at least; the others give up what this takes. Where all layers together cannot have
-    so many, they keep in proportion to their units. So a small output layer does not lose its last weights at a low
-    density.
+    A layer keeps at least its `least_count`; the other layers then keep less, so that the overall density is
+    ``density``. If the least counts of all layers exceed this density, the layers keep weights in proportion to their
+    units. So a small output layer does not lose its last weights at a low density.
 
     Args:
-        shapes: shape of each layer's weight.
+        shapes: shape of each layer's weight, by name.
         density: fraction of all weights kept, in (0, 1].
-        per_unit: weights for each unit.
-        cap: largest density that ``per_unit`` may cause (the paper of Erdős-Rényi densities: 0.5).
+        per_unit: number of weights per unit.
+        cap: largest density that ``per_unit`` may cause (default 0.5, as for Erdős-Rényi densities in the paper).
 
     Raises:
-        ValueError: density outside (0, 1].
+        ValueError: the density is outside (0, 1].
 
     Example:
         >>> balanced_counts({"a": (100, 100), "b": (10, 100)}, 0.2)
@@ -170,19 +174,19 @@ def balanced_counts(
 def connected_counts(
     shapes: Mapping[str, Sequence[int]], density: float, *, per_unit: int = PER_UNIT, cap: float = 0.5
 ) -> dict[str, int]:
-    """Weights to keep in each layer: this density of it, or its `least_count` where that is more.
+    """Number of weights to keep in each layer: the given density of the layer, or its `least_count` if that is larger.
 
-    So a network of large layers keeps about ``density`` of its weights, and one of small layers as many more as it
-    takes to learn anything.
+    So a network with large layers keeps about ``density`` of its weights. A network with small layers keeps more,
+    because it needs more to learn at all.
 
     Args:
-        shapes: shape of each layer's weight.
+        shapes: shape of each layer's weight, by name.
         density: fraction of a large layer that is kept, in (0, 1].
-        per_unit: weights for each unit.
+        per_unit: number of weights per unit.
         cap: largest density that ``per_unit`` may cause.
 
     Raises:
-        ValueError: density outside (0, 1].
+        ValueError: the density is outside (0, 1].
 
     Example:
         >>> connected_counts({"a": (1000, 1000), "b": (10, 1000)}, 0.1)
@@ -196,9 +200,10 @@ def connected_counts(
 
 
 def least_count(shape: Sequence[int], *, per_unit: int = PER_UNIT, cap: float = 0.5) -> float:
-    """Weights that keep every unit of a layer connected: ``per_unit`` for each row and column, or ``cap`` of all.
+    """Number of weights that keep every unit of a layer connected: ``per_unit`` per row and column, at most ``cap``.
 
-    Rows and columns are those of the weight as a matrix: a filter is a row, and each of its places a column.
+    ``cap`` is a share of the layer's weights. Rows and columns are those of the weight as a matrix: a filter is a row,
+    and each position in a filter is a column.
     """
     return min(cap * math.prod(shape), per_unit * _rows_and_columns(shape))
 
@@ -210,7 +215,7 @@ def _rows_and_columns(shape: Sequence[int]) -> int:
 def _by_units(
     shapes: Mapping[str, Sequence[int]], units: Mapping[str, int], density: float, cap: float
 ) -> dict[str, int]:
-    """Weights to keep in each layer, in proportion to its units, at most ``cap`` of it."""
+    """Number of weights to keep in each layer, in proportion to its units, but at most the share ``cap`` of it."""
     cap = max(cap, density)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     most = max((cap * sizes[name] / units[name] for name in sizes), default=0.0)
@@ -219,7 +224,13 @@ def _by_units(
 
 
 def _solved(kept: Callable[[float], dict[str, float]], most: float, target: float) -> dict[str, int]:
-    """The counts whose sum is the target; ``kept`` of a larger number, from 0 to ``most``, gives larger ones."""
+    """Counts whose sum is the target, found by bisection.
+
+    Args:
+        kept: returns the counts for a number between 0 and ``most``; larger numbers give larger counts.
+        most: largest number to try.
+        target: sum of the counts.
+    """
     low, high = 0.0, most
     for _ in range(100):
         middle = (low + high) / 2
@@ -233,17 +244,18 @@ def _check_density(density: float) -> None:
 
 
 def top_k_mask(scores: Tensor, keep: int) -> Tensor:
-    """Mask of exactly ``keep`` entries with the largest ``|S|``; ties go to the lowest index.
+    """Mask of exactly ``keep`` entries with the largest ``|S|``; among equal ones, the lowest index is kept first.
 
     Args:
-        scores: any shape.
-        keep: number of entries kept, 1 .. numel.
+        scores: tensor of any shape.
+        keep: number of entries kept, from 1 to the number of entries.
 
     Returns:
         A bool tensor of the shape of ``scores``.
 
     Raises:
-        ValueError: ``keep`` outside 1 .. numel, or (on a CPU, where looking costs nothing) NaN scores.
+        ValueError: ``keep`` is out of this range; or the scores contain NaN (checked only on a CPU, where the check
+            needs no synchronization).
 
     Example:
         >>> top_k_mask(torch.tensor([0.1, -0.9, 0.5, 0.5]), 2)
@@ -254,11 +266,13 @@ def top_k_mask(scores: Tensor, keep: int) -> Tensor:
 
 
 def top_k_free(scores: Tensor, taken: Tensor, keep: int) -> Tensor:
-    """Mask of the ``keep`` entries with the largest ``|S|`` among those that are not taken; of all, if there are fewer.
+    """Mask of the ``keep`` entries with the largest ``|S|`` among the entries that are not taken.
+
+    If at most ``keep`` entries are free, the mask holds all of them.
 
     Args:
-        scores: any shape.
-        taken: bool, same shape.
+        scores: tensor of any shape.
+        taken: bool tensor of the same shape.
         keep: number of entries.
 
     Example:
@@ -274,15 +288,15 @@ def top_k_free(scores: Tensor, taken: Tensor, keep: int) -> Tensor:
 
 
 def top_k_numbers(scores: Tensor, keep: int, *, hint: float | None = None) -> tuple[Tensor, float | None]:
-    """The mask as numbers of the scores' type, or bool, and the threshold, if one was found.
+    """The mask of `top_k_mask` as a tensor of the scores' type or bool, and the threshold; None if there is none.
 
     Args:
-        scores: any shape.
-        keep: number of entries kept, 1 .. numel.
-        hint: where the threshold is expected; it changes the time, never the result.
+        scores: tensor of any shape.
+        keep: number of entries kept, from 1 to the number of entries.
+        hint: expected value of the threshold; it changes the time, but never the result.
 
     Raises:
-        ValueError: as `top_k_mask`.
+        ValueError: in the same cases as `top_k_mask`.
     """
     n = scores.numel()
     if not 1 <= keep <= n:
@@ -304,20 +318,21 @@ def top_k_numbers(scores: Tensor, keep: int, *, hint: float | None = None) -> tu
 
 
 _NUMPY_TYPES = (torch.float16, torch.float32, torch.float64)
-# Shares of the hint to each side. Taking a band out of an array costs by its length, a guess in vain two counts.
+# Half the width of each band, as a share of the hint. Searching a band takes time in proportion to its length; a band
+# that does not contain the threshold costs two counts.
 _BANDS = (0.002, 0.02)
 
 
 def kth_largest(values: np.ndarray[Any, Any], k: int, *, hint: float | None = None) -> float:
-    """The k-th largest of some positive values, exactly.
+    """The exact k-th largest of some positive values.
 
-    A good hint saves most of the work: where counting shows that the k-th lies in a narrow band around it, only the
-    band is searched; else a wider one, else everything.
+    A good hint saves most of the work. If counting shows that the k-th largest value is in a narrow band around the
+    hint, only this band is searched. Otherwise a wider band is tried, and at last all values are searched.
 
     Args:
-        values: one dimension.
-        k: 1 .. len(values).
-        hint: where the k-th largest is expected.
+        values: one-dimensional array.
+        k: a number from 1 to ``len(values)``.
+        hint: expected value of the k-th largest; None: no hint.
 
     Example:
         >>> kth_largest(np.array([3.0, 1.0, 2.0]), 2, hint=1.99)
@@ -347,13 +362,14 @@ def _top_k_without_sync(magnitude: Tensor, keep: int) -> Tensor:
 
 
 class _TopKWeight(torch.autograd.Function):
-    """``W * M`` with the straight-through gradients of edge-popup, one pass each way."""
+    """``W * M`` with the straight-through gradients of edge-popup, with one pass forward and one backward."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, weight: Tensor, keep: int) -> Tensor:
         mask, _ = top_k_numbers(scores, keep)
-        ctx.save_for_backward(scores, weight, mask if ctx.needs_input_grad[1] else None)  # weights seldom learn as well
-        ctx.set_materialize_grads(False)  # where none comes, none goes on: not zeros, which an optimizer would decay
+        ctx.save_for_backward(scores, weight, mask if ctx.needs_input_grad[1] else None)  # weights are rarely trained
+        # Without an incoming gradient, the gradient is None: with zeros, an optimizer would still apply weight decay.
+        ctx.set_materialize_grads(False)
         return weight * mask
 
     @staticmethod
@@ -386,7 +402,7 @@ class _ThresholdWeight(torch.autograd.Function):
 
 
 class _PartlyTrainedWeight(torch.autograd.Function):
-    """One pass each way; ``torch.addcmul`` takes two for its gradient."""
+    """``fixed + learns * live`` with one pass forward and one backward; ``torch.addcmul`` needs two backward."""
 
     @staticmethod
     def forward(ctx: Any, live: Tensor, fixed: Tensor, learns: Tensor) -> Tensor:
@@ -404,12 +420,12 @@ class _PartlyTrainedWeight(torch.autograd.Function):
 def top_k_weight(scores: Tensor, weight: Tensor, keep: int) -> Tensor:
     """Effective weight ``W * top_k(|S|)`` (SupSup, A2a).
 
-    Backward is straight-through with respect to ``|S|``: ``dL/dS = sign(S) * dL/dW_eff * W``, for kept and
-    dropped entries alike; ``dL/dW = dL/dW_eff * M``.
+    The backward pass is straight-through with respect to ``|S|``: ``dL/dS = sign(S) * dL/dW_eff * W``, for kept
+    entries and for the others; ``dL/dW = dL/dW_eff * M``.
 
     Args:
-        scores: any shape.
-        weight: same shape.
+        scores: tensor of any shape.
+        weight: tensor of the same shape.
         keep: number of entries kept.
     """
     result: Tensor = _TopKWeight.apply(scores, weight, keep)
@@ -423,19 +439,19 @@ def threshold_weight(scores: Tensor, weight: Tensor) -> Tensor:
 
 
 def partly_trained_weight(live: Tensor, fixed: Tensor, learns: Tensor) -> Tensor:
-    """``fixed + learns * live``: the weight of a phase in which only some entries learn.
+    """Effective weight ``fixed + learns * live`` of a phase that trains only some entries.
 
     Args:
-        live: any shape; the gradient goes here, ``dL/dlive = dL/dW_eff * learns``.
-        fixed: same shape; what stays, zero where ``live`` learns.
-        learns: same shape; numbers, 1 where ``live`` learns and 0 elsewhere.
+        live: trainable tensor of any shape; its gradient is ``dL/dlive = dL/dW_eff * learns``.
+        fixed: tensor of the same shape; the fixed values, and zero at trainable entries.
+        learns: tensor of the same shape; 1 at trainable entries and 0 at the others.
     """
     result: Tensor = _PartlyTrainedWeight.apply(live, fixed, learns)
     return result
 
 
 class _EntriesWeight(torch.autograd.Function):
-    """A copy and a scatter forward, a gather backward: nothing is computed for the entries that stand still."""
+    """A copy and a scatter forward, and a gather backward; no gradient is computed for the fixed entries."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, places: Tensor, around: Tensor) -> Tensor:
@@ -454,12 +470,12 @@ class _EntriesWeight(torch.autograd.Function):
 
 
 def entries_weight(values: Tensor, places: Tensor, around: Tensor) -> Tensor:
-    """A weight of which a few entries learn: ``around``, with ``values`` at ``places``.
+    """Effective weight of a phase that trains a few entries: ``around``, with ``values`` at ``places``.
 
     Args:
-        values: shape ``(n,)``; the gradient goes here. Those beyond the number of places are not used.
-        places: int64 of at most n entries: positions in the flattened weight, each once.
-        around: the weight whose other entries stand still.
+        values: trainable tensor ``(n,)``; values beyond the number of places are not used.
+        places: int64 tensor with at most n entries: positions in the flattened weight, each once.
+        around: the weight that gives the fixed entries.
 
     Example:
         >>> entries_weight(torch.tensor([5.0]), torch.tensor([2]), torch.zeros(2, 2))
@@ -471,14 +487,14 @@ def entries_weight(values: Tensor, places: Tensor, around: Tensor) -> Tensor:
 
 
 def overlap(mask: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> float:
-    """Share of a mask's entries that ``earlier`` also holds, over all layers, in [0, 1]; 0 for an empty mask."""
+    """Share of a mask's kept entries that ``earlier`` also keeps, over all layers, in [0, 1]; 0 for an empty mask."""
     kept = sum(int(m.sum()) for m in mask.values())
     shared = sum(int((m & earlier[name]).sum()) for name, m in mask.items())
     return shared / kept if kept else 0.0
 
 
 def jaccard(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """Intersection over union of two masks, over all layers, in [0, 1]."""
+    """Intersection over union of two masks, over all layers, in [0, 1]; 0 if both are empty."""
     union = sum(int((m | b[name]).sum()) for name, m in a.items())
     shared = sum(int((m & b[name]).sum()) for name, m in a.items())
     return shared / union if union else 0.0

@@ -1,8 +1,9 @@
 """Batches and outputs of any form: a tensor, or dictionaries, tuples, lists and data classes that hold tensors.
 
-Users' inputs are images, but also dictionaries of token ids, a tokenizer's ``BatchEncoding`` or pairs of images; their
-networks return tensors, tuples or ``ModelOutput``. Everything here treats them alike, to any depth. The first dimension
-of a tensor is the batch; what has none (None, a number, a setting) is passed on as it is.
+Users' inputs are images, dictionaries of token ids, a tokenizer's ``BatchEncoding`` or pairs of images, for example.
+Their networks return tensors, tuples or ``ModelOutput``. The functions of this module treat all of them in the same
+way, to any depth. The first dimension of a tensor is the batch; values without a batch (None, a number, a setting) are
+passed on unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["batch_size", "concatenated", "joined", "mapped", "moved", "rows", "s
 
 
 def mapped(change: Callable[[Tensor], Any], x: Any) -> Any:
-    """The same structure with ``change`` applied to every tensor; nothing is changed in place."""
+    """A copy of the structure with ``change`` applied to every tensor; nothing is changed in place."""
     if isinstance(x, Tensor):
         return change(x)
     parts = _parts(x)
@@ -37,7 +38,7 @@ def tensors(x: Any) -> Iterator[Tensor]:
 
 
 def moved(x: Any, device: torch.device | str) -> Any:
-    """The structure on a device; objects with a ``to`` of their own, such as packed sequences, use it."""
+    """The structure on a device; for other objects, such as packed sequences, their own method ``to`` is used."""
     if isinstance(x, Tensor):
         return x.to(device, non_blocking=True)
     parts = _parts(x)
@@ -47,10 +48,10 @@ def moved(x: Any, device: torch.device | str) -> Any:
 
 
 def batch_size(x: Any) -> int:
-    """Samples of a batch: the first dimension of its first tensor.
+    """Number of samples of a batch: the first dimension of its first tensor.
 
     Raises:
-        TypeError: there is no tensor with a dimension.
+        TypeError: there is no tensor with at least one dimension.
     """
     for t in tensors(x):
         if t.dim():
@@ -59,16 +60,16 @@ def batch_size(x: Any) -> int:
 
 
 def rows(x: Any, index: Tensor | slice, *, n: int | None = None) -> Any:
-    """Samples of a batch, by number.
+    """Select samples of a batch by their indices.
 
     Args:
-        x: the batch. A tensor whose first dimension is not the batch, and what is no tensor, belongs to every sample;
-            a list of as many texts as there are samples is a column like a tensor.
-        index: int64 of any length, or a slice.
-        n: samples of the batch; None: as `batch_size` says.
+        x: the batch. A list with one text or number per sample is indexed like a tensor. A tensor whose first dimension
+            is not the batch, and any other value, is returned unchanged.
+        index: int64 tensor of any length, or a slice.
+        n: number of samples of the batch; None: that of `batch_size`.
 
     Raises:
-        TypeError: the batch has a part that cannot be taken by samples (a packed sequence).
+        TypeError: a part of the batch cannot be indexed by samples (a packed sequence).
         ValueError: no part has ``n`` rows.
     """
     n = batch_size(x) if n is None else n
@@ -91,7 +92,13 @@ def _rows(x: Any, index: Tensor | slice, n: int) -> Any:
 
 
 def split(x: Any, sizes: int | Sequence[int], *, n: int | None = None) -> list[Any]:
-    """A batch of ``n`` samples, cut into consecutive parts of so many; of an int, the last part may be smaller."""
+    """Cut a batch into consecutive parts.
+
+    Args:
+        x: the batch.
+        sizes: number of samples of each part; or one number for all parts, of which the last may be smaller.
+        n: number of samples of the batch; None: that of `batch_size`.
+    """
     n = batch_size(x) if n is None else n
     if isinstance(sizes, int):
         sizes = [min(sizes, n - start) for start in range(0, n, sizes)]
@@ -103,7 +110,7 @@ def split(x: Any, sizes: int | Sequence[int], *, n: int | None = None) -> list[A
 
 
 def concatenated(parts: Sequence[Any]) -> Any:
-    """Batches one after the other, all of the same structure.
+    """Concatenate batches of the same structure.
 
     Raises:
         ValueError: the structures or shapes differ, or a part has no batch dimension.
@@ -112,19 +119,21 @@ def concatenated(parts: Sequence[Any]) -> Any:
 
 
 def joined(parts: Sequence[Any], sizes: Sequence[int], *, fill: float | None = None) -> Any:
-    """Batches one after the other, or the outputs for them.
+    """Concatenate batches, or the outputs for them.
 
     Args:
-        parts: of the same structure.
-        sizes: samples of each part.
-        fill: where parts have different widths, the narrower ones are filled up with this value; None: an error.
+        parts: batches or outputs of the same structure.
+        sizes: number of samples of each part.
+        fill: value that fills up narrower tensors if the widths of the parts differ, in tensors of floating-point
+            numbers; 0 fills up integers. None: different widths are an error.
 
     Returns:
-        The structure of the parts. A number, or a tensor without dimensions, such as a mean loss, is averaged over the
-        samples.
+        A batch of the same structure. A float, or a tensor without dimensions, such as a mean loss, is averaged over
+        the samples.
 
     Raises:
-        ValueError: the structures differ, or a tensor has not as many rows as its part has samples.
+        ValueError: the structures or shapes differ, or the number of rows of a tensor differs from the number of
+            samples.
     """
     first = parts[0]
     if len(parts) == 1:
@@ -178,7 +187,7 @@ def _filled(x: Tensor, widths: Sequence[int], value: float) -> Tensor:
 
 
 def _parts(x: Any) -> list[Any] | None:
-    """What a container holds, in order; None: not a container that can be taken apart."""
+    """Values in a container, in order; None if x is not a container of a supported type."""
     if isinstance(x, PackedSequence):
         return None
     if isinstance(x, Mapping):
@@ -191,11 +200,11 @@ def _parts(x: Any) -> list[Any] | None:
 
 
 def _rebuilt(x: Any, parts: Sequence[Any]) -> Any:
-    """A container like ``x`` that holds these parts."""
+    """A container of the type of ``x`` with these values."""
     if isinstance(x, Mapping):
         if not isinstance(x, MutableMapping):
             return dict(zip(x, parts, strict=True))
-        made = copy.copy(x)  # a default factory or a tokenizer's encodings come along
+        made = copy.copy(x)  # a copy keeps a default factory or a tokenizer's encodings
         for key, part in zip(list(x), parts, strict=True):
             made[key] = part
         return made
@@ -205,7 +214,7 @@ def _rebuilt(x: Any, parts: Sequence[Any]) -> Any:
         return type(x)(parts)
     made = copy.copy(x)
     for field, part in zip(dataclasses.fields(x), parts, strict=True):
-        object.__setattr__(made, field.name, part)  # also of a frozen class
+        object.__setattr__(made, field.name, part)  # this also works for frozen data classes
     return made
 
 

@@ -1,4 +1,4 @@
-"""From scores to a mask: the two operators of SupSup, each with its own count of weights to keep."""
+"""Operators that select a mask from scores: the two of SupSup, top-k and threshold, and top-k of whole blocks."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ __all__ = ["Density", "LayerDensities", "Selection", "Threshold", "TopBlocks", "
 Density = float | Literal["auto"] | None
 LayerDensities = Literal["balanced", "uniform", "erdos_renyi"]
 
-USUAL = 0.1  # density of a large layer where nobody gave one: ExSSNeT's paper's
+USUAL = 0.1  # density of a large layer for density="auto", as in the paper of ExSSNeT
 
 
 class Selection(Protocol):
-    """How the scores of the current task choose its mask."""
+    """An operator that selects the mask of the task being learned from its scores."""
 
     def mask(self, name: str, scores: Tensor) -> Tensor:
-        """Bool mask in the shape of the scores of weight ``name``."""
+        """Bool mask of the weight ``name``, in the shape of its scores."""
 
     def weight(self, name: str, scores: Tensor, weight: Tensor) -> Tensor:
-        """Effective weight ``W * M``, differentiable (straight-through) in the scores."""
+        """Effective weight ``W * M``, differentiable (straight-through) by the scores."""
 
     def density(self, name: str, shape: Sequence[int]) -> float:
         """Share of a weight's entries that a fresh mask keeps."""
@@ -46,47 +46,47 @@ class Selection(Protocol):
 
 @dataclass(frozen=True)
 class TopK:
-    """Edge-popup: exactly ``counts[name]`` weights with the largest ``|S|`` in each layer."""
+    """Edge-popup: in each layer, the mask keeps exactly ``counts[name]`` weights with the largest ``|S|``."""
 
     counts: Mapping[str, int]
     chooser: Chooser = field(default_factory=Chooser, compare=False, repr=False)
 
     def mask(self, name: str, scores: Tensor) -> Tensor:
-        """See `Selection`."""
+        """Bool mask of the weight ``name``."""
         return top_k_mask(scores, self.counts[name])
 
     def weight(self, name: str, scores: Tensor, weight: Tensor) -> Tensor:
-        """See `Selection`."""
+        """Effective weight ``W * M``, differentiable (straight-through) by the scores."""
         return top_k_weight(scores, weight, self.counts[name])
 
     def weights(self, scores: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Effective weights of all layers at once, which is cheaper than `weight` for each.
+        """Effective weights of all layers at once, which is faster than a call of `weight` for each layer.
 
         Args:
-            scores: by name.
-            weights: by name; those of other names are not used.
+            scores: scores by name.
+            weights: weights by name; a weight without scores is not used.
         """
         return top_k_weights(scores, weights, self.counts, self.chooser)
 
     def density(self, name: str, shape: Sequence[int]) -> float:
-        """See `Selection`."""
+        """Share of a weight's entries that the mask keeps."""
         return self.counts[name] / math.prod(shape)
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """All weights with ``S >= 0``: about half at first, not controlled afterwards."""
+    """The mask keeps all weights with ``S >= 0``: about half at first; the density is not controlled afterwards."""
 
     def mask(self, name: str, scores: Tensor) -> Tensor:
-        """See `Selection`."""
+        """Bool mask of the weight ``name``."""
         return scores.detach() >= 0
 
     def weight(self, name: str, scores: Tensor, weight: Tensor) -> Tensor:
-        """See `Selection`."""
+        """Effective weight ``W * M``, differentiable (straight-through) by the scores."""
         return threshold_weight(scores, weight)
 
     def density(self, name: str, shape: Sequence[int]) -> float:
-        """See `Selection`: the scores are symmetric about zero at first."""
+        """Share of a weight's entries that a fresh mask keeps: one half, because fresh scores are symmetric about 0."""
         return 0.5
 
 
@@ -97,20 +97,22 @@ def selection(
     layer_densities: LayerDensities | None = "uniform",
     block: tuple[int, int] | None = None,
 ) -> Selection:
-    """The operator for a density.
+    """Return the operator for a density.
 
     Args:
-        shapes: shape of each masked weight.
-        density: fraction of weights kept; None for the threshold-at-zero mask; ``"auto"``: 0.1, and where layers are
-            balanced, more in small ones, whatever that makes of the whole (see `connected_counts`).
-        layer_densities: at the same overall density, ``"uniform"``: the same in every layer; ``"erdos_renyi"``: small
-            layers keep more; ``"balanced"``, also None: uniform, but with a few weights for every unit.
-        block: keep whole blocks of so many outputs and inputs, as ``(16, 16)`` (see `block_masks`); None: single
-            weights.
+        shapes: shape of each masked weight, by name.
+        density: fraction of weights kept. None: the mask keeps the weights with scores of at least zero. ``"auto"``:
+            0.1; with ``"balanced"`` layers, small layers keep more, so that the overall density may be larger (see
+            `connected_counts`).
+        layer_densities: distribution of the overall density over the layers. ``"uniform"`` (default): the same density
+            in every layer. ``"erdos_renyi"``: small layers keep a larger share. ``"balanced"`` or None: as
+            ``"uniform"``, but with at least a few weights per unit.
+        block: sizes of blocks, in outputs and inputs, such as ``(16, 16)``: the mask then keeps whole blocks (see
+            `block_masks`). None: it keeps single weights.
 
     Raises:
-        ValueError: an unknown ``layer_densities``, a density that is another word or outside (0, 1], or a block
-            without a density or with sizes that are not positive numbers.
+        ValueError: ``layer_densities`` is unknown; the density is another string or outside (0, 1]; or ``block`` is
+            given without a density or has sizes that are not positive numbers.
     """
     if density is None:
         if block is not None:
@@ -130,7 +132,7 @@ def selection(
 def selected_weights(
     select: Selection, scores: Mapping[str, Tensor], weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Effective weights of all layers: at once where the selection has a method ``weights``, else one by one."""
+    """Effective weights of all layers: at once if the selection has a method ``weights``, else layer by layer."""
     at_once = getattr(select, "weights", None)
     if at_once is not None and scores:
         found: dict[str, Tensor] = at_once(scores, weights)
@@ -139,7 +141,7 @@ def selected_weights(
 
 
 class _CallableModule(ModuleType):
-    """The function and its module share a name, so ``from avalanche_supermask import selection`` serves as both."""
+    """A callable module: ``avalanche_supermask.selection`` is both this module and the function of the same name."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Selection:
         return selection(*args, **kwargs)

@@ -1,6 +1,6 @@
-"""One bit per weight and task: packed masks, counts, dot products and weighted sums of them, and their code on disk.
+"""Packed masks with one bit per weight and task: their counts, dot products and weighted sums, and their code on disk.
 
-This folder knows bits and tensors, and nothing of networks, tasks or Avalanche.
+The modules of this folder use only bits and tensors. They do not depend on networks, tasks or Avalanche.
 """
 
 from avalanche_supermask.bits.packed_masks import PackedMasks

@@ -1,8 +1,8 @@
-"""How many of many bit masks hold each entry, counted sixty-four entries at a time.
+"""Counts, for each entry, how many bit masks keep it; the counting processes sixty-four entries at a time.
 
-Counters stand upright: word w of plane p holds bit p of the counts of 64 entries. A full adder turns three words of one
-plane into one of it and one of the next, so K masks take about K adders of five operations a word, where unpacking them
-would write 32 bits for each bit. The counts are exact.
+The counters are stored by planes of bits: word w of plane p has bit p of the counts of 64 entries. A full adder turns
+three words of one plane into one word of this plane and one word of the next plane. So K masks need about K adders per
+word, with five operations each, whereas unpacking the masks would write 32 bits for each bit. The counts are exact.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def count(rows: Iterable[NDArray[np.uint8]], *, size: int) -> NDArray[np.float32
     """Number of rows in which each bit is set.
 
     Args:
-        rows: packed masks, ``(size,)`` each, first entry in the lowest bit.
-        size: bytes of a row.
+        rows: packed masks, each ``(size,)``, with the first entry in the lowest bit.
+        size: number of bytes per row.
 
     Returns:
-        float32 of shape ``(8 * size,)``; exact up to 2^24 rows.
+        Counts, float32 of shape ``(8 * size,)``; they are exact up to 2^24 rows.
 
     Example:
         >>> count([np.array([3], np.uint8), np.array([1], np.uint8)], size=1)[:3].tolist()

@@ -1,9 +1,9 @@
-"""Scalar products of many bit masks with one vector: what one-shot inference asks of every finished task.
+"""Dot products of many bit masks with one vector, which one-shot inference needs for every finished task.
 
-A mask's bit selects an entry of the vector: nothing has to be multiplied. numpy knows bits only as numbers that it
-unpacks, eight times the bytes, and casts, thirty-two times; a loop of vector instructions does neither. It is
-compiled by numba, an extra (``pip install 'avalanche-supermask[fast]'``), at the first call; without numba there is no
-such loop, and `PackedMasks.project` unpacks.
+Each bit of a mask selects an entry of the vector, so no multiplication is needed. numpy must first unpack the bits to
+numbers, which takes eight times the bytes, and cast them, which takes thirty-two times the bytes. A loop of vector
+instructions needs neither. numba, an extra (``pip install 'avalanche-supermask[fast]'``), compiles this loop at the
+first call. Without numba, `PackedMasks.project` unpacks the bits.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ from numpy.typing import NDArray
 
 __all__ = ["Kernel", "compiled", "products"]
 
-AT_ONCE = 64  # rows that lie together while they are read
+AT_ONCE = 64  # number of rows that are stacked into one array for a call of the loop
 
 Kernel = Callable[[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]], None]
 
 
 @cache
 def compiled() -> Kernel | None:
-    """The loop, to be compiled at its first call; None where numba is not installed."""
+    """The loop, which is compiled at its first call; None if numba is not installed."""
     try:
         from numba import njit
     except ModuleNotFoundError:
         return None
-    # Sums may be taken in any order, which vectors need; NaN and infinity keep their meaning.
+    # Vector instructions need sums in any order; NaN and infinity keep their meaning.
     kernel: Kernel = njit(fastmath={"reassoc", "nsz", "contract"}, nogil=True)(_products)
     return kernel
 
 
 def products(rows: Sequence[NDArray[np.uint8]], vector: NDArray[np.float32], *, kernel: Kernel) -> NDArray[np.float32]:
-    """Sum of the entries that each row selects.
+    """Sum of the vector's entries that each row selects.
 
-    Equal rows have equal sums, bit for bit, wherever they stand.
+    Equal rows have equal sums, bit for bit, at any position.
 
     Args:
-        rows: packed masks, first entry in the lowest bit, all of one size.
-        vector: eight entries a byte of a row.
-        kernel: of `compiled`.
+        rows: packed masks of equal size, with the first entry in the lowest bit.
+        vector: the vector, with eight entries per byte of a row.
+        kernel: the loop that `compiled` returns.
 
     Returns:
-        float32 of shape ``(rows,)``.
+        Sums, float32 of shape ``(rows,)``.
 
     Example:
         >>> rows = [np.array([5, 1], np.uint8)]
         >>> products(rows, np.arange(16, dtype=np.float32), kernel=_products).tolist()
         [10.0]
     """
-    planes = np.ascontiguousarray(vector.reshape(-1, 8).T)  # (8, bytes): neighbours are of neighbouring bytes
+    planes = np.ascontiguousarray(vector.reshape(-1, 8).T)  # (8, bytes): one plane for each bit of a byte
     found = np.zeros(len(rows), dtype=np.float32)
     for start in range(0, len(rows), AT_ONCE):
         kernel(np.stack(rows[start : start + AT_ONCE]), planes, found[start : start + AT_ONCE])

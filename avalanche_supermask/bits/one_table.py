@@ -1,8 +1,8 @@
-"""The mixtures of all layers by one table, for devices on which launching an operator is most of its cost.
+"""Mixtures of masks in all layers with one table, for devices on which launching an operator is most of its cost.
 
-Each layer, and each sixteen of its masks, is a row of the table; the codes of all layers lie end to end and say the row
-as well. So a step takes the same few operators whatever the number of layers. What it writes to, and the next step
-again, has fixed addresses, as a CUDA graph needs them. The values are the bits of `weighted_sums.combine`.
+The table has one row for each layer and each group of up to sixteen masks. The codes of all layers are concatenated and
+include the row. So a step needs the same few operators for any number of layers. Every step writes to the same
+addresses, which CUDA graphs require. The results equal those of `weighted_sums.combine` bit for bit.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from torch import Tensor
 
 __all__ = ["LARGEST", "OneTable"]
 
-LARGEST = 2**24  # numbers of a table: beyond, each layer has one of its own
+LARGEST = 2**24  # greatest number of values in a table; if more are needed, each layer has its own table
 
 
 class OneTable:
-    """Mixes the masks of the same layers again and again.
+    """Computes mixtures of masks repeatedly, for the same layers.
 
     Args:
-        codes: of each layer, int32 of shape ``(groups, entries)``.
-        shapes: of the layers' weights.
-        sizes: masks a group, of each layer.
-        owners: which of the coefficient vectors each layer uses.
-        n: masks, which are the coefficients of a vector.
-        dtype: of the weights.
+        codes: codes of the masks in each layer (see `weighted_sums.encode`), int32 of shape ``(groups, entries)``.
+        shapes: shapes of the layers' weights.
+        sizes: number of masks per group, for each layer.
+        owners: index of the coefficient vector that each layer uses.
+        n: number of masks, which is the length of each coefficient vector.
+        dtype: type of the weights.
 
     Example:
         >>> table = OneTable([torch.tensor([[2, 3]], dtype=torch.int32)], [(2,)], [2], [0], n=2, dtype=torch.float32)
@@ -49,7 +49,8 @@ class OneTable:
         device = codes[0].device
         self.owners, self.n, self.vectors = tuple(owners), n, max(owners) + 1
         self.bits = min(max(sizes), n)
-        # Coefficient of each bit of each row; the one behind the last is zero, of bits that a row does not have.
+        # Index of the coefficient for each bit of each row. The index after the last coefficient is that of a zero,
+        # which is used for bits that a row does not have.
         source: list[list[int]] = []
         starts: list[list[int]] = []
         for owner, size in zip(owners, sizes, strict=True):
@@ -63,7 +64,7 @@ class OneTable:
         table = torch.zeros(len(source), 1 << self.bits, dtype=dtype, device=device)
         self._flat_table = table.view(-1)
         self._halves = [(table[:, : 1 << b], table[:, 1 << b : 2 << b]) for b in range(self.bits)]
-        # Where a layer has fewer groups than others, the empty subset of the first row adds zero.
+        # If a layer has fewer groups than others, code 0 (the empty subset in the first row) adds zero.
         groups = max(len(of) for of in starts)
         self._codes = [
             torch.cat(
@@ -75,7 +76,7 @@ class OneTable:
         self._flat = torch.empty(sum(entries), dtype=dtype, device=device)
         self._views = [
             part.view(*shape) for part, shape in zip(self._flat.split(entries), shapes, strict=True)
-        ]  # of the weights, and later of their gradients
+        ]  # views for the weights, and later for their gradients
         self._sums = torch.empty_like(table)
         self._flat_sums = self._sums.view(-1)
         low = self.bits // 2
@@ -87,11 +88,11 @@ class OneTable:
         self._zero = torch.zeros(1, dtype=dtype, device=device)
 
     def weights(self, coefficients: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
-        """Effective weights.
+        """Effective weights of the layers.
 
         Args:
-            coefficients: one vector an owner.
-            weights: of the layers.
+            coefficients: the coefficient vectors.
+            weights: weights of the layers.
         """
         by_bit = torch.cat([*coefficients, self._zero]).index_select(0, self._by_bit)
         for a, (low, high) in zip(by_bit.view(self.bits, -1, 1).unbind(), self._halves, strict=True):
@@ -103,7 +104,12 @@ class OneTable:
         return list(torch._foreach_mul(self._views, list(weights)))
 
     def gradients(self, grads: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Gradients of the coefficient vectors, from those of the effective weights."""
+        """Gradients of the coefficient vectors.
+
+        Args:
+            grads: gradients of the effective weights.
+            weights: weights of the layers.
+        """
         torch._foreach_copy_(self._views, torch._foreach_mul(list(grads), list(weights)))
         self._flat_sums.zero_()
         for codes in self._codes:

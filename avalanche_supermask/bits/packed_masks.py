@@ -1,7 +1,7 @@
-"""Bit-packed masks of all finished tasks: one bit per weight and task.
+"""Bit-packed masks of all finished tasks, with one bit per weight and task.
 
-The only place that knows bits. A task is one row of bytes: its layers one after the other, each padded to a
-whole byte. Rows are separate buffers, so learning task 2,500 costs what task 1 cost.
+Each task has one row of bytes: the masks of its layers one after the other, each padded to a whole byte. Rows are
+separate buffers, so storing the mask of task 2,500 costs as much as that of task 1.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from avalanche_supermask.named_tensors import NamedTensors
 
 __all__ = ["PackedMasks", "pack", "unpack"]
 
-CHUNK_BYTES = 64 * 2**20  # of effective weights, or of unpacked masks on a GPU, that are alive at a time
-FEW = 4  # gradients for which a pass over the bits each is faster than one pass that unpacks them
-IN_CACHE_BYTES = 4 * 2**20  # of unpacked masks on a CPU: what stays in its cache is ten times faster than fresh memory
+CHUNK_BYTES = 64 * 2**20  # greatest size of effective weights, or of unpacked masks on a GPU, at a time
+FEW = 4  # up to so many gradients, one pass over the bits per gradient is faster than one pass that unpacks them
+# Greatest size of unpacked masks on a CPU at a time: memory in its cache is ten times faster than new memory.
+IN_CACHE_BYTES = 4 * 2**20
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Eight mask entries a byte, first entry in the lowest bit.
+    """Pack a mask into bytes of eight entries, with the first entry in the lowest bit.
 
     Args:
-        mask: bool, any shape with n entries.
+        mask: bool tensor of any shape, with n entries.
 
     Returns:
-        uint8 of shape ``(ceil(n / 8),)`` on the same device.
+        uint8 tensor of shape ``(ceil(n / 8),)`` on the same device.
 
     Example:
         >>> pack(torch.tensor([True, False, True]))
@@ -46,10 +47,10 @@ def pack(mask: Tensor) -> Tensor:
 
 
 def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
-    """Inverse of `pack`.
+    """Unpack a mask; the inverse of `pack`.
 
     Args:
-        bits: uint8 of shape ``(ceil(n / 8),)``.
+        bits: uint8 tensor of shape ``(ceil(n / 8),)``.
         shape: shape of the mask, with n entries.
 
     Returns:
@@ -63,7 +64,7 @@ def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _zeros_and_ones(rows: Tensor) -> Tensor:
-    """The bits of each row: uint8 of shape ``(…, 8 * bytes)`` for ``(…, bytes)``."""
+    """The bits of each row as numbers: uint8 of shape ``(*, 8 * bytes)`` from ``(*, bytes)``."""
     if rows.device.type == "cpu":
         return torch.from_numpy(np.unpackbits(rows.numpy(), axis=-1, bitorder="little"))
     shifts = torch.arange(8, dtype=torch.uint8, device=rows.device)
@@ -75,9 +76,9 @@ def _all_equal(values: Tensor) -> bool:
 
 
 class PackedMasks(NamedTensors):
-    """The masks of finished tasks, in order of commit.
+    """The masks of finished tasks, in the order in which they were stored.
 
-    Rows are addressed by an integer slot that the caller chooses and never uses twice.
+    Each mask is stored under an integer slot. The caller chooses the slots, and must not use a slot twice.
 
     Args:
         shapes: shape of each masked weight, by name.
@@ -96,22 +97,22 @@ class PackedMasks(NamedTensors):
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one task: the sum over layers of ``ceil(n_l / 8)``."""
+        """Number of bytes per task: the sum of ``ceil(n_l / 8)`` over the layers."""
         return sum(self._sizes)
 
     def slots(self) -> list[int]:
-        """Slots in use, in order of commit."""
+        """Slots in use, in the order in which the masks were stored."""
         return [int(key) for key in self]
 
     def commit(self, slot: int, masks: Mapping[str, Tensor]) -> None:
         """Store a finished task's mask.
 
         Args:
-            slot: a slot not in use.
-            masks: bool tensors, one for each masked weight, in its shape.
+            slot: a slot that is not in use.
+            masks: one bool tensor per masked weight, in the shape of the weight, by name.
 
         Raises:
-            ValueError: the slot is in use, or a mask is missing or has another shape or type.
+            ValueError: the slot is in use, or a mask is missing or has a wrong shape or type.
         """
         if str(slot) in self:
             raise ValueError(f"slot {slot} already holds a mask, and finished masks never change")
@@ -131,14 +132,14 @@ class PackedMasks(NamedTensors):
         return self._unpack(self[str(slot)])
 
     def row_code(self, slot: int) -> bytes:
-        """The mask in a slot as it goes to disk: entropy-coded, layer after layer (see `rice`)."""
+        """The mask in a slot in the form that is written to disk: entropy-coded, layer after layer (see `rice`)."""
         return b"".join(encode(mask.cpu().numpy()) for mask in self.read(slot).values())
 
     def commit_code(self, slot: int, code: bytes) -> None:
-        """Store the mask of a `row_code`.
+        """Store the mask of a code that `row_code` returned.
 
         Raises:
-            ValueError: the code is not one of these layers, or the slot is in use.
+            ValueError: the code does not belong to these layers, or the slot is in use.
         """
         masks = {}
         for name, shape in self.shapes.items():
@@ -157,11 +158,11 @@ class PackedMasks(NamedTensors):
         del self[str(slot)]
 
     def union(self, slots: Sequence[int] | None = None) -> dict[str, Tensor]:
-        """Entries that any of these tasks keeps (all tasks if None): bool tensors by name."""
+        """Entries that at least one of these tasks keeps (None: all tasks): bool tensors by name."""
         return self._unpack(self._cover(self.slots() if slots is None else slots)[0])
 
     def coverage(self, slots: Sequence[int] | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Entries that at least one of these tasks keeps (all tasks if None), and entries that at least two keep."""
+        """Entries that at least one of these tasks keeps (None: all tasks), and entries that at least two keep."""
         once, twice = self._cover(self.slots() if slots is None else slots)
         return self._unpack(once), self._unpack(twice)
 
@@ -179,10 +180,10 @@ class PackedMasks(NamedTensors):
         """``Σ a_i M_i``: float tensors by name.
 
         Args:
-            coefficients: by layer ``(K,)``, one a slot; slots whose coefficients are all 0 cost nothing.
+            coefficients: coefficients by layer, ``(K,)``, one per slot; slots whose coefficients are all 0 are skipped.
             slots: K slots in use.
 
-        Equal coefficients, as of one-shot inference, are counted on a CPU, not multiplied (see `counting`).
+        If all coefficients are equal, as in one-shot inference, the masks are counted on a CPU (see `counting`).
         """
         needed = torch.stack(list(coefficients.values())).ne(0).any(dim=0).tolist()
         places = [place for place, is_needed in enumerate(needed) if is_needed]
@@ -198,7 +199,7 @@ class PackedMasks(NamedTensors):
     def _weighted_sum(
         self, coefficients: Mapping[str, Tensor], places: Sequence[int], slots: Sequence[int]
     ) -> dict[str, Tensor]:
-        """Sum of the masks of these of the slots, each times its coefficient: flat, by layer, padded to whole bytes."""
+        """Weighted sum of the masks at these places among the slots: flat, by layer, padded to whole bytes."""
         totals = {name: torch.zeros(8 * size) for name, size in zip(self.shapes, self._sizes, strict=True)}
         for chunk, bits in self._chunks([slots[place] for place in places]):
             mine, places = places[: len(chunk)], places[len(chunk) :]
@@ -209,10 +210,10 @@ class PackedMasks(NamedTensors):
     def project(self, gradients: Mapping[str, Tensor], slots: Sequence[int]) -> dict[str, Tensor]:
         """``<G_q, M_i>`` for each of K slots and Q gradients: ``(K, Q)`` by layer, in one pass over the bits.
 
-        A few gradients on a CPU are projected by a compiled loop, where numba is installed (see `products`).
+        For a few gradients on a CPU, a compiled loop is used if numba is installed (see `products`).
 
         Args:
-            gradients: ``(Q, *shape of the mask)`` by layer; layers that are missing are left out.
+            gradients: gradients by layer, ``(Q, *shape of the mask)``; missing layers are left out of the result.
             slots: K slots in use.
         """
         columns = {
@@ -245,9 +246,9 @@ class PackedMasks(NamedTensors):
         return torch.split(bits, [8 * size for size in self._sizes], dim=-1)
 
     def _chunks(self, slots: Sequence[int]) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """A few tasks at a time: their slots, and their bits as float32 of shape ``(tasks, 8 * row_bytes)``.
+        """Yields, for a few tasks at a time, their slots and their bits as float32 ``(tasks, 8 * row_bytes)``.
 
-        The bits are in the same memory each time: use them before the next ones are asked for.
+        All bits are written to the same memory, so the caller must use them before the next iteration.
         """
         device = self[str(slots[0])].device if slots else torch.device("cpu")
         limit = IN_CACHE_BYTES if device.type == "cpu" else CHUNK_BYTES

@@ -1,12 +1,13 @@
-"""Masks on disk, close to the entropy bound of n H(k) bits: Golomb-Rice codes of the gaps between kept weights.
+"""Golomb-Rice codes of masks for files; their length is close to the entropy bound of n H(k) bits.
 
-A gap g between ones (the zeros before the next one) is written as ``g >> b`` ones and a zero, and the b low bits of g.
-Ones of a mask are geometrically spaced if they are anywhere equally likely, for which such codes are within 2 % of the
-bound at a fitting b. The unary parts and the low bits are two streams, so that both are decoded without a loop. A mask
-with more ones than zeros is coded as its complement, and one that no code shortens as it is.
+A code describes the gaps between kept entries. A gap g is the number of zeros before the next one. It is written in two
+parts: ``g >> b`` ones followed by a zero (unary part), and the b low bits of g. If all entries of a mask are kept with
+equal probability, the gaps have a geometric distribution, and with a suitable b the code is within 2 % of the bound.
+The unary parts and the low bits are two separate streams, so that both are decoded without a loop. A mask with more
+ones than zeros is coded as its complement. A mask that the code would not shorten is stored as plain bits.
 
-Layout of a mask: method (1 byte: b, or `RAW`; `INVERTED` is added), number of gaps and of unary bytes (uint32, little
-endian), unary stream, low bits.
+Layout of a mask: the method (1 byte: b or `RAW`, plus `INVERTED` for a complement), the number of gaps and the number
+of unary bytes (uint32 each, little endian), the unary stream, and the low bits.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ Bits = NDArray[np.bool_]
 
 
 def encode(mask: Bits) -> bytes:
-    """Code of a mask.
+    """Encode a mask.
 
     Args:
-        mask: bool, any shape.
+        mask: bool array of any shape.
 
     Example:
         >>> len(encode(np.zeros(10_000, dtype=bool)))
@@ -43,7 +44,7 @@ def encode(mask: Bits) -> bytes:
     if bits > flat.size:
         packed = np.packbits(flat)
         return HEAD.pack(RAW, 0, len(packed)) + packed.tobytes()
-    ends = np.cumsum((gaps >> low) + 1) - 1  # where each unary number ends, in a zero
+    ends = np.cumsum((gaps >> low) + 1) - 1  # index of the zero that ends each unary number
     unary = np.ones(ends[-1] + 1 if len(ends) else 0, dtype=bool)
     unary[ends] = False
     remainders = (gaps[:, None] >> np.arange(low)) & 1
@@ -52,17 +53,17 @@ def encode(mask: Bits) -> bytes:
 
 
 def decode(code: bytes, size: int) -> tuple[Bits, int]:
-    """A mask from the start of some bytes.
+    """Decode the mask at the start of some bytes.
 
     Args:
-        code: begins with what `encode` returned.
-        size: number of the mask's entries.
+        code: bytes that begin with a code of `encode`.
+        size: number of entries of the mask.
 
     Returns:
-        The flat mask, and how many bytes it took.
+        The flat mask, and the number of bytes of its code.
 
     Raises:
-        ValueError: the bytes are no mask of that size.
+        ValueError: the bytes do not encode a mask of this size.
     """
     if len(code) < HEAD.size:
         raise ValueError("a mask ends before its head does")

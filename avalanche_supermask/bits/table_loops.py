@@ -1,8 +1,7 @@
-"""The loops of a coefficient step over one layer: each entry looks a number up, or adds one to a place, by its code.
+"""Loops over the entries of one layer for mixtures: table look-ups forward, and sums by code backward.
 
-They are compiled by numba, an extra (``pip install 'avalanche-supermask[fast]'``), at the first call, and kept in
-numba's cache on the disk; without numba there are no such loops. The results are those of PyTorch's single operators,
-bit for bit.
+numba, an extra (``pip install 'avalanche-supermask[fast]'``), compiles the loops at the first call and keeps them in
+its cache on disk. Without numba there are no such loops. The results equal those of PyTorch's operators bit for bit.
 """
 
 from __future__ import annotations
@@ -26,9 +25,10 @@ class TableLoops(NamedTuple):
     """The loops, over flat arrays.
 
     Attributes:
-        table: ``(coefficients, out)``: writes the sum of every subset's coefficients, by the subset's number.
-        look_up: ``(tables, codes, weight, out)``: writes the sum over all groups of masks of ``table[codes]``, times
-            ``weight``.
+        table: ``(coefficients, out)``: writes the sum of the coefficients of every subset to ``out``, at the index that
+            is the subset's number.
+        look_up: ``(tables, codes, weight, out)``: writes ``weight`` times the sum of ``table[codes]`` over all groups
+            of masks to ``out``.
         add_up: ``(grad, weight, codes, sums)``: adds ``grad * weight`` to ``sums[codes]``, in order.
     """
 
@@ -39,7 +39,7 @@ class TableLoops(NamedTuple):
 
 @cache
 def compiled() -> TableLoops | None:
-    """The loops, compiled at their first call; None where numba is not installed."""
+    """The loops, which are compiled at their first call; None if numba is not installed."""
     try:
         return TableLoops(jit(_table), jit(_look_up), jit(_add_up))
     except ModuleNotFoundError:

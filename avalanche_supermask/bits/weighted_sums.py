@@ -1,9 +1,10 @@
 """``W ⊙ Σ_i a_i M_i`` from bits, and its gradient ``<dL/dW_eff ⊙ W, M_i>``, without n float masks.
 
-Up to sixteen masks are turned on their side: entry j becomes one number, whose bit i is M_i[j]. The sum over masks
-then takes at most 2^16 values; they are tabulated once a step and looked up by entry. The gradient is the same
-backwards: a histogram of ``dL/dW_eff ⊙ W`` over those numbers, folded into one sum a bit. So a step costs one look-up
-an entry for each sixteen masks, and 4 bytes an entry are held where n float masks would be 4n.
+Up to sixteen masks form a group. In a group, entry j has a code, a number whose bit i is M_i[j]. The sum over the masks
+of a group then has at most 2^16 values. They are computed once per step in a table, and looked up for each entry. The
+gradient works in the other direction: ``dL/dW_eff ⊙ W`` is summed for each code, and these sums are added up for each
+bit. So a step needs one look-up per entry and group. The codes take 4 bytes per entry and group, whereas n float masks
+would take 4n bytes per entry.
 """
 
 from __future__ import annotations
@@ -24,18 +25,22 @@ __all__ = ["Mixer", "combine", "encode"]
 
 
 def _group(entries: int) -> int:
-    """Masks a table: at most 16, as 2^16 floats fit a processor's second cache; and no more sums than entries."""
+    """Number of masks per group: at most 16, and so few that a table has at most as many sums as the layer has entries.
+
+    2^16 floats fit into a processor's second-level cache.
+    """
     return max(1, min(16, entries.bit_length() - 1))
 
 
 def encode(masks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Masks, up to sixteen at a time, as numbers.
+    """Codes of masks, which are divided into groups of up to sixteen masks.
 
     Args:
-        masks: n masks: bool tensors by name.
+        masks: n masks, each as bool tensors by name.
 
     Returns:
-        By name, int32 of shape ``(groups, entries)``: with s masks a group, bit i of group g is mask ``s g + i``.
+        Codes by name, int32 of shape ``(groups, entries)``. With s masks per group, bit i in group g belongs to mask
+        ``s g + i``.
 
     Example:
         >>> encode([{"w": torch.ones(8).bool()}, {"w": torch.zeros(8).bool()}])["w"]
@@ -55,10 +60,10 @@ def encode(masks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 class Mixer:
-    """Mixes the same masks step after step; what it keeps between steps changes the time, never the result.
+    """The codes of masks that are mixed in many steps, with a table that saves time but does not change results.
 
     Args:
-        codes: of `encode`.
+        codes: codes that `encode` returned.
     """
 
     def __init__(self, codes: Mapping[str, Tensor]) -> None:
@@ -66,7 +71,7 @@ class Mixer:
         self._table: tuple[Any, OneTable | None] = (None, None)
 
     def table(self, names: Sequence[str], weights: Sequence[Tensor], owners: Sequence[int], n: int) -> OneTable | None:
-        """The table of these layers; None where each is better off with one of its own."""
+        """The common table of these layers; None if one table per layer is faster or the common one is too large."""
         if not _by_lists(weights):
             return None
         kept, table = self._table
@@ -84,20 +89,20 @@ class Mixer:
 
 
 def _by_lists(tensors: Sequence[Tensor]) -> bool:
-    """Whether all layers are mixed at once: where launching an operator is what it costs."""
+    """Whether all layers are mixed at once: on a GPU, because launching an operator is most of its cost there."""
     first = tensors[0]
     return first.device.type != "cpu" and all(t.device == first.device and t.dtype == first.dtype for t in tensors)
 
 
 def combine(coefficients: Mapping[str, Tensor], mixer: Mixer, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``W ⊙ Σ_i a_i M_i`` of all layers, differentiable in the coefficients.
+    """``W ⊙ Σ_i a_i M_i`` of all layers, differentiable by the coefficients.
 
-    Exact for one-hot coefficients: the sum is formed before it meets the weight.
+    The result is exact for one-hot coefficients, because the sum is computed before it is multiplied by the weight.
 
     Args:
-        coefficients: a, of shape ``(n,)``, by name; layers may share theirs.
-        mixer: of the masks.
-        weights: W, of the same names as the coefficients.
+        coefficients: the coefficients a, ``(n,)``, by name; layers may share a tensor.
+        mixer: the mixer of the masks.
+        weights: the weights W, by the same names as the coefficients.
 
     Example:
         >>> codes = encode([{"w": torch.tensor([True, False])}, {"w": torch.tensor([True, True])}])
@@ -108,7 +113,7 @@ def combine(coefficients: Mapping[str, Tensor], mixer: Mixer, weights: Mapping[s
     if not names:
         return {}
     of_layers = [coefficients[name] for name in names]
-    vectors = list({id(a): a for a in of_layers}.values())  # layers may share theirs
+    vectors = list({id(a): a for a in of_layers}.values())
     owners = [next(i for i, vector in enumerate(vectors) if vector is a) for a in of_layers]
     given = [weights[name] for name in names]
     table = mixer.table(names, given, owners, len(vectors[0]))
@@ -117,7 +122,7 @@ def combine(coefficients: Mapping[str, Tensor], mixer: Mixer, weights: Mapping[s
 
 
 def _table(coefficients: Tensor) -> Tensor:
-    """Sum of the coefficients of every subset, by its number; added in a fixed order, so always the same bits."""
+    """Sum of the coefficients of every subset, by its number; the fixed order makes the result bit-identical."""
     table = coefficients.new_zeros(1)
     for a in coefficients:
         table = torch.cat([table, table + a])
@@ -125,16 +130,16 @@ def _table(coefficients: Tensor) -> Tensor:
 
 
 def _folded(sums: Tensor, bits: int) -> Tensor:
-    """Of sums by the number of a subset: the sum over all subsets with a bit, for every bit."""
+    """For every bit, the sum of ``sums`` over all subsets whose number has this bit."""
     low, high = bits // 2, bits - bits // 2
-    square = sums.reshape(1 << high, 1 << low)  # two short sums in the place of a long one a bit
+    square = sums.reshape(1 << high, 1 << low)  # two short sums replace one long sum per bit
     of_low, of_high = (_has(some, sums.dtype, sums.device) for some in (low, high))
     return torch.cat([square.sum(0) @ of_low, square.sum(1) @ of_high])
 
 
 @cache
 def _has(bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """1 where the number of a subset has a bit, else 0; shape ``(2^bits, bits)``."""
+    """1 if the number of a subset has a bit, else 0; shape ``(2^bits, bits)``."""
     numbers, places = torch.arange(1 << bits)[:, None], torch.arange(bits)
     return numbers.bitwise_right_shift(places).bitwise_and(1).to(device, dtype)
 
@@ -149,7 +154,8 @@ class _Combine(torch.autograd.Function):
         table: OneTable | None,
         *vectors: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.codes, ctx.weights, ctx.owners, ctx.table = codes, weights, owners, table  # nobody's outputs
+        # Plain attributes are safe, because none of these tensors is an output of this function.
+        ctx.codes, ctx.weights, ctx.owners, ctx.table = codes, weights, owners, table
         ctx.n = len(vectors[0])
         ctx.set_materialize_grads(False)
         ctx.loops = _loops([*weights, *vectors])
@@ -173,7 +179,7 @@ class _Combine(torch.autograd.Function):
 
 
 def _loops(tensors: Sequence[Tensor]) -> TableLoops | None:
-    """The compiled loops, where they serve all these tensors and are worth their compilation."""
+    """The compiled loops, if they support all these tensors and save more time than their compilation takes."""
     if sum(t.numel() for t in tensors) < WORTH_COMPILING or not plain(tensors):
         return None
     return compiled()

@@ -1,4 +1,4 @@
-"""Random crops and flips of a batch that already lies on its device."""
+"""Random crops and flips of a batch of images that is already on its device."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ __all__ = ["RandomCropFlip"]
 
 
 class RandomCropFlip:
-    """Shifts every image by some pixels and mirrors every second one, each on its own.
+    """Shifts every image by a random number of pixels, and mirrors it with probability one half.
 
-    What is shifted in is 0: black, if the network standardises the pixels; the mean, if they are standardised before.
+    Each image has its own shift. Pixels that are shifted in are 0. This is black if the network standardises the
+    pixels, and the mean if they are standardised before.
 
     Args:
-        padding: largest shift, in pixels (default 4, the usual for CIFAR).
-        flip: mirror left and right with probability one half.
-        generator: of the draws, on the images' device; None: torch's own.
+        padding: largest shift, in pixels (default 4, which is usual for CIFAR).
+        flip: whether to exchange left and right with probability one half (default True).
+        generator: random generator on the images' device; None: torch's default generator.
 
-    Shapes: images ``(batch, channels, height, width)`` of any type in and out.
+    Shapes: images ``(batch, channels, height, width)`` of any type, both as input and as output.
 
     Example:
         >>> RandomCropFlip()(torch.zeros(8, 3, 32, 32, dtype=torch.uint8)).shape
@@ -32,7 +33,7 @@ class RandomCropFlip:
         self.padding, self.flip, self.generator = padding, flip, generator
 
     def __call__(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Return the batch of images, shifted and mirrored."""
         if x.dim() != 4:
             raise ValueError(f"expected images (batch, channels, height, width); got {tuple(x.shape)}")
         n, channels, height, width = x.shape

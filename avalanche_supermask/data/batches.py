@@ -1,4 +1,4 @@
-"""Minibatches sliced from tensors in memory, of one data set or of several side by side."""
+"""Minibatches sliced from tensors in memory, from one data set or from several together."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ __all__ = ["JoinedBatches", "TensorBatches"]
 
 
 class TensorBatches:
-    """Minibatches ``[x, y, task_label]`` sliced from tensors; reshuffled at each pass by torch's generator.
+    """Minibatches ``[x, y, task_label]`` sliced from tensors.
 
     Args:
         tensors: columns with the same first dimension, each a tensor or a structure of tensors (see `nested`).
-        batch_size: samples per batch; the last one may be smaller.
-        shuffle: draw a new order for each pass.
-        augment: applied to the inputs of every batch; None: nothing is.
-        drop_last: leave a smaller last batch out.
-        share: the share of this process in every batch, which then is that many times larger (default: all of it).
+        batch_size: number of samples per batch and process; the last batch may be smaller.
+        shuffle: whether to draw a new order for each pass, with torch's default generator.
+        augment: function that is applied to the inputs of every batch; None: no function.
+        drop_last: whether to leave out a smaller last batch (default False).
+        share: this process's share of every batch, if several processes learn together. A whole batch then has
+            ``batch_size`` samples per process. None (default): this process has all samples.
     """
 
     def __init__(
@@ -40,17 +41,18 @@ class TensorBatches:
         self.tensors, self.batch_size, self.shuffle = tensors, batch_size, shuffle
         self.augment, self.drop_last = augment, drop_last
         self.share = share
-        self._labels: dict[int, _OneLabel] | None = None  # by place of the column
-        self.counts: int | None = None  # samples of the latest batch that count in this process; None: all of them
+        self._labels: dict[int, _OneLabel] | None = None  # by index of the column
+        # Number of samples of the latest batch that count in this process; None: all of them.
+        self.counts: int | None = None
 
     @property
     def shared_out(self) -> bool:
-        """Whether other processes have the rest of every batch."""
+        """Whether other processes have other parts of every batch."""
         return self.share is not None and self.share.size > 1
 
     @property
     def _whole(self) -> int:
-        """Samples of a whole batch, of all processes."""
+        """Number of samples of a whole batch, for all processes together."""
         return self.batch_size * (self.share.size if self.share else 1)
 
     def __len__(self) -> int:
@@ -84,9 +86,9 @@ class TensorBatches:
 
 
 class _OneLabel:
-    """A column of task labels that are all the same: batches of one size share one tensor.
+    """A column of equal task labels: all batches of one size get the same tensor.
 
-    So nothing is gathered, and who reads the labels of every batch knows them from the batch before.
+    So the labels need not be gathered, and a reader that remembers the last tensor need not read it again.
     """
 
     def __init__(self, column: Tensor) -> None:
@@ -94,7 +96,7 @@ class _OneLabel:
         self._by_size: dict[int, tuple[Tensor, int]] = {}
 
     def of(self, size: int) -> Tensor:
-        """The labels of a batch; made anew where somebody has written into the last ones."""
+        """The labels of a batch; a new tensor is made if the last one was changed in place."""
         found, version = self._by_size.get(size, (None, 0))
         if found is None or found._version != version:
             with lasting():
@@ -104,7 +106,7 @@ class _OneLabel:
 
 
 def _constant_columns(columns: Sequence[Any]) -> dict[int, _OneLabel]:
-    """Those behind inputs and targets that hold one number, by place."""
+    """The integer columns after inputs and targets whose values are all equal, by index."""
     found = {}
     for place, column in enumerate(columns):
         if place < 2 or not isinstance(column, Tensor) or column.dim() != 1 or not len(column):
@@ -116,12 +118,12 @@ def _constant_columns(columns: Sequence[Any]) -> dict[int, _OneLabel]:
 
 
 class JoinedBatches:
-    """A batch of each data set, one behind the other, as Avalanche's loaders for replay make them.
+    """Batches that concatenate one batch of each data set, as Avalanche's loaders for replay make them.
 
     Args:
-        parts: of the data sets; all must have samples.
-        main: place of the one whose length is the length of a pass.
-        cycle: whether the others begin anew when they are through; else they are left out from then on.
+        parts: batches of each data set; every data set must have samples.
+        main: index of the data set whose number of batches is the length of a pass.
+        cycle: whether shorter data sets start again when all their batches were used; False: they are left out then.
     """
 
     def __init__(self, parts: Sequence[TensorBatches], *, main: int, cycle: bool) -> None:

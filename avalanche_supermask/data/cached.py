@@ -1,10 +1,10 @@
-"""`CachedTensors`: an experience's data as tensors in memory, for every strategy alike.
+"""`CachedTensors`: a plugin that keeps an experience's data as tensors in memory, for any strategy.
 
-Avalanche fetches sample by sample through a chain of Python calls, 10 to 30 µs each; on small networks that
-costs several times the arithmetic. This plugin transforms an experience once and then slices batches from
-tensors. Transforms must be deterministic: a random crop would be frozen. Random ones go into ``augment``, which sees
-whole batches on the device. Pixels that are stored as uint8 stay so, at a quarter of the memory, if the network is
-what standardises them.
+Avalanche fetches each sample through a chain of Python calls, which takes 10 to 30 µs per sample. For small networks,
+this takes several times as long as the arithmetic. This plugin transforms an experience once and then slices batches
+from tensors. Transforms must be deterministic, because a random crop would be the same in every epoch. Random
+transforms belong into ``augment``, which is applied to whole batches on the device. Pixels that are stored as uint8 can
+stay uint8, which takes a quarter of the memory, if the network standardises them.
 """
 
 from __future__ import annotations
@@ -30,19 +30,23 @@ __all__ = ["CachedTensors", "load_tensors"]
 
 
 class CachedTensors(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
-    """Replaces Avalanche's data loaders by in-memory tensors on the strategy's device.
+    """Replaces Avalanche's data loaders by tensors in memory, on the strategy's device.
 
-    Put it first among the plugins. Loaders that a plugin brings itself, as Replay does, are replaced as well: the same
-    shares of the same data in every batch. The training data of one experience are held at a time; evaluation data
-    are all kept. Of several processes that learn together, each holds all data and serves its share of every batch.
+    Put it first among the plugins. Loaders that another plugin sets, such as Replay, are replaced as well; the batches
+    then have the same shares of the same data. The training data of one experience are held at a time; evaluation data
+    of all experiences are kept. If several processes learn together, each process holds all data and uses its share of
+    every batch.
 
     Args:
-        max_bytes: training data of an experience beyond this are left to Avalanche's loader, with one warning;
-            evaluation data beyond it are not kept but read anew each time (default 4 GiB).
-        augment: applied to the inputs of every training batch, such as `RandomCropFlip`.
+        max_bytes: limit of memory in bytes (default 4 GiB). If the training data of an experience need more,
+            Avalanche's loader reads them, with a warning. Evaluation data beyond the limit are not kept, but read again
+            each time.
+        augment: function that is applied to the inputs of every training batch, such as `RandomCropFlip`; None
+            (default): no function.
 
     Raises:
-        ValueError: when training starts, ``augment`` with more data than ``max_bytes``: they would go without.
+        ValueError: when training starts with ``augment`` and more data than ``max_bytes``, because Avalanche's loader
+            would not apply ``augment``.
 
     Example:
         >>> plugins = [CachedTensors()]
@@ -53,12 +57,13 @@ class CachedTensors(SupervisedPlugin, supports_distributed=True):  # type: ignor
     def __init__(self, *, max_bytes: int = 4 * 2**30, augment: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
         self.max_bytes, self.augment = max_bytes, augment
-        self._evaluation: dict[int, tuple[weakref.ref[Any], list[Any]]] = {}  # by data set, while that lives
-        self._adapted: Any = None  # the evaluation data, before another plugin may replace them
+        # Tensors by id of the evaluation data set, as long as the data set exists.
+        self._evaluation: dict[int, tuple[weakref.ref[Any], list[Any]]] = {}
+        self._adapted: Any = None  # the evaluation data, before other plugins can replace them
         self._training: tuple[Any, list[Any]] | None = None  # the experience's data set, and its tensors
 
     def before_training_exp(self, strategy: Any, shuffle: bool = True, drop_last: bool = False, **kwargs: Any) -> None:
-        """Slice training batches from memory."""
+        """Replace the training loader by batches that are sliced from memory."""
         data = strategy.adapted_dataset
         if self._fits([data]) and (tensors := self._loaded(data, strategy.device)) is not None:
             self._training = data, tensors
@@ -67,7 +72,7 @@ class CachedTensors(SupervisedPlugin, supports_distributed=True):  # type: ignor
             )
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """The same for a loader that another plugin has put there since."""
+        """Replace a loader that another plugin has set, such as Replay, by batches that are sliced from memory."""
         loader = strategy.dataloader
         replaceable = isinstance(loader, MultiDatasetDataLoader) and not loader.never_ending
         if replaceable and self._fits(loader.datasets):
@@ -82,19 +87,19 @@ class CachedTensors(SupervisedPlugin, supports_distributed=True):  # type: ignor
             )
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Let go of the training data."""
+        """Drop the training data."""
         self._training = None
 
     def after_eval_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """Remember which data Avalanche chose."""
+        """Remember the evaluation data that Avalanche set."""
         self._adapted = strategy.adapted_dataset
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Slice evaluation batches from memory."""
+        """Replace the evaluation loader by batches that are sliced from memory."""
         data = strategy.experience.dataset
         self._evaluation = {k: v for k, v in self._evaluation.items() if v[0]() is not None}
         held, tensors = self._evaluation.get(id(data), (lambda: None, None))
-        ours = strategy.adapted_dataset is self._adapted  # else a plugin has put other data in their place
+        ours = strategy.adapted_dataset is self._adapted  # False if a plugin has replaced the data
         if tensors is None or held() is not data or not ours:
             tensors = self._loaded(strategy.adapted_dataset, strategy.device)
             if tensors is None:
@@ -107,7 +112,7 @@ class CachedTensors(SupervisedPlugin, supports_distributed=True):  # type: ignor
         )
 
     def _loaded(self, dataset: Any, device: torch.device) -> list[Any] | None:
-        """All samples; or None, with one warning, where samples cannot be joined to tensors."""
+        """All samples; or None, with one warning, if the samples cannot be joined to tensors."""
         try:
             return load_tensors(dataset, device)
         except (TypeError, ValueError) as error:
@@ -120,12 +125,12 @@ class CachedTensors(SupervisedPlugin, supports_distributed=True):  # type: ignor
 
     def _batches(self, dataset: Any, strategy: Any, size: int, **options: bool) -> TensorBatches:
         held, tensors = self._training or (None, [])
-        if held is not dataset:  # the experience's own data are loaded once, a replay memory beside them as well
+        if held is not dataset:  # the experience's data are in memory; other data, such as a replay memory, are loaded
             tensors = load_tensors(dataset, strategy.device)
         return TensorBatches(tensors, size, augment=self.augment, share=SampleShare.here(), **options)
 
     def _fits(self, datasets: list[Any]) -> bool:
-        """Whether these data may be held; else a warning, or an error if they must be augmented."""
+        """Whether these data fit into ``max_bytes``; if not, this warns, or raises an error if ``augment`` is set."""
         size = sum(len(data) * _sample_bytes(data[0]) for data in datasets)
         if size <= self.max_bytes:
             return True
@@ -141,15 +146,17 @@ class CachedTensors(SupervisedPlugin, supports_distributed=True):  # type: ignor
             "_evaluation": {},
             "_training": None,
             "_adapted": None,
-        }  # data do not belong in a checkpoint
+        }  # a checkpoint does not contain data
 
 
 def load_tensors(dataset: Any, device: torch.device) -> list[Any]:
-    """All samples of a dataset, transformed, as columns ``[x, y, task_label]`` on the device; x of any structure.
+    """All samples of a data set, transformed, as columns ``[x, y, task_label]`` on the device.
+
+    The inputs x may have any structure (see `nested`).
 
     Raises:
         TypeError: the data set's minibatches have no columns.
-        ValueError: they cannot be joined, as texts that are padded batch by batch.
+        ValueError: the minibatches cannot be joined, for example texts that are padded per batch.
     """
     with lasting():
         return _loaded(dataset, device)
@@ -162,7 +169,7 @@ def _loaded(dataset: Any, device: torch.device) -> list[Any]:
             dataset,
             batch_size=1024,
             collate_fn=getattr(dataset, "collate_fn", None),
-            generator=torch.Generator(),  # a loader without one draws from the global random state
+            generator=torch.Generator(),  # a loader without a generator would draw from the global random state
         )
         parts = [list(batch) if isinstance(batch, (list, tuple)) else batch for batch in loader]
         if not isinstance(parts[0], list):
@@ -174,9 +181,9 @@ def _loaded(dataset: Any, device: torch.device) -> list[Any]:
 
 
 def _gathered(dataset: Any) -> list[Tensor] | None:
-    """The same without a call a sample, where the data lie in tensors and no transform is left to apply.
+    """Columns of a data set whose data are tensors without transforms, without a call per sample; else None.
 
-    Reads how Avalanche nests its datasets, and trusts it only as far as a few samples agree; None: no such data.
+    This reads private attributes of Avalanche's nested data sets, and compares a few samples with the data set itself.
     """
     try:
         tensors = _leaves(dataset._flat_data)
@@ -212,7 +219,7 @@ def _leaves(flat: Any) -> list[Tensor] | None:
 
 
 def _transforms(flat: Any) -> bool:
-    """Whether any transform would be applied to a sample, in any mode."""
+    """Whether a data set has a transform for its samples, in any mode."""
     groups = [getattr(flat, name, None) for name in ("_transform_groups", "_frozen_transform_groups")]
     found = [t for group in groups if group is not None for t in getattr(group, "transform_groups", {}).values()]
     return any(step is not None for t in found for step in getattr(t, "transforms", [t]))
@@ -223,7 +230,7 @@ def _nbytes(columns: Any) -> int:
 
 
 def _sample_bytes(sample: Any) -> int:
-    """Bytes of a sample's inputs."""
+    """Bytes of the inputs of one sample."""
     x = sample[0] if isinstance(sample, (list, tuple)) else sample
     held = _nbytes(x)
     return held or (np.asarray(x).nbytes if not isinstance(x, (dict, list, tuple)) else 0)

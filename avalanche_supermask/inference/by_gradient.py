@@ -1,4 +1,4 @@
-"""One-shot and binary inference: the gradient of the superposition names the task (SupSup, sections 3.3 and 3.4)."""
+"""One-shot and binary inference: the superposition's gradient determines the task (SupSup, sections 3.3 and 3.4)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ class _ByGradient:
     """Settings of the methods that use the superposition's gradient.
 
     Attributes:
-        objective: ``"H"`` or ``"G"``.
-        classes: for G, how many outputs are real; the network must have more (superfluous neurons).
-        per: one task for a whole batch, or one for each sample.
-        images: for ``per="batch"``, how many samples decide (the paper: 1); None: all.
-        first: only the tasks learned first, so many; None: all. With ImpressLearn's n, one-shot over its basis.
-        layers: names of the masked weights that are asked (ours); None: all, as in the paper. Where tasks differ in
-            the order of their inputs, only the first layer knows the task, and the others add noise: there
-            ``layers=(model.masked_names[0],)`` makes fewer errors (``docs/methods/unknown_tasks.md``).
+        objective: ``"H"`` (entropy, the default) or ``"G"``.
+        classes: for G, the number of real outputs; the network must have more outputs (superfluous neurons).
+        per: ``"sample"`` finds one task for each sample (default), ``"batch"`` one for the whole batch.
+        images: for ``per="batch"``, the number of samples that are used (the paper: 1); None: all.
+        first: number of candidates: only so many tasks, in the order of learning, are considered; None: all tasks. With
+            ImpressLearn's n, the candidates are the tasks of its basis.
+        layers: names of the masked weights whose gradients are used (ours); None: all, as in the paper. If tasks differ
+            only in the order of their inputs, only the first layer carries information about the task, and the others
+            add noise. For such tasks, ``layers=(model.masked_names[0],)`` makes fewer errors
+            (``docs/methods/unknown_tasks.md``).
     """
 
     objective: Objective = "H"
@@ -47,14 +49,14 @@ class _ByGradient:
             raise ValueError("objective 'G' needs classes, the number of outputs that are real")
 
     def __call__(self, model: Candidates, n_tasks: int, x: Any) -> Tensor:
-        """See `Inference`."""
+        """Return the number of each sample's task (see `Inference`)."""
         n = min(self.first or n_tasks, n_tasks)
         groups = [nested.rows(x, slice(self.images))] if self.per == "batch" else nested.split(x, 1)
         found = self._find(model, n, n_tasks, groups) if n > 1 else torch.zeros(len(groups), dtype=torch.long)
         return found.expand(nested.batch_size(x)).clone() if self.per == "batch" else found
 
     def _find(self, model: Candidates, n: int, n_tasks: int, groups: Sequence[Any]) -> Tensor:
-        """Number of the task of each group, one of the first n."""
+        """Number of the task of each group, among the first n tasks."""
         raise NotImplementedError
 
     def _loss(self, logits: Tensor) -> Tensor:
@@ -72,7 +74,10 @@ class _ByGradient:
 
 @dataclass(frozen=True)
 class OneShot(_ByGradient):
-    """One forward and one backward pass a group, whatever the number of tasks."""
+    """The task whose coefficient has the smallest derivative of the objective.
+
+    It needs one forward and one backward pass per group of samples, for any number of tasks.
+    """
 
     def _find(self, model: Candidates, n: int, n_tasks: int, groups: Sequence[Any]) -> Tensor:
         equal = torch.zeros(n_tasks)
@@ -82,7 +87,7 @@ class OneShot(_ByGradient):
 
 @dataclass(frozen=True)
 class Binary(_ByGradient):
-    """Halves the candidates until one is left: at most ceil(log2 K) rounds, ties included."""
+    """The task that is left after halving the set of candidates by the gradient, in at most ceil(log2 K) rounds."""
 
     def _find(self, model: Candidates, n: int, n_tasks: int, groups: Sequence[Any]) -> Tensor:
         return torch.tensor([self._one(model, n, n_tasks, group) for group in groups])
@@ -93,6 +98,6 @@ class Binary(_ByGradient):
             coefficients = torch.zeros(n_tasks)
             coefficients[left] = 1.0 / len(left)
             gradient = model.gradients([group], coefficients, self._loss, layers=self.layers)[0, left]
-            order = gradient.argsort(stable=True)  # ties: the task learned first stays
+            order = gradient.argsort(stable=True)  # of equal values, the task that was learned first is kept
             left = left[order[: (len(left) + 1) // 2].sort().values]
         return int(left[0])

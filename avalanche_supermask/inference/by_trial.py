@@ -1,4 +1,4 @@
-"""Inference that tries each task and compares its outputs: entropy, expected entropy, largest logit."""
+"""Inference methods that try each task and compare its outputs: entropy, expected entropy, largest logit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _ByTrial:
     """Settings of the methods that try each task.
 
     Attributes:
-        per: one task for a whole batch, or one for each sample.
+        per: ``"sample"`` finds one task for each sample (default), ``"batch"`` one for the whole batch.
     """
 
     per: Per = "sample"
@@ -27,32 +27,32 @@ class _ByTrial:
         check_per(self.per)
 
     def __call__(self, model: Candidates, n_tasks: int, x: Any) -> Tensor:
-        """See `Inference`."""
+        """Return the number of each sample's task (see `Inference`)."""
         costs = self._raw(model, x)
         groups = costs.mean(dim=1, keepdim=True) if self.per == "batch" else costs
         found = first_smallest(self._judge(groups, model).T)
         return found.expand(costs.shape[1]).clone() if self.per == "batch" else found
 
     def costs(self, model: Candidates, n_tasks: int, x: Any) -> Tensor:
-        """How ill each sample fits each task, as `Combined` adds it: ``(tasks, batch)``."""
+        """Cost of each sample for each task, ``(tasks, batch)``, for `Combined`; it is small if the sample fits."""
         return self._judge(self._raw(model, x), model)[:n_tasks]
 
     def _raw(self, model: Candidates, x: Any) -> Tensor:
-        """Costs of each sample under every task: ``(K, batch)``."""
+        """Costs of each sample for every task, from the outputs alone: ``(K, batch)``."""
         return torch.cat([self._cost(logits.flatten(0, 1)).view(logits.shape[:2]) for logits in model.outputs(x)])
 
     def _cost(self, logits: Tensor) -> Tensor:
-        """Of each sample, ``(n,)``, by its logits, ``(n, classes, *positions)``."""
+        """Cost of each sample, ``(n,)``, from its logits, ``(n, classes, *positions)``."""
         raise NotImplementedError
 
     def _judge(self, costs: Tensor, model: Candidates) -> Tensor:
-        """Costs of all tasks, in the light of what is known of them: ``(K, groups)``."""
+        """Costs after a correction by stored values of the tasks, ``(K, groups)``; by default, they are unchanged."""
         return costs
 
 
 @dataclass(frozen=True)
 class Entropy(_ByTrial):
-    """The task whose outputs are the surest: smallest entropy."""
+    """The task whose outputs have the smallest entropy, so that they are the most confident."""
 
     def _cost(self, logits: Tensor) -> Tensor:
         return entropy(logits)
@@ -60,14 +60,17 @@ class Entropy(_ByTrial):
 
 @dataclass(frozen=True)
 class ExpectedEntropy(Entropy):
-    """`Entropy`, and what exceeds a task's entropy on its own training data counts ``1 + surprise`` times.
+    """`Entropy` with a penalty for an entropy above that on the task's own training data.
 
-    This is for tasks that differ in how sure they are. A task that is always sure, also of inputs that it has never
-    seen, would otherwise win over the right one. This costs one stored number per task; a task without one is treated
-    as by `Entropy`.
+    The part of the entropy that exceeds the task's mean entropy on its own training data counts ``1 + surprise`` times.
+    This is for tasks that differ in their confidence: with `Entropy`, a task that is confident on all inputs, even on
+    new ones, would be chosen instead of the right one. The method needs one stored number per task; a task without this
+    number is treated as by `Entropy`.
 
     Attributes:
-        surprise: weight of the excess (default 2: chosen on held-out training data, ``docs/methods/unknown_tasks.md``).
+        per: ``"sample"`` finds one task for each sample (default), ``"batch"`` one for the whole batch.
+        surprise: additional weight of the excess (default 2, which was chosen on held-out training data,
+            ``docs/methods/unknown_tasks.md``).
     """
 
     surprise: float = 2.0
@@ -84,7 +87,7 @@ class ExpectedEntropy(Entropy):
 
 @dataclass(frozen=True)
 class MaxLogit(_ByTrial):
-    """The task with the largest logit; of dense outputs, the largest mean over positions."""
+    """The task with the largest logit; for dense outputs, the largest logits are averaged over the positions."""
 
     def _cost(self, logits: Tensor) -> Tensor:
         return -mean_over_positions(logits.amax(dim=1))

@@ -1,8 +1,8 @@
-"""Gaussians of classes: a mean each, and a covariance of a few directions and a constant.
+"""Gaussian distributions of classes: each has a mean, and a covariance with a few directions and a constant.
 
 Tipping & Bishop, "Probabilistic Principal Component Analysis", Journal of the Royal Statistical Society B, 1999: the
-covariance is ``U diag(λ) U^T + σ² (I - U U^T)``, its largest eigenvalues with their directions, and the mean of the
-others.
+covariance is ``U diag(λ) U^T + σ² (I - U U^T)``, where λ and U are the largest eigenvalues and their directions, and σ²
+is the mean of the other eigenvalues.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ __all__ = ["ClassGaussians", "joined", "pooled"]
 
 @dataclass(frozen=True)
 class ClassGaussians:
-    """Gaussians of the classes of one task over d features; a covariance a class, or one for all of them.
+    """Gaussians of the C classes of one task over d features, with one covariance per class or one for all classes.
 
     Attributes:
         classes: labels, int64 ``(C,)``.
-        counts: samples of each class, int64 ``(C,)``.
-        means: ``(C, d)``.
-        basis: orthonormal directions of the largest variances, ``(G, d, r)``, G being C or 1.
-        variances: along them, and last the mean variance of all other directions: ``(G, r + 1)``.
+        counts: number of samples of each class, int64 ``(C,)``.
+        means: mean of each class, ``(C, d)``.
+        basis: orthonormal directions of the largest variances, ``(G, d, r)``. The number G of covariances is C or 1.
+        variances: variances along these directions; the last entry is the mean variance of all other directions:
+            ``(G, r + 1)``.
     """
 
     classes: Tensor
@@ -41,11 +42,11 @@ class ClassGaussians:
 
     @property
     def rank(self) -> int:
-        """Number of directions kept, r."""
+        """Number of kept directions, r."""
         return self.basis.shape[2]
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is stored, by name: directions in float16, as their entries lie within ±1; means in float32."""
+        """The tensors to store, by name: means in float32; directions in float16, as their entries are within ±1."""
         return {
             "classes": self.classes.int(),
             "counts": self.counts.int(),
@@ -56,7 +57,7 @@ class ClassGaussians:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> ClassGaussians:
-        """The Gaussians of what was stored."""
+        """Make Gaussians from stored tensors (see `tensors`)."""
         found = cls(**{field.name: tensors[field.name] for field in fields(cls)})
         return replace(
             found,
@@ -68,7 +69,7 @@ class ClassGaussians:
         )
 
     def truncated(self, rank: int) -> ClassGaussians:
-        """The same with fewer directions; the variance along the others joins the constant."""
+        """The same Gaussians with fewer directions; the constant includes the variances of the removed directions."""
         if rank >= self.rank:
             return self
         dropped = self.variances[:, rank:-1].sum(dim=1) + (self.width - self.rank) * self.variances[:, -1]
@@ -78,20 +79,21 @@ class ClassGaussians:
         )
 
     def costs(self, x: Tensor, *, ridge: float) -> Tensor:
-        """Squared distance plus log-determinant of each sample under each class, ``(batch, C)``.
+        """Squared distance plus log-determinant of each sample for each class, ``(batch, C)``.
 
-        That is -2 log p up to a constant that is the same for all classes of all tasks over as many features.
+        This is -2 log p, up to a constant that is the same for all classes of all tasks with the same number of
+        features.
 
         Args:
             x: features ``(batch, d)``.
-            ridge: added to all variances, as a share of their mean.
+            ridge: share of the mean variance that is added to all variances.
         """
-        centre = self.means.mean(dim=0)  # near the data, so that differences of large numbers are rare
+        centre = self.means.mean(dim=0)  # subtracted to avoid rounding errors from differences of large numbers
         x, means = x.float() - centre, self.means - centre
         weights = torch.full((self.rank + 1,), 1.0, device=x.device)
         weights[-1] = self.width - self.rank
         mean_variance = (self.variances * weights).sum(dim=1, keepdim=True) / self.width
-        # Where nothing varies at all, the features are as good as those of any other unit.
+        # If all variances are zero, 1 replaces their mean: the unit of the features does not matter then.
         mean_variance = torch.where(mean_variance > 0, mean_variance, torch.ones_like(mean_variance))
         variances = self.variances + max(ridge, SMALLEST) * mean_variance
         determinants = (variances.log() * weights).sum(dim=1)
@@ -102,11 +104,11 @@ class ClassGaussians:
         return torch.cat(found, dim=1) + determinants
 
 
-SMALLEST = 1e-6  # share of the mean variance that is added in any case: a variance of zero has no logarithm
+SMALLEST = 1e-6  # smallest share of the mean variance that is added, because a variance of zero has no logarithm
 
 
 def _white(x: Tensor, basis: Tensor, variance: Tensor) -> Tensor:
-    """Features whose squared Euclidean distances are the distances under one covariance: ``(n, d + r)``."""
+    """Transformed features ``(n, d + r)``, whose squared Euclidean distances are those under one covariance."""
     along = x @ basis
     rest = x - along @ basis.T
     return torch.cat([rest * variance[-1].rsqrt(), along * variance[:-1].rsqrt()], dim=1)
@@ -114,13 +116,13 @@ def _white(x: Tensor, basis: Tensor, variance: Tensor) -> Tensor:
 
 @torch.no_grad()
 def pooled(tasks: Sequence[ClassGaussians]) -> list[ClassGaussians]:
-    """The same classes under one covariance for all of them, the mean over their samples.
+    """Gaussians of the same classes with one covariance for all of them: the mean, weighted by the numbers of samples.
 
     Args:
-        tasks: over the same features.
+        tasks: Gaussians of one or more tasks, over the same features.
 
     Returns:
-        As many, that share ``basis`` and ``variances``.
+        The same number of Gaussians, which share ``basis`` and ``variances``.
     """
     counts = [t.counts if len(t.basis) == len(t.counts) else t.counts.sum().reshape(1) for t in tasks]
     weights = torch.cat(counts).double()
@@ -133,12 +135,14 @@ def pooled(tasks: Sequence[ClassGaussians]) -> list[ClassGaussians]:
 
 @torch.no_grad()
 def joined(first: ClassGaussians, second: ClassGaussians, *, of_classes: bool) -> ClassGaussians:
-    """Gaussians of the samples of both, as if they had been gathered together; exact except what low ranks leave out.
+    """Gaussians of two sets of samples together, as if they had been gathered in one pass.
+
+    The result is exact, except for the parts of the covariances that the low ranks leave out.
 
     Args:
-        first: over the same features as the second.
-        second: of the same task, of other samples, and perhaps of other classes.
-        of_classes: whether each class has a covariance of its own; else all have one.
+        first: Gaussians of the first set.
+        second: Gaussians of the second set, of the same task and over the same features; its classes may be others.
+        of_classes: whether each class has its own covariance; False: all classes share one.
     """
     both, rank = (first, second), max(first.rank, second.rank)
     labels = sorted({*first.classes.tolist(), *second.classes.tolist()})
@@ -149,7 +153,7 @@ def joined(first: ClassGaussians, second: ClassGaussians, *, of_classes: bool) -
     for label, n in counts.items():
         of_label = torch.stack([g.means[i] for g, i in held[label]]).double()
         means.append(((n / n.sum()) @ of_label).float())
-        if len(n) == 2:  # by the outer product of this the scatter of both exceeds the sum of their scatters
+        if len(n) == 2:  # the scatter of both sets is the sum of their scatters plus the outer product of this vector
             shifts[label] = (n.prod() / n.sum()).sqrt() * (of_label[0] - of_label[1])
     if of_classes:
         groups = [
@@ -175,10 +179,10 @@ def joined(first: ClassGaussians, second: ClassGaussians, *, of_classes: bool) -
 def _mean(
     weights: Tensor, parts: Sequence[tuple[Tensor, Tensor]], more: Sequence[Tensor] = (), *, rank: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Weighted mean of covariances ``(basis, variances)``, and the outer products of some vectors, in the same form."""
+    """Weighted mean of covariances ``(basis, variances)`` plus outer products of some vectors, in the same form."""
     variances = [variance.double() for _, variance in parts]
     constant = sum(w * v[-1] for w, v in zip(weights, variances, strict=True))
-    # Every covariance is a constant and a few directions that exceed it; so is their mean.
+    # Every covariance is a constant plus a few directions with larger variances, and so is their mean.
     excess = [(w * (v[:-1] - v[-1]).clamp_min(0.0)).sqrt() for w, v in zip(weights, variances, strict=True)]
     scaled = [basis.double() * e for (basis, _), e in zip(parts, excess, strict=True)]
     columns = torch.cat([*scaled, *(vector.unsqueeze(1) for vector in more)], dim=1)  # (d, directions)

@@ -1,14 +1,16 @@
-"""Several witnesses heard together: their costs are added, with weights that the training data choose.
+"""Inference that combines several methods, called witnesses: it adds their costs with weights from the training data.
 
-When a task ends, every fifth of its training samples is held back, the witnesses gather their statistics of the others,
-and the samples held back are tried on all tasks learned so far, for each of a fixed set of weights. How many of them
-each set named rightly is stored with the task; then the statistics are gathered once more, of all samples. At
-evaluation the weights are those that were right most often over all tasks, or rather, by the one-standard-error rule
-(Breiman et al., "Classification and Regression Trees", 1984), the simplest of those that were not clearly less often
-right: one witness alone before mixtures, and mixtures in which the others weigh little before those in which they weigh
-much. Also enough is half of what the best mixture gains over the best single witness. Both rules are needed, for the
-network was trained on the samples held back as well, and is surer of them than of new ones: outputs would count for too
-much.
+When a task ends, every fifth of its training samples is held back, and the witnesses gather statistics of the others.
+Then the tasks of the samples that were held back are inferred among all tasks learned so far, with each set of weights
+from a fixed list. The share of samples for which each set of weights finds the right task is stored with the task.
+Finally the statistics are gathered again, from all samples.
+
+At evaluation, the chosen weights are the simplest ones among those that were right about as often as the best. A single
+witness is simpler than a mixture, and a mixture is simpler if the other witnesses have smaller weights. Weights are
+good enough if they satisfy one of two rules: the one-standard-error rule (Breiman et al., "Classification and
+Regression Trees", 1984), or that they keep half of the gain of the best mixture over the best single witness. Both
+rules are needed, because the network was also trained on the samples that were held back, and is more confident on them
+than on new ones; otherwise the outputs would get too much weight.
 """
 
 from __future__ import annotations
@@ -30,31 +32,31 @@ from avalanche_supermask.inference.kept import Kept
 
 __all__ = ["Combined", "Witness"]
 
-LEVELS = (0.0, 1 / 64, 1 / 16, 1 / 4, 1.0)  # weights beside that of the main witness, which is 1
+LEVELS = (0.0, 1 / 64, 1 / 16, 1 / 4, 1.0)  # possible weights of a witness; the largest weight of a candidate is 1
 FOLDS = 5  # every fifth sample is held back
 T = TypeVar("T")
 
 
 class Witness(Protocol):
-    """A way of inference that says of every task how ill a sample fits it."""
+    """An inference method that computes a cost of each sample for every task."""
 
     def costs(self, model: Candidates, n_tasks: int, x: Any) -> Tensor:
-        """Smaller where the task is the likelier: ``(tasks, batch)``."""
+        """Costs ``(tasks, batch)``, which are smaller for likelier tasks."""
 
 
 @dataclass(frozen=True)
 class Combined:
-    """The task with the smallest weighted sum of the witnesses' costs.
+    """The task with the smallest weighted sum of the costs of several inference methods, the witnesses.
 
-    A witness's costs count in units of their standard deviation over a task's own samples. Of one task's likelihoods
-    and another's outputs the outputs rightly weigh a few hundredths: hence the small `LEVELS`.
+    The costs of a witness are divided by their standard deviation over a task's own samples. Beside likelihoods, the
+    right weight of outputs is a few hundredths; therefore the weights that are tried (`LEVELS`) include small ones.
 
     Attributes:
-        witnesses: two to four (default: `Gaussian`, `ExpectedEntropy` and `MaxLogit`).
-        per: one task for a whole batch, or one for each sample.
+        witnesses: two to four inference methods with costs (default: `Gaussian`, `ExpectedEntropy` and `MaxLogit`).
+        per: ``"sample"`` finds one task for each sample (default), ``"batch"`` one for the whole batch.
 
     Raises:
-        ValueError: another number of witnesses, or an unknown ``per``.
+        ValueError: the number of witnesses is not two to four, a witness has no costs, or ``per`` is unknown.
     """
 
     witnesses: Sequence[Any] = (Gaussian(), ExpectedEntropy(), MaxLogit())
@@ -73,9 +75,9 @@ class Combined:
 
     @property
     def candidates(self) -> Tensor:
-        """Weights that are compared, ``(candidates, witnesses)``, simple ones first: each witness alone, then mixtures.
+        """Sets of weights that are compared, ``(candidates, witnesses)``: first each witness alone, then mixtures.
 
-        The largest weight of each is 1.
+        They are sorted by the sum of the weights. The largest weight of each set is 1.
         """
         grid = [c for c in itertools.product(LEVELS, repeat=len(self.witnesses)) if max(c) == 1.0]
         return torch.tensor(sorted(grid, key=lambda c: (sum(c), [-weight for weight in c])))
@@ -83,15 +85,15 @@ class Combined:
     # ------------------------------------------------------------------ when a task ends
 
     def observe(self, model: Candidates, task: int, batches: Iterable[tuple[Any, Tensor]]) -> dict[str, Tensor]:
-        """Statistics of the witnesses, and how often each candidate names the task rightly; three passes over the data.
+        """Gather the statistics of the witnesses, and how often each set of weights finds the right task.
 
         Args:
-            model: in evaluation mode.
-            task: number of the task.
-            batches: inputs and labels of its training data; passed over three times.
+            model: the finished tasks, with the network in evaluation mode.
+            task: number of the task that has ended.
+            batches: inputs and labels of its training data; they are iterated three times.
 
         Raises:
-            ValueError: the batches can be passed over only once.
+            ValueError: the batches can be iterated only once.
         """
         provisional = self._gathered(model, task, _Fold(batches, held=False))
         trial = _With(model, task, provisional)
@@ -115,7 +117,14 @@ class Combined:
         }
 
     def joined(self, earlier: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Statistics of a task that was learned in several experiences; see `Gaussian.joined`."""
+        """Statistics of a task that was learned in several experiences, from the earlier and the new ones.
+
+        The witnesses join their own statistics (see `Gaussian.joined`). Shares and scales are averaged over samples.
+
+        Args:
+            earlier: statistics of the earlier experiences, by name.
+            new: statistics of the new experience, by name.
+        """
         found = dict(new)
         for i, witness in enumerate(self.witnesses):
             of_old, of_new = ({n[2:]: t for n, t in s.items() if n.startswith(f"{i}:")} for s in (earlier, new))
@@ -137,7 +146,7 @@ class Combined:
     # ------------------------------------------------------------------ at evaluation
 
     def __call__(self, model: Candidates, n_tasks: int, x: Any) -> Tensor:
-        """See `Inference`."""
+        """Return the number of each sample's task (see `Inference`)."""
         costs = self.costs(model, n_tasks, x)
         if self.per == "batch":
             costs = costs.mean(dim=1, keepdim=True).expand_as(costs)
@@ -150,7 +159,7 @@ class Combined:
         return torch.einsum("w,wts->ts", weights.to(raw), raw / scales.to(raw)[:, None, None])
 
     def _weights(self, model: Candidates, n_tasks: int) -> tuple[Tensor, Tensor]:
-        """The simplest weights that were right about as often as the best, and the witnesses' units."""
+        """The simplest weights that were right about as often as the best, and the units of the witnesses' costs."""
         stored, candidates = [model.statistics(task) for task in range(n_tasks)], self.candidates
         for task, statistics in enumerate(stored):
             if "right" not in statistics or len(statistics["right"]) != len(candidates):
@@ -174,7 +183,7 @@ class Combined:
 
 
 class _Fold:
-    """The samples of batches that are held back, or the others."""
+    """Batches with only the samples that are held back, or with only the others."""
 
     def __init__(self, batches: Iterable[tuple[Any, Tensor]], *, held: bool) -> None:
         self._batches, self._held = batches, held
@@ -191,7 +200,7 @@ class _Fold:
 
 
 class _Part:
-    """The candidates as one witness sees them: with its own statistics, and what was made of them."""
+    """The candidates for one witness: with only this witness's statistics and kept values."""
 
     def __init__(self, model: Any, part: int) -> None:
         self._model, self._part = model, part
@@ -210,7 +219,7 @@ class _Part:
 
 
 class _With:
-    """The candidates, with statistics of one task that are not stored yet."""
+    """The candidates with statistics of one task that are not stored yet."""
 
     def __init__(self, model: Any, task: int, statistics: dict[str, Tensor]) -> None:
         self._model, self._task, self._statistics = model, task, statistics

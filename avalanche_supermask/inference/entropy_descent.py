@@ -1,4 +1,4 @@
-"""Inference that names no task: ImpressLearn's mixture is fitted to a batch."""
+"""Inference without a task: a mixture of ImpressLearn's basis is fitted to each batch."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ __all__ = ["EntropyDescent"]
 
 @dataclass(frozen=True)
 class EntropyDescent:
-    """No task at all: a mixture of ImpressLearn's basis, fitted to each batch by descent on its mean entropy H.
+    """A mixture of ImpressLearn's basis, fitted to each batch by gradient descent on its mean entropy H.
 
-    Starts at 1/n and holds ``|a_l|_1 = 1`` in every layer: without that, scaling up the last layer alone would end
-    all entropy. Answers with the output of the mixture; no stored coefficient changes.
+    The method finds no task. The coefficients start at 1/n, and ``|a_l|_1 = 1`` holds in every layer: otherwise larger
+    weights of the last layer alone would reduce the entropy to zero. The result is the output of the mixture; no stored
+    coefficient changes.
 
     Attributes:
-        steps: of Adam (default 30).
-        lr: its learning rate (default 0.02).
+        steps: number of Adam steps (default 30).
+        lr: learning rate of Adam (default 0.02).
     """
 
     steps: int = 30
     lr: float = 0.02
 
     def __call__(self, model: Candidates, n_tasks: int, x: Any) -> Any:
-        """See `Inference`."""
+        """Return the output of the network for the fitted mixture (see `Inference`)."""
         coefficients = {name: a.requires_grad_(True) for name, a in model.mean_mixture().items()}
         optimizer = torch.optim.Adam(list(coefficients.values()), lr=self.lr)
         for _ in range(self.steps):
@@ -38,7 +39,7 @@ class EntropyDescent:
             with torch.no_grad():
                 for a in coefficients.values():
                     assert a.grad is not None
-                    a.grad -= (a.grad @ a.sign()) / len(a) * a.sign()  # what would only change the norm
+                    a.grad -= (a.grad @ a.sign()) / len(a) * a.sign()  # remove the part that only changes the norm
                 optimizer.step()
                 for a in coefficients.values():
                     a /= a.abs().sum()

@@ -1,4 +1,4 @@
-"""What a way of inference wants to know of a task: gathered from its training data when it ends."""
+"""Gathers the statistics that an inference method needs, from the training data of a task when the task ends."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["gather_at_task_end", "gather_statistics"]
 
 @torch.no_grad()
 def gather_statistics(model: Any, task: int, batches: Iterable[tuple[Any, Tensor]]) -> None:
-    """Measure what the model's ``task_inference`` needs of a finished task, and store it with the task.
+    """Gather the statistics of a finished task for the model's ``task_inference``, and store them with the task.
 
-    Strategies do this when a task ends. It can be called later, to change the way of inference, with the task's
-    training data at hand; what was stored before is replaced. The outputs of the tasks do not change.
+    Strategies do this when a task ends. After a change of the inference method, this function can be called with the
+    task's training data; it replaces the earlier statistics. The outputs of the tasks do not change.
 
     Args:
-        model: a `MaskedModel` that is learning no task.
+        model: a `MaskedModel` while no task is being learned.
         task: key of a finished task.
-        batches: inputs and labels of its training data; passed over once, or three times for `Combined`.
+        batches: inputs and labels of the task's training data; they are iterated once, or three times for `Combined`.
 
     Raises:
         KeyError: the task is not learned.
@@ -37,7 +37,7 @@ def gather_statistics(model: Any, task: int, batches: Iterable[tuple[Any, Tensor
 
 
 def _observed(model: Any, task: int, batches: Iterable[tuple[Any, Tensor]]) -> dict[str, Tensor] | None:
-    """Statistics of a task for the model's way of inference; None: it needs none."""
+    """Statistics of a task for the model's inference method; None if the method needs none."""
     way: Any = by_name(model.task_inference)
     if not hasattr(way, "observe"):
         return None
@@ -54,9 +54,14 @@ def _observed(model: Any, task: int, batches: Iterable[tuple[Any, Tensor]]) -> d
 
 @torch.no_grad()
 def gather_at_task_end(strategy: Any, task: int) -> None:
-    """The same from the training data of the experience that a strategy has just learned, if they are needed.
+    """Gather and store statistics from the training data of the experience that a strategy has just learned.
 
-    Where the experience went on with the task (``on_revisit="continue"``), they count beside those of its earlier ones.
+    Nothing happens if the inference method needs no statistics. If the experience continued a task
+    (``on_revisit="continue"``), the new statistics are joined with those of the task's earlier experiences.
+
+    Args:
+        strategy: the strategy, at the end of an experience.
+        task: key of the task of this experience.
     """
     model = strategy.model
     way: Any = by_name(model.task_inference)
@@ -75,12 +80,12 @@ def _training_batches(strategy: Any) -> Iterable[Any]:
         dataset,
         batch_size=max(256, strategy.eval_mb_size),
         collate_fn=getattr(dataset, "collate_fn", None),
-        generator=torch.Generator(),  # a loader without one draws from the global random state
+        generator=torch.Generator(),  # a loader without a generator would draw from the global random state
     )
 
 
 class _Moved:
-    """Inputs and labels of batches on a device, as often as the batches can be passed over."""
+    """Inputs and labels of batches, moved to a device; they can be iterated as often as the batches themselves."""
 
     def __init__(self, batches: Iterable[Any], device: torch.device) -> None:
         self._batches, self._device = batches, device

@@ -1,15 +1,16 @@
-"""The task whose Gaussians find the features of a sample the likeliest.
+"""Inference by Gaussian distributions of features: it finds the task with the largest likelihood of a sample.
 
 When a task ends, the mean of each class and the covariance of its features are measured in one pass over the training
-data and stored with it: no sample is kept. At evaluation each task's cost of a sample is the sum over the layers of the
-smallest distance plus log-determinant over its classes (Lee et al., "A Simple Unified Framework for Detecting
-Out-of-Distribution Samples and Adversarial Attacks", NeurIPS 2018, for features as witnesses; Tipping & Bishop 1999 for
-covariances of a few directions and a constant). With ``shared`` all tasks have one covariance, the mean of theirs; the
-smallest distance is then linear discriminant analysis (Hayes & Kanan, "Lifelong Machine Learning with Deep Streaming
-Linear Discriminant Analysis", CVPR Workshops 2020).
+data and stored with the task; no sample is kept. At evaluation, the cost of a sample for a task is a sum over the
+layers. Each term is the smallest value, over the classes of the task, of the distance plus log-determinant (Lee et al.,
+"A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks", NeurIPS 2018, for the
+use of features; Tipping & Bishop 1999 for covariances with a few directions and a constant). With ``shared``, all tasks
+have one covariance, the mean of their covariances; choosing the smallest distance is then linear discriminant analysis
+(Hayes & Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis", CVPR Workshops 2020).
 
-Densities are comparable where all tasks see the same features: the inputs themselves, or the output of a frozen encoder
-in front of the masked layers. Subnetworks give every task features of its own, whose densities only roughly are.
+Densities are comparable if all tasks have the same features: the inputs themselves, or the output of a frozen encoder
+in front of the masked layers. Inside the subnetworks, every task has its own features, whose densities are only roughly
+comparable.
 """
 
 from __future__ import annotations
@@ -31,26 +32,31 @@ __all__ = ["Gaussian"]
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Each class of each task is a Gaussian over features; the task of the likeliest one answers.
+    """The task of the likeliest class, where each class of each task is a Gaussian over features.
 
     Attributes:
-        layers: whose inputs are the features: ``"input"`` for the network's own, or names of modules. None: the one
-            that all tasks share: the input where it is at most 4,096 numbers (larger images are averaged to 36x36
-            pixels), else what enters the first masked layer, else (behind embeddings) the last masked one.
-        rank: directions kept of a covariance, one number or one a layer. At evaluation a smaller one can be set.
-        covariance: ``"class"``: one for each class; ``"task"``: one for all classes of a task, at fewer bytes.
-        shared: True, or names of layers: one covariance for all tasks, the mean of theirs.
-        ridge: added to all variances, as a share of their mean.
-        shrinkage: for ``"class"``: as how many samples the task's covariance counts in that of a class.
-        names: what a sample's Gaussians name: the ``"task"``, whose subnetwork names the class; or the ``"class"``
-            itself (a generative classifier: the network is not used beyond its features).
-        per: one task for a whole batch, or one for each sample.
+        layers: layers whose inputs are the features: ``"input"`` for the network's input, or names of modules. None:
+            one layer is chosen. This is the network's input if it goes directly into a masked layer and has at most
+            4,096 numbers (larger images are averaged to 36x36 pixels), else the input of the first masked layer, else
+            (behind embeddings) that of the last masked layer.
+        rank: number of kept directions of a covariance (default 20): one number, or one per layer. A smaller number can
+            be set at evaluation.
+        covariance: ``"class"`` stores one covariance per class (default), ``"task"`` one for all classes of a task,
+            which takes fewer bytes.
+        shared: whether all tasks have one covariance, the mean of their covariances: True, False (default), or names of
+            layers for which it is so.
+        ridge: share of the mean variance that is added to all variances (default 0.1).
+        shrinkage: for ``covariance="class"``, the weight of the task's covariance in that of a class, as a number of
+            samples (default 100).
+        names: result of the Gaussians: the ``"task"``, whose subnetwork then predicts the class (default); or the
+            ``"class"`` itself (a generative classifier, which uses only the features of the network).
+        per: ``"sample"`` finds one task for each sample (default), ``"batch"`` one for the whole batch.
 
     The defaults of layers, rank, ridge, shrinkage and covariance were chosen on held-out training data of SplitMNIST
     and CLINC150 (``docs/methods/unknown_tasks.md``).
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of its range.
     """
 
     layers: Sequence[str] | None = None
@@ -84,12 +90,12 @@ class Gaussian:
     # ------------------------------------------------------------------ when a task ends
 
     def observe(self, model: Candidates, task: int, batches: Iterable[tuple[Any, Tensor]]) -> dict[str, Tensor]:
-        """Statistics of a task that has just ended, as they are stored with it.
+        """Compute the statistics of a task that has just ended, to be stored with the task.
 
         Args:
-            model: in evaluation mode.
+            model: the finished tasks, with the network in evaluation mode.
             task: number of the task.
-            batches: inputs and labels of its training data, once.
+            batches: inputs and labels of the task's training data; they are iterated once.
         """
         moments: dict[str, Moments] = {}
         layers: Sequence[str] | None = None
@@ -111,9 +117,14 @@ class Gaussian:
         return {f"{name}.{part}": t for name, g in found.items() for part, t in g.tensors().items()}
 
     def joined(self, earlier: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Statistics of a task that was learned in several experiences, from those of the earlier ones and the new one.
+        """Statistics of a task that was learned in several experiences, from the earlier and the new ones.
 
-        Of layers within a subnetwork that went on learning, the earlier ones are of features as they were then.
+        If the features come from layers of the subnetwork, and the subnetwork was trained further, the earlier
+        statistics are those of the earlier features.
+
+        Args:
+            earlier: statistics of the earlier experiences, by name.
+            new: statistics of the new experience, by name.
         """
         found = {}
         for layer in dict.fromkeys(name.rpartition(".")[0] for name in new):
@@ -140,7 +151,7 @@ class Gaussian:
     # ------------------------------------------------------------------ at evaluation
 
     def __call__(self, model: Candidates, n_tasks: int, x: Any) -> Tensor | Answer:
-        """See `Inference`."""
+        """Return the number of each sample's task, or an `Answer` for ``names="class"`` (see `Inference`)."""
         by_class = self._by_class(model, n_tasks, x)
         costs = self._of_tasks(by_class)  # (K, batch)
         if self.per == "batch":
@@ -151,7 +162,7 @@ class Gaussian:
         return Answer(found, self._logits(model, by_class, found, x))
 
     def costs(self, model: Candidates, n_tasks: int, x: Any) -> Tensor:
-        """-2 log-likelihood of each sample under each task, up to a constant: ``(tasks, batch)``."""
+        """-2 log-likelihood of each sample for each task, up to a constant: ``(tasks, batch)``."""
         return self._of_tasks(self._by_class(model, n_tasks, x))
 
     def _of_tasks(self, by_class: Sequence[Mapping[str, Tensor]]) -> Tensor:
@@ -159,7 +170,7 @@ class Gaussian:
         return torch.stack(smallest)
 
     def _by_class(self, model: Candidates, n_tasks: int, x: Any) -> list[dict[str, Tensor]]:
-        """Of each task, by layer: costs ``(batch, C)``."""
+        """Costs of each sample for each class, ``(batch, C)``, by layer; one dictionary per task."""
         gaussians = model.kept(self, lambda: self._prepared(model, n_tasks))
         layers = list(gaussians[0])
         common = model.common(x, layers)
@@ -172,7 +183,7 @@ class Gaussian:
         return found
 
     def _prepared(self, model: Candidates, n_tasks: int) -> list[dict[str, ClassGaussians]]:
-        """Gaussians of each task by layer, ready for use."""
+        """Gaussians of each task, by layer, with shared covariances and reduced ranks as the settings require."""
         found = [self._stored(model, task) for task in range(n_tasks)]
         for name in found[0]:
             if self._shares(name):
@@ -204,7 +215,7 @@ class Gaussian:
         return {name: ClassGaussians.of(parts[name]).truncated(ranks[name]) for name in layers}
 
     def _logits(self, model: Candidates, by_class: Sequence[Mapping[str, Tensor]], found: Tensor, x: Any) -> Tensor:
-        """Log-likelihoods of the found task's classes, in the columns of their labels."""
+        """Logits: the log-likelihoods of the found task's classes, up to a constant, in the columns of their labels."""
         gaussians = model.kept(self, lambda: self._prepared(model, len(by_class)))
         classes = [next(iter(of_layers.values())).classes for of_layers in gaussians]
         outputs = next(iter(model.outputs(nested.rows(x, slice(0, 1))))).shape[2]
@@ -220,11 +231,11 @@ class Gaussian:
         return logits
 
 
-ABSENT = -1000.0  # of a class that the found task does not have: the loss stays finite
+ABSENT = -1000.0  # logit of a class that the found task does not have; with this value, the loss stays finite
 
 
 def _classes(y: Any, n: int) -> Tensor:
-    """One label a sample; where targets are no class numbers, all samples count as one class."""
+    """One label per sample; if the targets are not class numbers, all samples count as one class."""
     if isinstance(y, Tensor) and y.shape == (n,) and not y.is_floating_point() and not y.is_complex():
         return y
     return torch.zeros(n, dtype=torch.long)

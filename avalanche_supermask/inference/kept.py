@@ -1,4 +1,4 @@
-"""What a way of inference made of the finished tasks, kept for its next calls."""
+"""A store for values that inference computes from the finished tasks, so that later calls can use them again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Kept:
-    """Values by keys that may be unhashable, as objects of inference are.
+    """Values by keys that need not be hashable, because some inference objects are not.
 
     Example:
         >>> kept = Kept()
@@ -23,7 +23,7 @@ class Kept:
         self._made: list[tuple[Any, Any]] = []
 
     def __call__(self, key: Any, make: Callable[[], T]) -> T:
-        """What was made for this key before; else what ``make`` returns."""
+        """The value that was made for this key before; if there is none, ``make`` is called and its result is kept."""
         for known, value in self._made:
             if known == key:
                 found: T = value

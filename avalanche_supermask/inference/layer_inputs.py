@@ -1,4 +1,4 @@
-"""What enters the layers of a network, as one vector a sample: the features by which a task knows its inputs."""
+"""The inputs of a network's layers as features, with one vector per sample; inference compares tasks by them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from avalanche_supermask import nested
 __all__ = ["INPUT", "common_layers", "layer_inputs", "owners", "shared_layer", "whole_input"]
 
 INPUT = "input"
-WIDEST = 4096  # numbers of an input that is taken whole; larger images are averaged over blocks of pixels
+WIDEST = 4096  # greatest size of an input that is used whole; larger images are averaged over blocks of pixels
 
 _CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
 
 
 def layer_inputs(net: nn.Module, call: Callable[[], Any], x: Any, layers: Sequence[str]) -> dict[str, Tensor]:
-    """What enters these layers during a call of the network.
+    """Inputs of these layers during a call of the network.
 
     Args:
-        net: whose modules are looked at.
-        call: calls the network on ``x``; not called where only its input is wanted.
+        net: the network that has the layers.
+        call: calls the network on ``x``; it is not used if ``layers`` has only `INPUT`.
         x: the batch.
-        layers: `INPUT`, or names of modules. A module that is called more than once counts with its first call.
+        layers: `INPUT`, or names of modules. If a module is called more than once, its first call counts.
 
     Returns:
-        By layer float32 ``(batch, d)``: vectors as they are, images and sequences averaged over their positions.
+        Features by layer, float32 ``(batch, d)``: vectors are unchanged, and images and sequences are averaged over
+        their positions.
 
     Raises:
-        ValueError: nothing of the kind entered a layer, or there is no such layer.
+        ValueError: no floating-point tensor with one row per sample entered a layer, or there is no such layer.
     """
     n = nested.batch_size(x)
     names = [name for name in layers if name != INPUT]
@@ -57,13 +58,13 @@ def layer_inputs(net: nn.Module, call: Callable[[], Any], x: Any, layers: Sequen
 def common_layers(
     net: nn.Module, call: Callable[[], Any], layers: Sequence[str], own: Collection[str]
 ) -> frozenset[str]:
-    """Those of the layers whose inputs are the same under every task: nothing of a task's own has come before them.
+    """Names of those layers whose inputs are the same for every task, because no tensor of a task is used before them.
 
     Args:
-        net: see `layer_inputs`.
-        call: calls the network; not called where only its input is wanted.
-        layers: see `layer_inputs`.
-        own: names of the tensors that differ between tasks: masked weights, and what each task has for itself.
+        net: the network that has the layers.
+        call: calls the network; it is not used if ``layers`` has only `INPUT`.
+        layers: `INPUT`, or names of modules.
+        own: names of the tensors that differ between tasks: masked weights and private tensors.
     """
     found = {name for name in layers if name == INPUT}
     modules = _named(net, [name for name in layers if name != INPUT])
@@ -77,7 +78,7 @@ def common_layers(
         }
         with _watched({**holders, **modules}) as entered:
             call()
-        for name in entered:  # in the order of the calls, a module before those that it calls
+        for name in entered:  # in the order of the calls; a module comes before the modules that it calls
             found |= {name} & modules.keys()
             if name in holders:
                 break
@@ -85,18 +86,18 @@ def common_layers(
 
 
 def shared_layer(net: nn.Module, call: Callable[[], Any], x: Any, layers: Sequence[str]) -> str:
-    """The layer whose input is the same for every task, and so can be compared: `INPUT`, or what it turned into.
+    """Choose the layer whose input can be compared between tasks: `INPUT`, or one of the given layers.
 
     Args:
-        net: see `layer_inputs`.
-        call: see `layer_inputs`.
-        x: see `layer_inputs`.
+        net: the network that has the layers.
+        call: calls the network on ``x``.
+        x: the batch.
         layers: names of the modules that hold masked weights.
 
     Returns:
-        `INPUT` where that is numbers, and not too many (see `whole_input`); or the first of the layers, where a frozen
-        part of the network has made features of the input; or else, where ids or sequences enter that one, the last
-        layer that vectors enter.
+        `INPUT` if it enters the first layer unchanged or reshaped and consists of at most `WIDEST` numbers (see
+        `whole_input`). Otherwise the first layer, whose input a frozen part of the network has computed. If token ids
+        or sequences enter the first layer, the last layer that vectors or images enter; if there is none, `INPUT`.
 
     Raises:
         ValueError: no vector enters any layer.
@@ -110,10 +111,10 @@ def shared_layer(net: nn.Module, call: Callable[[], Any], x: Any, layers: Sequen
     tensors = {name: t for name, t in entered.items() if t is not None}
     first = next(iter(tensors), None)
     if first is not None:
-        raw = any(t.numel() == tensors[first].numel() for t in nested.tensors(x))  # at most reshaped, or normalised
+        raw = any(t.numel() == tensors[first].numel() for t in nested.tensors(x))  # only reshaped, or normalised
         if raw and input_ is not None and input_.shape[1] <= WIDEST:
             return INPUT
-        if first in vectors and tensors[first].dim() != 3:  # padding counts in the mean of a sequence
+        if first in vectors and tensors[first].dim() != 3:  # no sequence, because its mean would include the padding
             return first
     flat = [name for name in vectors if tensors[name].dim() != 3]
     if flat:
@@ -127,7 +128,7 @@ def shared_layer(net: nn.Module, call: Callable[[], Any], x: Any, layers: Sequen
 
 
 def owners(masked_names: Sequence[str]) -> list[str]:
-    """Names of the modules that hold these weights, each once.
+    """Names of the modules that have these weights, each once.
 
     Example:
         >>> owners(["0.weight", "0.bias", "fc.weight"])
@@ -137,10 +138,11 @@ def owners(masked_names: Sequence[str]) -> list[str]:
 
 
 def whole_input(x: Any) -> Tensor | None:
-    """All numbers of each sample, ``(batch, d)`` float32: floating-point tensors and pixels. None: there are none.
+    """All numbers of each sample, float32 ``(batch, d)``, from floating-point tensors and uint8 pixels.
 
-    Images of more than `WIDEST` numbers, ``(batch, channels, height, width)``, are averaged to the largest square that
-    has no more, as 36x36 pixels of three channels.
+    The result is None if there are no such tensors. Images ``(batch, channels, height, width)`` of more than `WIDEST`
+    numbers are averaged to the largest square that has at most `WIDEST` numbers, for example 36x36 pixels with three
+    channels.
     """
     n = nested.batch_size(x)
     parts = [
@@ -152,7 +154,7 @@ def whole_input(x: Any) -> Tensor | None:
 
 
 def _smaller(x: Tensor) -> Tensor:
-    """Images of at most `WIDEST` numbers; what is no image stays as it is."""
+    """Images, averaged to at most `WIDEST` numbers; tensors that are not images are unchanged."""
     if x.dim() != 4 or x[0].numel() <= WIDEST:
         return x
     side = max(1, math.isqrt(WIDEST // x.shape[1]))
@@ -173,7 +175,7 @@ def _named(net: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
 
 @contextmanager
 def _watched(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor | None]]:
-    """Collects the first tensor that enters each module, in the order of the calls; None where none does."""
+    """Context that collects the first tensor that enters each module, in the order of the calls; None without one."""
     entered: dict[str, Tensor | None] = {}
 
     def note(name: str) -> Callable[..., None]:
@@ -192,10 +194,10 @@ def _watched(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor | None]
 
 
 def _vectors(module: nn.Module, x: Tensor | None, n: int) -> Tensor | None:
-    """One vector a sample, float32 ``(n, d)``; None: not numbers, or not of one sample each."""
+    """One vector per sample, float32 ``(n, d)``; None if x has no floating-point numbers or no dimension of samples."""
     if x is None or not x.is_floating_point() or x.dim() < 2 or n not in x.shape[:2]:
         return None
-    if len(x) != n:  # time first, as recurrent layers have it
+    if len(x) != n:  # the first dimension is time, as in recurrent layers
         x = x.transpose(0, 1)
     if x.dim() > 2:
         channels = 1 if isinstance(module, _CHANNELS_FIRST) else x.dim() - 1

@@ -1,9 +1,9 @@
-"""Class means and covariances of features, gathered in one pass, in any order, with no sample kept.
+"""Class means and covariances of features, gathered in one pass over the samples, in any order; no sample is kept.
 
-Narrow features accumulate the whole second moment of each class, which is exact. Wide ones accumulate its product with
-a few random directions, from which the largest eigenvalues follow (the Nyström sketch of Tropp et al., "Fixed-Rank
-Approximation of a Positive-Semidefinite Matrix from Streaming Data", NeurIPS 2017). Both are sums over samples, so the
-order of samples and batches only moves the last digits.
+For features with few dimensions, the whole second moment of each class is accumulated, which is exact. For features
+with many dimensions, its product with a few random directions is accumulated, from which the largest eigenvalues follow
+(the Nyström sketch of Tropp et al., "Fixed-Rank Approximation of a Positive-Semidefinite Matrix from Streaming Data",
+NeurIPS 2017). Both are sums over samples, so the order of samples and batches changes only the last digits.
 """
 
 from __future__ import annotations
@@ -21,26 +21,28 @@ __all__ = ["Covariance", "Moments"]
 
 Covariance = Literal["class", "task"]
 
-# Widest features whose whole second moment is accumulated. On EfficientNet's 1,280 features a sketch of one covariance
-# costs two points of accuracy (held-out training data of CIFAR-100); the whole one takes two seconds when a task ends.
+# Greatest number of features for which the whole second moment is accumulated. For EfficientNet's 1,280 features, a
+# sketch of one covariance costs two points of accuracy (held-out training data of CIFAR-100); the whole covariance
+# takes two seconds when a task ends.
 EXACT = {"class": 1024, "task": 2048}
-EXACT_BYTES = 2**29  # of all classes' second moments; where they would take more, sketches take their place
-ALL = -1  # stands for all classes together
+EXACT_BYTES = 2**29  # greatest size of the second moments of all classes; sketches replace larger ones
+ALL = -1  # key for all classes together
 
 
 class Moments:
-    """Sums over samples from which `ClassGaussians` follow.
+    """Sums over samples, from which `ClassGaussians` are computed.
 
     Args:
         width: number of features, d.
-        rank: directions to keep, at most d - 1.
-        covariance: ``"class"``: one for each class; ``"task"``: one for all.
-        shrinkage: for ``"class"``: as how many samples the covariance of the whole task counts in that of a class,
-            which without it would be degenerate where a class has few samples.
-        device: where the sums are held.
-        exact: widest features whose ``(d, d)`` second moment is held (default: 1024, or 2048 where one covariance
-            serves all classes); of wider ones, the product with ``2 * rank + 40`` random directions.
-        seed: of these directions.
+        rank: number of directions to keep, at most d - 1.
+        covariance: ``"class"``: one covariance per class; ``"task"``: one for all classes.
+        shrinkage: for ``"class"``, the weight of the task's covariance in that of a class, as a number of samples
+            (default 0). Without shrinkage, the covariance of a class with few samples would be degenerate.
+        device: device of the features (default: CPU).
+        exact: greatest number of features for which the whole ``(d, d)`` second moment is accumulated (default: 1024,
+            or 2048 for one covariance of all classes). For more features, its product with ``2 * rank + 40`` random
+            directions is accumulated.
+        seed: seed of these directions.
 
     Example:
         >>> moments = Moments(3, rank=1)
@@ -65,8 +67,8 @@ class Moments:
         self.covariance, self.shrinkage = covariance, shrinkage
         self._seed = seed
         self._shift: Tensor | None = None
-        # By class: samples, their sum, the sum of their squared norms, and their second moment or its sketch; the
-        # latter, where all classes have one covariance, of all of them together, under `ALL`.
+        # For each class: number of samples, their sum, the sum of their squared norms, and their second moment or its
+        # sketch. If all classes have one covariance, the second moment of all samples is under `ALL`.
         self._counts: dict[int, int] = {}
         self._sums: dict[int, Tensor] = {}
         self._squares: dict[int, Tensor] = {}
@@ -75,14 +77,14 @@ class Moments:
 
     @torch.no_grad()
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Count in a batch.
+        """Add a batch to the sums.
 
         Args:
             x: features ``(batch, d)``.
             y: labels ``(batch,)``.
         """
         x = x.float()
-        if self._shift is None:  # any value near the data will do: it only keeps the sums small
+        if self._shift is None:  # any value near the data is suitable, because it only keeps the sums small
             self._shift = x.mean(dim=0)
         x = x - self._shift
         for label in y.unique().tolist():
@@ -104,10 +106,10 @@ class Moments:
 
     @torch.no_grad()
     def finish(self) -> ClassGaussians:
-        """What was gathered, on the device of the sums.
+        """Compute the Gaussians from the sums, on the device of the sums.
 
         Raises:
-            ValueError: no sample was counted in.
+            ValueError: no sample was added.
         """
         if self._shift is None:
             raise ValueError("no sample was counted in, so there is no mean and no covariance")
@@ -130,13 +132,13 @@ class Moments:
         )
 
     def _shrunk(self, label: int, second: Tensor, trace: Tensor) -> tuple[Tensor, Tensor]:
-        """Covariance of a class, or its sketch, and the trace, of which those of the task are a part."""
+        """Covariance of a class or its sketch, and the trace; both are averaged with those of the task."""
         own, own_trace = self._scatter([label])
         n = self._counts[label] + self.shrinkage
         return (own + self.shrinkage * second) / n, (own_trace + self.shrinkage * trace) / n
 
     def _scatter(self, labels: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Second moment of classes around their means, or its sketch, and the trace; summed over the samples."""
+        """Second moment of classes around their means or its sketch, and the trace, summed over the samples."""
         keys = labels if self.covariance == "class" else [ALL]
         second = torch.zeros_like(self._seconds[keys[0]])
         for key in keys:
@@ -150,7 +152,7 @@ class Moments:
         return second, trace
 
     def _sketch(self, device: torch.device | str) -> Tensor:
-        """The random directions, after which what was gathered so far is as if it had been gathered along them."""
+        """Draw the random directions, and multiply the second moments that were accumulated before by them."""
         columns = min(self.width, 2 * self.rank + 40)
         random = torch.randn(
             self.width, columns, generator=torch.Generator().manual_seed(self._seed), dtype=torch.float64
@@ -167,11 +169,11 @@ class Moments:
 
 
 def _largest(second: Tensor, directions: Tensor | None, rank: int) -> tuple[Tensor, Tensor]:
-    """Largest eigenvalues of a covariance, in falling order, and their eigenvectors, ``(d, r)``."""
+    """Largest eigenvalues of a covariance in descending order, and their eigenvectors, ``(d, r)``."""
     if directions is None:
         values, vectors = torch.linalg.eigh((second + second.T) / 2)
         return values.flip(0)[:rank].clamp_min(0.0), vectors.flip(1)[:, :rank]
-    # The shift makes the small matrix safely positive definite; it is taken off again.
+    # The shift makes sure that the small matrix is positive definite; it is subtracted at the end.
     shift = math.sqrt(len(second)) * EPSILON * float(second.norm()) + torch.finfo(second.dtype).tiny
     shifted = second + shift * directions
     small = directions.T @ shifted
@@ -181,4 +183,4 @@ def _largest(second: Tensor, directions: Tensor | None, rank: int) -> tuple[Tens
     return (singular.square() - shift).clamp_min(0.0)[:rank], found[:, :rank]
 
 
-EPSILON = 1e-6  # of the sums, whose terms are float32
+EPSILON = 1e-6  # relative precision of the sums, whose terms are float32

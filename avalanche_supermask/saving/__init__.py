@@ -1,4 +1,7 @@
-"""What goes to disk: the compact file of a model, and checkpoints of a training. A file is written whole or not."""
+"""Files on disk: the compact file of a model, files of single tasks, and checkpoints of a training run.
+
+Every file is written completely or not at all.
+"""
 
 from avalanche_supermask.saving.checkpoint import maybe_load_checkpoint, save_checkpoint
 from avalanche_supermask.saving.checkpoint_plugin import CheckpointPlugin

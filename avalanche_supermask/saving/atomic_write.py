@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writing of files: a crash never leaves an incomplete file under the target's name."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["written_whole"]
 
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[str]:
-    """A temporary file beside the target, which takes its place once the block has ended without an error.
+    """Context with a temporary file beside the target; the file replaces the target if the block ends without an error.
 
     Args:
-        path: the target; what is there stays until then.
+        path: path of the target. An existing file stays unchanged until it is replaced.
 
     Yields:
-        Name of the temporary file, for the block to make.
+        Path of the temporary file, which the block must write.
     """
     target = Path(path)
     temporary = target.absolute().with_name(f".{target.name}.{secrets.token_hex(4)}")

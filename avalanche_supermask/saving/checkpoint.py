@@ -1,9 +1,9 @@
-"""`save_checkpoint` and `maybe_load_checkpoint` with Avalanche's signatures, that work, for every strategy.
+"""Working versions of Avalanche's `save_checkpoint` and `maybe_load_checkpoint`, with its signatures, for any strategy.
 
-Avalanche's own fail on current PyTorch: ``torch.optim`` deletes its submodules' names, so dill cannot find an
-optimizer's class by reference and tries to pickle it by value, with all that it touches. Here the names are put
-back while a checkpoint is written, and classes go by reference. Files are written beside the target and moved
-there, so a crash leaves the old one.
+Avalanche's own functions fail on current PyTorch: ``torch.optim`` deletes the names of its submodules, so dill cannot
+find an optimizer's class by reference. It then tries to pickle the class by value, with everything that it refers to.
+Here the names are restored while a checkpoint is written, and classes are pickled by reference. A file is written
+beside the target and then moved there, so a crash leaves the old file intact.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ __all__ = ["by_reference", "maybe_load_checkpoint", "save_checkpoint"]
 
 
 def _silent(*_: Any, **__: Any) -> None:
-    """In the place of ``print``."""
+    """Replacement for ``print`` that prints nothing."""
 
 
 @contextlib.contextmanager
 def by_reference() -> Iterator[None]:
-    """Let dill find classes by reference, those of ``torch.optim`` included, while this lasts."""
+    """Context in which dill finds classes by reference, including those of ``torch.optim``."""
     before = dill.settings["byref"]
     dill.settings["byref"] = True
     found = {name.rpartition(".")[2]: m for name, m in sys.modules.items() if name.startswith("torch.optim.")}
     deleted = {name: module for name, module in found.items() if not hasattr(torch.optim, name)}
     for name, module in deleted.items():
         setattr(torch.optim, name, module)
-    # Avalanche prints a line for every device it meets. Only there: loggers must find the real sys.stdout.
+    # Avalanche prints a line for every device in a checkpoint. Only this module's print is replaced, because loggers
+    # must get the real sys.stdout.
     checkpoint_internals.print = _silent
     try:
         yield
@@ -56,12 +57,12 @@ def by_reference() -> Iterator[None]:
 def save_checkpoint(strategy: Any, fname: str | os.PathLike[str], exclude: Sequence[str] | None = None) -> None:
     """Save a strategy between experiences: model, optimizer, plugins, metrics, random states.
 
+    If several processes learn together, only rank 0 writes the file, because all processes have the same state.
+
     Args:
         strategy: any Avalanche strategy.
-        fname: file to write; replaced in one step once the new one is complete.
-        exclude: attributes of the strategy to leave out.
-
-    Of several processes that learn together only rank 0 writes the file; the others hold the same.
+        fname: path of the file to write; an existing file is replaced in one step when the new one is complete.
+        exclude: names of attributes of the strategy to leave out (default: none).
     """
     if not is_first():
         return
@@ -75,18 +76,19 @@ def maybe_load_checkpoint(
     map_location: Any = None,
     unique_objects: Any = None,
 ) -> tuple[Any, int]:
-    """Load a strategy's state; without a file, the strategy as it is.
+    """Load a strategy's state; if there is no file, the strategy does not change.
 
-    Of several processes that learn together only rank 0 reads the file, and sends it to the others.
+    If several processes learn together, only rank 0 reads the file and sends it to the others.
 
     Args:
-        strategy: built as it was for the saved run.
-        fname: file of `save_checkpoint`. It is a pickle: load only files that you trust.
-        map_location: device for the tensors, as of ``torch.load``; in a group of processes the strategy's by default.
-        unique_objects: pass the benchmark, so that its data are not loaded twice.
+        strategy: a strategy that was built in the same way as for the saved run.
+        fname: path of a file of `save_checkpoint`. The file is a pickle: load only files that you trust.
+        map_location: device for the tensors, as in ``torch.load``; if several processes learn together, the default is
+            the strategy's device.
+        unique_objects: the benchmark, so that its data are not loaded a second time.
 
     Returns:
-        The strategy, and the index of the experience to train next.
+        The strategy, and the index of the experience to train next (0 if there is no file).
     """
     source: Any = os.fspath(fname)
     if in_group():

@@ -1,9 +1,10 @@
-"""`CheckpointPlugin`: checkpoints at epoch boundaries, so that a run that is killed goes on inside its experience.
+"""`CheckpointPlugin`: checkpoints at the ends of epochs, so that a run that was killed can continue its experience.
 
-A checkpoint of an unfinished experience is an ordinary one, with the experience's index. When it is loaded and that
-experience is trained again, Avalanche first sets everything up anew: loaders, heads, a fresh task. Then, before the
-first epoch, the plugin puts back what the checkpoint held, in every plugin, metric, weight, optimizer and random state,
-and lets only the epochs that are missing run. What belongs to the data (experience, loader) stays as it was set up.
+A checkpoint of an unfinished experience is an ordinary checkpoint with the index of this experience. When it is loaded
+and this experience is trained again, Avalanche first sets up everything anew: loaders, heads, a new task. Then, before
+the first epoch, the plugin restores the state of the checkpoint: all plugins, metrics, weights, the optimizer and the
+random states. After that, only the missing epochs are trained. Objects of the data (experience, loader) are not
+restored, but stay as Avalanche set them up.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ OF_THE_DATA = ("experience", "adapted_dataset", "dataloader", "mbatch", "mb_outp
 
 
 class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
-    """Saves a strategy every few epochs and after each experience; `maybe_load_checkpoint` reads it back.
+    """Saves a strategy every few epochs and after each experience; `maybe_load_checkpoint` loads it.
 
-    Put it first among the plugins. ``kill -9`` at any moment loses at most ``every`` epochs, and the resumed run
-    equals the uninterrupted one bit for bit: on a CPU, or with deterministic kernels, and with data that do not change.
-    Of several processes that learn together rank 0 writes the file; killed, one or all of them, the group starts again.
+    Put it first among the plugins. ``kill -9`` at any moment loses at most ``every`` epochs. The resumed run equals the
+    uninterrupted one bit for bit, on a CPU or with deterministic kernels, if the data do not change. If several
+    processes learn together, rank 0 writes the file; after one or all of them were killed, start the whole group again.
 
     Args:
-        path: file to write, each time in one step; the old one stays until the new one is complete.
-        every: epochs between two checkpoints inside an experience (default 1).
+        path: path of the file to write. Each new checkpoint replaces the old one in one step, when it is complete.
+        every: number of epochs between two checkpoints inside an experience (default 1).
 
     Raises:
-        ValueError: ``every`` below 1, or no folder to write into: it should not show after the first epoch.
+        ValueError: ``every`` is below 1, or the folder of ``path`` does not exist.
 
     Example:
         >>> from avalanche_supermask import SupSup, maybe_load_checkpoint
@@ -49,8 +50,8 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         0
     """
 
-    _tried = False  # whether the strategy was found to be one that can be saved
-    _processes = 1  # that learned the experience which a checkpoint interrupts
+    _tried = False  # whether the plugin has checked that the strategy can be saved
+    _processes = 1  # number of processes that learned the unfinished experience of a checkpoint
 
     def __init__(self, path: str | os.PathLike[str], *, every: int = 1) -> None:
         super().__init__()
@@ -60,14 +61,21 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         if not os.path.isdir(folder):
             raise ValueError(f"no folder {folder} to write checkpoints into; make it first")
         self.path, self.every = os.fspath(path), every
-        self._epochs_done = 0  # of the experience that a checkpoint interrupts
+        self._epochs_done = 0  # number of finished epochs in the unfinished experience of a checkpoint
         self._random: dict[str, Any] = {}
-        self._held: bytes = b""  # the state to put back, while Avalanche sets up
+        self._held: bytes = b""  # the state to restore, while Avalanche sets up the experience
 
     # ------------------------------------------------------------------ Avalanche's callbacks
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Try once to save. After a load: hold what was loaded, as the set-up will overwrite it."""
+        """Check once that the strategy can be saved; after a load, keep a copy of the state.
+
+        The copy is needed because Avalanche overwrites the state when it sets up the experience.
+
+        Raises:
+            ValueError: a part of the strategy cannot be pickled.
+            RuntimeError: another number of processes was learning the unfinished experience of the checkpoint.
+        """
         if not self._tried:
             _try_to_save(strategy)
             self._tried = True
@@ -84,7 +92,7 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             self._held = buffer.getvalue()
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """After a load: put everything back. Else save, when all of the last epoch is done."""
+        """After a load, restore the state; otherwise save it, because the previous epoch is completely finished now."""
         if self._held:
             self._put_back(strategy)
             return
@@ -94,19 +102,19 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             self._save(strategy, epochs_done=done)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """End an experience that was resumed: Avalanche counts its epochs from where it went on."""
+        """Stop a resumed experience after its last epoch, because Avalanche would otherwise train too many epochs."""
         if self._epochs_done and strategy.clock.train_exp_epochs + 1 >= strategy.train_epochs:
             strategy.stop_training()
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """The experience is done, resumed or not."""
+        """Note that the experience is finished."""
         self._epochs_done = 0
 
     def after_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Save between experiences."""
+        """Save the strategy between experiences."""
         self._save(strategy, epochs_done=0)
 
-    # ------------------------------------------------------------------ saving and putting back
+    # ------------------------------------------------------------------ saving and restoring
 
     def _save(self, strategy: Any, *, epochs_done: int) -> None:
         resumed, self._epochs_done = self._epochs_done, epochs_done
@@ -123,7 +131,7 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
                 put_back = getattr(plugin, "put_back", plugin.__dict__.update)
                 put_back({k: v for k, v in saved.__dict__.items() if k != "loggers"})
         for shared in ("evaluator", "clock"):
-            state.pop(shared, None)  # they are among the plugins
+            state.pop(shared, None)  # these two are plugins, which are restored above
         strategy.__dict__.update(state)
         self._held = b""
         _set_random_state(self._random)
@@ -133,7 +141,7 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
 
 
 def _try_to_save(strategy: Any) -> None:
-    """Find out before training whether a checkpoint can be written, and name the part that cannot.
+    """Check before training that a checkpoint can be written.
 
     Raises:
         ValueError: a part of the strategy cannot be pickled.

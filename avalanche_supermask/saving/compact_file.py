@@ -1,9 +1,9 @@
-"""The compact file: all finished tasks of a model, in safetensors with a JSON manifest. No pickle, no code.
+"""The compact file: all finished tasks of a model, in safetensors with a JSON manifest, without pickles or code.
 
-Stored are the frozen weights (with a base: the base, and where they differ from it), one entropy-coded mask per task
-(see `rice`), coefficients of mixtures, what each task has for itself, and what new tasks start from. A SHA-256
-over all of it is checked before anything is built. What is scratch while a task is learned (scores, the trainable copy
-of the weights) is not stored, nor is a strategy: for resuming a run there is `save_checkpoint`.
+The file contains the frozen weights (with a base: the base and the differing values), one entropy-coded mask per task
+(see `rice`), coefficients of mixtures, private tensors of the tasks, and the initial values of new tasks. A SHA-256
+checksum of all this is checked before anything is built. Temporary tensors of the task being learned (scores, the
+trainable copy of the weights) are not stored. A strategy is not stored either: `save_checkpoint` serves to resume runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from avalanche_supermask.saving.sealed_file import read_sealed, write_sealed
 
 __all__ = ["load", "read_compact", "save"]
 
-FORMAT = 2  # 1, where there is no base and no task has statistics for inference, which version 0.1.0 does not know
+# Files without a base and without statistics for inference have format 1, so that version 0.1.0 can read them.
+FORMAT = 2
 FROZEN, BASE = "subnetworks.frozen.", "subnetworks.base."
 SCRATCH = (
     "host.", "subnetworks.scores.", "subnetworks.values.", "subnetworks.mixtures.coefficients.", "subnetworks.masks."
@@ -35,16 +36,16 @@ STATISTICS = "subnetworks.statistics."
 
 
 def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
-    """Write a model's finished tasks to a compact file; what was there stays until the new one is whole.
+    """Write a model's finished tasks to a compact file.
+
+    If several processes learn together, only rank 0 writes the file, because all processes have the same tasks.
 
     Args:
-        model: between tasks.
-        path: file to write.
+        model: the model, between tasks.
+        path: path of the file to write; an existing file is replaced in one step when the new one is complete.
 
     Raises:
         ValueError: a task is being learned.
-
-    Of several processes that learn together only rank 0 writes the file; the others hold the same.
     """
     if model.active is not None:
         raise ValueError(
@@ -84,24 +85,24 @@ def load(path: str | os.PathLike[str], net: nn.Module, *, device: str | torch.de
     """Read a compact file.
 
     Args:
-        path: file of `save`.
-        net: the network that was wrapped, or another of the same structure; only its structure counts.
-        device: where the model goes.
+        path: path of a file of `save`.
+        net: the network that was wrapped, or another one of the same structure; its values are not used.
+        device: device of the model (default: CPU).
 
     Returns:
-        A model with all the file's tasks, in evaluation mode; their outputs are what they were.
+        A model with all tasks of the file, in evaluation mode; the tasks have the same outputs as before.
 
     Raises:
-        ValueError: the file is damaged, no file of `save`, of a later format, or of another network.
+        ValueError: the file is damaged, was not written by `save`, has a later format, or belongs to another network.
         FileNotFoundError: there is no such file.
     """
     manifest, tensors, rows = read_compact(path)
     wrapping = manifest["wrapping"]
     net = copy.deepcopy(net)
     for name, p in net.named_parameters():
-        p.requires_grad_(name not in manifest.get("frozen", ()))  # as the network that was saved
+        p.requires_grad_(name not in manifest.get("frozen", ()))  # the same parameters as in the saved network
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what was said when that one was wrapped
+        warnings.simplefilter("ignore")  # these warnings were given when the saved network was wrapped
         model = MaskedModel(net, **{**wrapping, "init": "keep"}, seed=manifest["seed"])
     model.init, model.wrapping = wrapping["init"], wrapping
     _expect_same_network(path, model, tensors)
@@ -113,16 +114,16 @@ def load(path: str | os.PathLike[str], net: nn.Module, *, device: str | torch.de
     model.load_state_dict({**kept, **stored})
     model.task_inference = manifest["task_inference"]
     model.logits, model.class_dimension = manifest.get("logits"), manifest.get("class_dimension", 1)
-    model.execution = manifest.get("execution", "dense")  # files of 0.1.0 say nothing of it
+    model.execution = manifest.get("execution", "dense")  # files of 0.1.0 have no entry for it
     model.to(device).eval()
     return model
 
 
 def read_compact(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor], dict[int, bytes]]:
-    """Manifest, tensors and coded masks by slot of a file whose checksum is right.
+    """Read the manifest, the tensors, and the coded masks by slot; the checksum is checked first.
 
     Raises:
-        ValueError: the file is damaged, no file of `save`, or of a later format.
+        ValueError: the file is damaged, was not written by `save`, or has a later format.
         FileNotFoundError: there is no such file.
     """
     manifest, tensors = _read(path)
@@ -131,12 +132,16 @@ def read_compact(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Manifest and tensors of a file whose checksum is right."""
+    """Read the manifest and the tensors of a file after a check of its checksum."""
     return read_sealed(path, kind="supermask", written_by="save()", newest=FORMAT)
 
 
 def _without_base(model: MaskedModel, tensors: dict[str, Tensor]) -> dict[str, bytes]:
-    """Keep of the frozen weights only what differs from the base, if there is one: codes of where that is."""
+    """Reduce the frozen weights to the values that differ from the base, in place, if there is a base.
+
+    Returns:
+        Codes, by name, of the bool arrays that mark these values.
+    """
     codes = {}
     for name in [n[len(BASE) :] for n in tensors if n.startswith(BASE)]:
         base, frozen = tensors[BASE + name], tensors[FROZEN + name]
@@ -149,7 +154,7 @@ def _without_base(model: MaskedModel, tensors: dict[str, Tensor]) -> dict[str, b
 
 
 def _with_base(manifest: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Put the frozen weights together again."""
+    """Restore the whole frozen weights in place; the reverse of `_without_base`."""
     code = tensors.pop("changed").numpy().tobytes() if manifest.get("changed") else b""
     for name, length in manifest.get("changed", ()):
         base = tensors[BASE + name]

@@ -1,4 +1,4 @@
-"""What a file of `save` holds, in words, without the network that it belongs to."""
+"""A text that describes the contents of a file of `save`; the network is not needed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ PREFIX = "subnetworks.frozen."
 
 
 def contents(path: str | os.PathLike[str]) -> str:
-    """A table of the tasks in a file: bytes on disk, density and overlap of each mask, and the versions that wrote it.
+    """Table of the tasks in a file: bytes, density and overlap of each mask; and the versions that wrote the file.
 
     Args:
-        path: file of `save`.
+        path: path of a file of `save`.
 
     Raises:
-        ValueError: the file is damaged, or no file of `save`.
+        ValueError: the file is damaged, was not written by `save`, or has a later format.
         FileNotFoundError: there is no such file.
     """
     manifest, tensors, codes = read_compact(path)

@@ -1,4 +1,4 @@
-"""Where modules and classes of version 0.1.0 are today, so that its checkpoints, which are pickles, stay readable."""
+"""Present names of the modules and classes of version 0.1.0, so that its checkpoints (pickles) can still be loaded."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _RENAMED = {
 
 @contextlib.contextmanager
 def old_names() -> Iterator[None]:
-    """Let dill find classes under the module names of version 0.1.0 while this lasts."""
+    """Context in which dill finds classes under their names of version 0.1.0."""
     find_class = dill.Unpickler.find_class
 
     def find(self: dill.Unpickler, module: str, name: str) -> Any:

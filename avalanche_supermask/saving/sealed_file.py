@@ -1,4 +1,4 @@
-"""Tensors and a manifest in one safetensors file, sealed by a checksum over both. No pickle, no code."""
+"""Safetensors files with tensors, a manifest, and a checksum of both; they contain no pickles and no code."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["digest", "read_sealed", "write_sealed"]
 def write_sealed(
     path: str | os.PathLike[str], manifest: Mapping[str, Any], tensors: Mapping[str, Tensor], *, kind: str
 ) -> None:
-    """Write a file; what was there stays until the new one is whole.
+    """Write a file; an existing file is replaced in one step when the new one is complete.
 
     Args:
-        path: file to write.
-        manifest: what JSON holds; ``format`` among it.
-        tensors: on a CPU, contiguous.
-        kind: name of the manifest in the file's header, which tells kinds of files apart.
+        path: path of the file to write.
+        manifest: values that JSON can represent; one of them is ``format``.
+        tensors: contiguous tensors on a CPU, by name.
+        kind: name of the manifest in the file's header; each kind of file has its own name.
     """
     known = {"version": version("avalanche-supermask"), "torch": torch.__version__}
     text = json.dumps({**known, **manifest}, sort_keys=True)
@@ -39,20 +39,20 @@ def write_sealed(
 def read_sealed(
     path: str | os.PathLike[str], *, kind: str, written_by: str, newest: int
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Manifest and tensors of a file whose checksum is right.
+    """Read the manifest and the tensors of a file after a check of its checksum.
 
     Args:
-        path: file of `write_sealed`.
-        kind: see there.
-        written_by: the function of this package that writes such files, for errors.
+        path: path of a file of `write_sealed`.
+        kind: name of the manifest in the file's header.
+        written_by: name of the function of this package that writes such files, for error messages.
         newest: latest format that can be read.
 
     Raises:
-        ValueError: the file is damaged, of another kind, or of a later format.
+        ValueError: the file is damaged, is of another kind, or has a later format.
         FileNotFoundError: there is no such file.
     """
     with open(path, "rb"):
-        pass  # says that there is no such file, in Python's own words
+        pass  # raises Python's own FileNotFoundError
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             header = file.metadata() or {}
@@ -73,7 +73,7 @@ def read_sealed(
 
 
 def digest(tensors: Mapping[str, Tensor], manifest: str = "") -> str:
-    """SHA-256 of a manifest and of every tensor's name, type, shape and bytes, whatever their order and device."""
+    """SHA-256 of a manifest and of every tensor's name, type, shape and bytes, independent of order and device."""
     found = hashlib.sha256(manifest.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""A task as a folder, in the layout in which models are shared: weights, configuration, a card that says what it is."""
+"""A task as a folder in the usual layout for sharing models: weights, configuration and a model card."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ TASK, WEIGHTS, CONFIG, CARD = "task.safetensors", "model.safetensors", "config.j
 def export_task(
     model: MaskedModel, key: int, folder: str | os.PathLike[str], *, name: str | None = None, weights: bool = True
 ) -> None:
-    """Write a folder with one finished task: to publish it, or to run it without this package.
+    """Write one finished task to a folder, to publish it or to run it without this package.
 
-    The folder holds ``task.safetensors`` (see `save_task`), ``model.safetensors`` (the plain network with the task's
-    weights, as `MaskedModel.export` makes it), ``config.json`` and ``README.md``, a model card. A model of transformers
-    writes weights and configuration itself, so that its ``from_pretrained`` reads the folder.
+    The folder contains ``task.safetensors`` (see `save_task`), ``model.safetensors`` (the plain network with the task's
+    weights, from `MaskedModel.export`), ``config.json``, and a model card, ``README.md``. A model of the transformers
+    library writes its weights and configuration itself, so that its ``from_pretrained`` can read the folder.
 
     Args:
-        model: that learned the task.
-        key: of the task.
-        folder: made if it is not there; files of these names are replaced.
-        name: title of the card; None: the network's class and the task's key.
-        weights: write the plain network too; without it the folder has the size of the task.
+        model: the model that learned the task.
+        key: key of the task.
+        folder: path of the folder. It is made if it does not exist; existing files of these names are replaced.
+        name: title of the model card; None: the network's class and the task's key.
+        weights: whether to write the plain network as well (default True). Without it, the folder is as small as the
+            task.
 
     Raises:
         KeyError: the task is not learned.
@@ -62,7 +63,7 @@ def export_task(
 
 
 def _about(model: MaskedModel, key: int) -> dict[str, Any]:
-    """What is known of the task."""
+    """Facts about the task, for the configuration and the model card."""
     masks = model.subnetworks.task_mask(key)
     own = model.subnetworks.task_private(key)
     return {
@@ -82,7 +83,7 @@ def _about(model: MaskedModel, key: int) -> dict[str, Any]:
 
 
 def _inner_config(net: nn.Module) -> dict[str, Any]:
-    """Configuration of the model of transformers inside a network, if there is one."""
+    """Configuration of a transformers model inside a network; empty if there is none."""
     for module in net.modules():
         config = getattr(module, "config", None)
         if hasattr(config, "to_dict"):
@@ -94,7 +95,7 @@ def _inner_config(net: nn.Module) -> dict[str, Any]:
 def _base_name(net: nn.Module) -> str | None:
     names = [getattr(getattr(module, "config", None), "_name_or_path", None) for module in net.modules()]
     found = next((name for name in names if isinstance(name, str) and name), None)
-    # A path of this machine says nothing to others, and is nobody's business.
+    # A path on this machine is of no use to others, and should stay private.
     return None if found is None or os.path.isabs(found) else found
 
 

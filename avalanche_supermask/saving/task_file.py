@@ -1,11 +1,11 @@
 """A task as a file: the mask, values, norms and output layer of one finished task, in safetensors.
 
-What a way of inference has gathered of the task goes along.
+The file also contains the statistics that inference gathered for the task.
 
-The file holds what belongs to the task alone, tens or hundreds of kilobytes, and a digest of everything else that the
-task reads: the base around its mask, frozen parameters, running statistics. So it loads into any model of the same
-base, whatever other tasks that has learned, and into no other. Where the entries are taken by other tasks, the values
-are kept with the task, beside the shared ones.
+The file contains only the tensors of the task, tens or hundreds of kilobytes, and a digest of all other tensors that
+the task uses: the base around its mask, frozen parameters, initial buffers. So it can be loaded into any model with the
+same base, which may have learned any other tasks, and into no other model. If other tasks own some of the entries with
+other values, the values are stored with the task, beside the shared ones.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ KIND = "supermask_task"
 def save_task(model: MaskedModel, key: int, path: str | os.PathLike[str]) -> None:
     """Write one finished task to a file.
 
+    If several processes learn together, only rank 0 writes the file, because all processes have the same tasks.
+
     Args:
-        model: that learned it.
-        key: of the task.
-        path: file to write; what was there stays until the new one is whole.
+        model: the model that learned the task.
+        key: key of the task.
+        path: path of the file to write; an existing file is replaced in one step when the new one is complete.
 
     Raises:
         KeyError: the task is not learned.
-
-    Of several processes that learn together only rank 0 writes the file; the others hold the same.
     """
     masks, values = model.subnetworks.task_mask(key), model.subnetworks.task_values(key)
     task = model.subnetworks.tasks[key]
@@ -69,19 +69,19 @@ def save_task(model: MaskedModel, key: int, path: str | os.PathLike[str]) -> Non
 
 
 def load_task(model: MaskedModel, path: str | os.PathLike[str], *, key: int | None = None) -> int:
-    """Add the task of a file to a model.
+    """Add the task of a file to a model; the task has the same outputs as before, and no other task changes.
 
     Args:
-        model: between tasks; of the same base as the model that wrote the file.
-        path: file of `save_task`.
-        key: under which the task is known from now on; None: the one it had, with its label.
+        model: the model, between tasks; it must have the same base as the model that wrote the file.
+        path: path of a file of `save_task`.
+        key: key of the task in this model, which is also its label; None: the key and the label in the file.
 
     Returns:
-        The task's key. Its outputs are what they were, and no other task changes.
+        The task's key in this model.
 
     Raises:
-        ValueError: the key is in use, a task is being learned, or the file is damaged, of another architecture or of
-            another base.
+        ValueError: the key is in use, a task is being learned, or the file is damaged or belongs to another
+            architecture or another base.
         FileNotFoundError: there is no such file.
     """
     manifest, tensors = read_sealed(path, kind=KIND, written_by="save_task()", newest=FORMAT)
@@ -122,20 +122,20 @@ def load_task(model: MaskedModel, path: str | os.PathLike[str], *, key: int | No
 
 
 def base_digest(model: MaskedModel) -> str:
-    """SHA-256 of what the tasks of a model read and do not own: the base, frozen parameters, fresh statistics."""
+    """SHA-256 of the tensors that the tasks of a model use but do not own: base, frozen parameters, initial buffers."""
     buffers = {name: model.fresh[name] for name in model.buffer_names}
     return digest({**model.subnetworks.base, **model.shared, **buffers})
 
 
 def _without_others(model: MaskedModel, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a task brings, without what Avalanche's heads noted of tasks that are not here."""
+    """The task's own tensors, without those of Avalanche's dynamic modules that this network does not have."""
     dynamic = tuple(f"{name}." for name, m in model.net.named_modules() if name and isinstance(m, DynamicModule))
     have = {n for n, _ in (*model.net.named_parameters(), *model.net.named_buffers())}
     return {name: tensor for name, tensor in own.items() if name in have or not name.startswith(dynamic)}
 
 
 def _expect_own(path: Any, model: MaskedModel, manifest: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
-    """The network has all that the task brings; an output layer may have another number of classes."""
+    """Refuse a task whose own tensors do not fit the network; the number of classes of an output layer may differ."""
     mine = {n: tuple(t.shape) for n, t in (*model.net.named_parameters(), *model.net.named_buffers())}
     brought = {name: tuple(tensor.shape) for name, tensor in own.items()}
     same = {n: brought[n] if n in brought and shape[1:] == brought[n][1:] else shape for n, shape in mine.items()}
@@ -157,7 +157,7 @@ def _expect_shapes(
 def _unpacked(
     model: MaskedModel, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Masks and values of every masked weight."""
+    """Masks and values of every masked weight, by name."""
     code = tensors["masks"].numpy().tobytes()
     rest = {name: tensor for name, tensor in tensors.items() if name.startswith("values.")}
     masks = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in model.masked_shapes.items()}
