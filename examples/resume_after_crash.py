@@ -1,4 +1,4 @@
-"""Resume after a crash: stop this script between two tasks and run it again; it continues after the last finished task."""
+"""Resume after a crash: stop this script between two tasks and run it again; it continues with the next task."""
 
 import argparse
 from pathlib import Path
