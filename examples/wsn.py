@@ -1,6 +1,6 @@
-"""Another method in one file: WSN, winning subnetworks (Kang et al. 2022), which trains weights and mask together.
+"""Another method in one file: WSN, winning subnetworks (Kang et al. 2022), weights and mask learned together.
 
-Every step trains the scores, and also the weights that no earlier task uses. The mask of a task may reuse the others.
+Every step trains the scores, and with them the weights that no earlier task has; a task's mask may reuse the others.
 
     W_eff = M ⊙ W     M = top_c(|S|)     dL/dS straight-through     dL/dW only where no earlier task's mask is
 
@@ -19,11 +19,11 @@ from avalanche_supermask.selection import selection
 
 
 class WSNPlugin(SubnetworkPlugin):
-    """WSN as a plugin: weights and scores are trained together.
+    """Weights and scores learn at once.
 
     Args:
-        density: fraction c of the weights that a task selects (default 0.3).
-        arguments: arguments of `SubnetworkPlugin`.
+        density: c, the fraction of weights a task selects.
+        arguments: see `SubnetworkPlugin`.
     """
 
     def __init__(self, *, density: float = 0.3, **arguments: Any) -> None:
@@ -31,21 +31,21 @@ class WSNPlugin(SubnetworkPlugin):
         self.density = density
 
     def phases(self, epochs: int) -> list[Phase]:
-        """Return a single phase."""
+        """One."""
         return [Phase("both", epochs)]
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Do nothing: the scores continue from those of the previous task, as in the paper."""
+        """Scores go on from those of the task before, as in the paper."""
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
-        """Train the scores, and the weights that no finished task uses."""
+        """What no task has may learn."""
         free = {name: ~owned for name, owned in model.owned().items()}
         model.learn_scores(selection(model.masked_shapes, density=self.density), trainable=free)
 
 
 @register("wsn")
 class WSN(SubnetworkStrategy):
-    """Winning subnetworks (Kang et al. 2022)."""
+    """Winning subnetworks."""
 
     def __init__(self, model: nn.Module, *, density: float = 0.3, optimizer: Any = None, **arguments: Any) -> None:
         method = WSNPlugin(density=density, schedule="cosine" if optimizer is None else "constant")
@@ -54,8 +54,8 @@ class WSN(SubnetworkStrategy):
 
 
 def main() -> None:
-    """Learn five tasks with this method."""
-    from digits import learn, network  # the file digits.py in this folder
+    """Learn five tasks with it."""
+    from digits import learn, network  # beside this file
 
     torch.manual_seed(0)
     strategy = learn(methods()["wsn"], network(), description=__doc__, epochs=6)
