@@ -1,8 +1,8 @@
-"""Named streams and networks, the same for every method; scripts that measure."""
+"""Measurements: scripts that write result files, and the named streams and networks of the leaderboard."""
 
 import warnings
 
-# Said by upstream's own code, or expected here: every task is tested from the start, learned or not.
+# The first four warnings come from upstream code. The last is expected: all tasks are tested before they are learned.
 for _message in (
     "no QP solver found",
     "No loggers specified",

@@ -1,11 +1,11 @@
-"""Everything that a GPU is wanted for, in order of worth, within a given time; each part is written as it ends.
+"""Run all measurements that need a GPU, the most important first, within a given time.
 
     python -m benchmarks.gpu --minutes 9 --out runs/gpu
 
-First the ratios of `benchmarks.costs.speed`, in float32 and under bfloat16 autocast, then those of a torchvision
-ResNet-18 at 224 pixels and a ViT-B/16, both at batch 64, then the leaderboard's cells. A part that would begin after
-the time is up is left out, and the file ``parts.json`` says so. ``--small`` runs tiny networks, also on a CPU, to try
-the script.
+The first parts are the ratios of `benchmarks.costs.speed`, in float32 and under bfloat16 autocast. Then come the ratios
+of a torchvision ResNet-18 at 224 pixels and a ViT-B/16, both with batches of 64, and then cells of the leaderboard. The
+result of each part is written when the part ends. No part begins after the time is up; ``parts.json`` lists the parts
+that were left out. ``--small`` runs tiny networks, also on a CPU, to try the script.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SMALL_LARGE: Networks = {
 
 
 def main() -> None:
-    """Run the parts, as far as the time goes."""
+    """Run the parts until the time is up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=9, help="no part begins later (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the result files")
@@ -75,7 +75,7 @@ def main() -> None:
             except (
                 RuntimeError,
                 subprocess.SubprocessError,
-            ) as error:  # the other parts still count
+            ) as error:  # The other parts run nevertheless.
                 said[name] = f"failed: {str(error).splitlines()[0]}"
         print(name, said[name], flush=True)
         options.out.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def ratios(part: str, networks: Networks, autocast: torch.dtype | None, options: argparse.Namespace) -> None:
-    """Steps and evaluations of some networks over those of the dense ones; the file grows network by network."""
+    """Measure steps and evaluations, relative to the dense networks; the file is written after each network."""
     rows: dict[str, dict[str, float]] = {}
     for name, network in networks.items():
         rows[name] = speed.measure(
@@ -98,7 +98,7 @@ def ratios(part: str, networks: Networks, autocast: torch.dtype | None, options:
 
 
 def leaderboard(options: argparse.Namespace, ends: float) -> None:
-    """Cells of the leaderboard, one after the other, until the time is up; a cell that ended is kept."""
+    """Run cells of the leaderboard one after another until the time is up; finished cells are kept."""
     command = [
         sys.executable, "-m", "leaderboard", "run", "--streams", options.streams, "--methods", options.methods,
         "--device", options.device, "--workers", "1", "--out", str(options.out / "leaderboard"),

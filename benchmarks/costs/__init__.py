@@ -1,1 +1,1 @@
-"""What masks cost: time, memory, and several processes."""
+"""The costs of masks: time, memory, and runs in several processes."""

@@ -1,10 +1,10 @@
-"""What Avalanche's loop and loaders cost beside the arithmetic: one ``train()``, as a ratio to a bare loop.
+"""Measure the cost of Avalanche's loop and loaders: the time of one ``train()``, as a ratio to a bare loop.
 
     python -m benchmarks.costs.data_path --out benchmarks/results/data_path.json
 
-LeNet-300-100 on MNIST-shaped tensors, batch 128, SGD, five epochs, accuracy and loss metrics on. The loops alternate in
-one process; a ratio is the median over rounds. Replay's bare loop joins a batch of a memory of 1,000 samples to every
-batch.
+LeNet-300-100 is trained on MNIST-shaped tensors with batches of 128 and SGD for five epochs, with accuracy and loss
+metrics. The loops alternate in one process; a ratio is the median over rounds. The bare loop of replay adds a batch
+from a memory of 1,000 samples to every batch.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ BATCH, EPOCHS = 128, 5
 
 
 def network() -> nn.Module:
-    """LeNet-300-100."""
+    """Return a LeNet-300-100."""
     return mlp(784, (300, 100), 10)
 
 
 def bare(x: Tensor, y: Tensor, memory: tuple[Tensor, Tensor] | None = None) -> Callable[[], None]:
-    """All epochs in plain PyTorch; with a memory, a batch of it beside every batch."""
+    """Return a training loop in plain PyTorch; with a memory, it adds a batch of the memory to every batch."""
     net = network()
     optimizer = SGD(net.parameters(), lr=0.01)
 
@@ -57,7 +57,7 @@ def bare(x: Tensor, y: Tensor, memory: tuple[Tensor, Tensor] | None = None) -> C
 
 
 def avalanche(experiences: list[Any], *plugins: Any) -> Callable[[], None]:
-    """Avalanche's ``train()`` on the last experience, after the others."""
+    """Return a call of Avalanche's ``train()`` on the last experience, after training on the others."""
     net = network()
     evaluator = EvaluationPlugin(
         accuracy_metrics(minibatch=True, epoch=True), loss_metrics(minibatch=True, epoch=True), loggers=[]
@@ -77,7 +77,7 @@ def avalanche(experiences: list[Any], *plugins: Any) -> Callable[[], None]:
 
 
 def ratios(loops: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Median ratio of each loop to the one named ``bare``; one round warms up."""
+    """Return the median ratio of each loop to the loop named ``bare``; the first round is a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(repeats + 1):
         for name, loop in loops.items():
@@ -89,7 +89,7 @@ def ratios(loops: dict[str, Callable[[], None]], repeats: int) -> dict[str, floa
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=6_400, help="of an experience (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=30, help="rounds (default %(default)s)")
@@ -98,7 +98,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    warnings.simplefilter("ignore", DeprecationWarning)  # Avalanche's own, of its replay plugin
+    warnings.simplefilter("ignore", DeprecationWarning)  # raised by Avalanche's replay plugin
     data = [(torch.rand(options.samples, 1, 28, 28), torch.randint(0, 10, (options.samples,))) for _ in range(2)]
     stream = tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=[0, 0])
     experiences = list(stream.train_stream)

@@ -1,10 +1,10 @@
-"""Whether the in-memory data path learns what Avalanche's loaders do: accuracies on SplitMNIST, seed by seed.
+"""Compare the accuracies of training with the in-memory data path and with Avalanche's loaders on SplitMNIST.
 
     python -m benchmarks.costs.data_path_accuracy --dataset-root DIR --out benchmarks/results/data_path_accuracy.json
 
-Avalanche's own SplitMNIST, five tasks of two digits; LeNet-300-100, one epoch a task: Naive, Replay and SupSup, each
-with `CachedTensors` and without. The two paths shuffle by different generators, so a pair of runs differs as two seeds
-do: beside the mean difference stands its standard error.
+The stream is Avalanche's own SplitMNIST, with five tasks of two digits. LeNet-300-100 is trained for one epoch per task
+by Naive, Replay and SupSup, each with and without `CachedTensors`. The two paths shuffle with different generators, so
+a pair of runs differs like two seeds. Therefore the script prints the mean difference with its standard error.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ WAYS = ("in memory", "Avalanche's loaders")
 
 
 def build(method: str, path: list[Any], *, seed: int) -> Any:
-    """The strategy, with the plugins of a data path."""
+    """Return the strategy of a method, with the plugins of a data path."""
     net = mlp(784, (300, 100), 2)
     common: dict[str, Any] = {"train_mb_size": 128, "evaluator": None}
     if method == "supsup":
-        as_then = {"init": "signed_constant", "layer_densities": "uniform"}  # when the result file was written
+        as_then = {"init": "signed_constant", "layer_densities": "uniform"}  # defaults at that commit
         return SupSup(net, density=0.1, mask_lr=0.02, plugins=path, seed=seed, **as_then, **common)
     heads = MultiHead(net)
     optimizer = SGD(heads.parameters(), lr=0.01, momentum=0.9)
@@ -46,7 +46,7 @@ def build(method: str, path: list[Any], *, seed: int) -> Any:
 
 
 def learn(method: str, stream: Any, *, seed: int, in_memory: bool) -> float:
-    """Average accuracy after the last task."""
+    """Train on the stream and return the mean accuracy over all tasks after the last task."""
     torch.manual_seed(seed)
     strategy = build(method, [CachedTensors()] if in_memory else [], seed=seed)
     for experience in stream.train_stream:
@@ -55,7 +55,7 @@ def learn(method: str, stream: Any, *, seed: int, in_memory: bool) -> float:
 
 
 def main() -> None:
-    """Learn in both ways at every seed, write after each pair."""
+    """Train with both data paths for every method and seed; the result file is written after each pair."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2,3,4", help="comma-separated (default %(default)s)")
     parser.add_argument("--dataset-root", type=Path, required=True, help="where torchvision keeps MNIST, or puts it")

@@ -1,12 +1,17 @@
-"""Several processes on one task: how fast, how right, and what is left when some are killed.
+"""Measure training in several processes: speed, accuracy, and whether runs survive killed processes.
 
     python -m benchmarks.costs.distributed --out benchmarks/results/distributed.json
 
-*Speed*: training steps a second, whole batches, of SupSup in one process and in two that share each batch, in turn,
-with the commit of the task; medians over rounds. Each process has one thread. *Accuracy*: SplitDigits, one process with
-a batch of 32 beside two with 16 each, seed by seed. *Kills*: SplitDigits in two processes with `CheckpointPlugin`; one
-process or both are killed by SIGKILL at a random moment, and a new group goes on, until the run is through; its model
-must be that of the uninterrupted run, bit for bit.
+*Speed*: the training steps (whole batches) per second of SupSup are measured in turn in one process and in two
+processes that share each batch, including the commit of the task. Results are medians over rounds. Each process has one
+thread.
+
+*Accuracy*: one process with batches of 32 is compared with two processes with 16 samples each, on SplitDigits, seed by
+seed.
+
+*Kills*: SplitDigits is learned in two processes with `CheckpointPlugin`. One process or both are killed by SIGKILL at a
+random moment, and a new group resumes, until the run is complete. Its model must equal that of an uninterrupted run,
+bit for bit.
 """
 
 from __future__ import annotations
@@ -56,7 +61,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, int]] =
 
 
 def start_group(size: int, function: Callable[..., Any], folder: str, *arguments: Any) -> list[Any]:
-    """Start processes that run ``function(rank, folder, *arguments)`` in one gloo group; what it returns is stored."""
+    """Start processes that run ``function(rank, folder, *arguments)`` in one gloo group and store its results."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["avalanche_supermask.strategies", "avalanche_supermask.saving.checkpoint_plugin", "benchmarks.lib.streams"]
@@ -72,7 +77,7 @@ def start_group(size: int, function: Callable[..., Any], folder: str, *arguments
 
 
 def run_group(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What every process found, by rank."""
+    """Run a function in a group of processes and return the result of every process, by rank."""
     with tempfile.TemporaryDirectory() as folder:
         for process in start_group(size, function, folder, *arguments):
             process.join()
@@ -98,7 +103,7 @@ def _result(folder: str, rank: int) -> str:
 
 
 def speed(network: str, *, rounds: int) -> dict[str, Any]:
-    """Whole batches a second of one process and of two; and the median ratio of neighbouring rounds."""
+    """Return the whole batches per second of one process and of two, and the median ratio of neighbouring rounds."""
     alone, together = [], []
     for _ in range(rounds):
         alone.append(run_group(1, _steps_per_second, network, 1)[0])
@@ -107,12 +112,12 @@ def speed(network: str, *, rounds: int) -> dict[str, Any]:
         "batch": NETWORKS[network][2],
         "steps_per_second": {"1": statistics.median(alone), "2": statistics.median(together)},
         "ratio": statistics.median(b / a for a, b in zip(alone, together, strict=True)),
-        "load_average": os.getloadavg()[1],  # runnable processes over the last five minutes, others' included
+        "load_average": os.getloadavg()[1],  # runnable processes of the whole machine, mean of the last five minutes
     }
 
 
 def _steps_per_second(rank: int, folder: str, network: str, size: int) -> float:
-    """Of the second task; the first one warms up."""
+    """Return the steps per second of the second task; the first task is a warm-up."""
     make, shape, batch, steps = NETWORKS[network]
     torch.manual_seed(0)
     data = [(torch.randn((batch * steps, *shape)), torch.arange(batch * steps) % 10)] * 2
@@ -132,7 +137,7 @@ def _supsup(net: nn.Module, batch: int) -> Any:
 
 
 def accuracies(method: str, *, size: int, seeds: list[int]) -> list[float]:
-    """Average accuracy after the last task of SplitDigits, by seed, of so many processes with 32 samples in all."""
+    """Return the mean accuracy after the last task of SplitDigits by seed; ``size`` processes share batches of 32."""
     found: list[list[float]] = run_group(size, _accuracies, method, size, seeds)
     assert all(each == found[0] for each in found)
     return found[0]
@@ -163,14 +168,15 @@ def _on_digits(method: str, size: int, plugins: list[Any]) -> Any:
 
 
 def kill_and_resume(method: str, *, kills: int, seed: int) -> dict[str, int]:
-    """Runs of two processes of which one or both are killed at random moments, until there were so many kills.
+    """Repeat runs of two processes, of which one or both are killed at random, until at least ``kills`` kills occurred.
 
     Returns:
-        Kills of one process and of both, completed runs, and how many of these ended with the right bits in both.
+        The numbers of kills of one process and of both, of completed runs, and of runs with the correct bits in both
+        processes.
     """
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
-        _wait(start_group(2, _resumable, folder, method, 0))  # once to warm up, as the first group imports
+        _wait(start_group(2, _resumable, folder, method, 0))  # A warm-up run: the first group imports modules.
         os.unlink(f"{folder}/run.pkl")
         begun = time.perf_counter()
         _wait(start_group(2, _resumable, folder, method, 0))
@@ -202,8 +208,8 @@ def kill_and_resume(method: str, *, kills: int, seed: int) -> dict[str, int]:
 
 
 def _resumable(rank: int, folder: str, method: str, seed: int) -> bytes:
-    """Learn the stream from the checkpoint of rank 0 on, if there is one."""
-    # One that outlives the other fails at the next exchange.
+    """Learn the stream, from the checkpoint of rank 0 on if there is one."""
+    # If the other process is killed, this process fails at the next exchange; its error goes to the file.
     sys.stderr = Path(folder, f"errors.{rank}").open("w")  # noqa: SIM115
     torch.manual_seed(seed)
     stream = build_stream("split-digits", seed=0)
@@ -225,7 +231,7 @@ def _wait(group: list[Any]) -> None:
 
 
 def main() -> None:
-    """Measure, write after each part."""
+    """Run all measurements; the result file is written after each part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="of speed (default %(default)s)")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="of accuracy (default %(default)s)")

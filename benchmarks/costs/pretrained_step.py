@@ -1,9 +1,10 @@
-"""What a training step of sparse fine-tuning costs, beside one of full fine-tuning and the memory of their optimizers.
+"""Compare a training step of sparse fine-tuning with one of full fine-tuning: time, and memory of the optimizer.
 
     python -m benchmarks.costs.pretrained_step --out benchmarks/results/pretrained_step.json
 
-EfficientNet-Lite0 on 32 images of 64×64 and MiniLM on 32 texts of 16 tokens, random data: forward, backward and Adam
-(fused), one thread. The steps take turns in one process; medians of processor time. Running statistics stand still.
+The networks are EfficientNet-Lite0 on 32 images of 64×64 and MiniLM on 32 texts of 16 tokens, with random data. A step
+is a forward pass, a backward pass and a step of Adam (fused), in one thread. The steps alternate in one process, and
+the results are medians of processor time. Running statistics are frozen.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from benchmarks.practice.pretrained import network
 
 
 def step(call: Callable[[Tensor], Tensor], optimizer: Adam, x: Tensor, y: Tensor) -> float:
-    """Processor seconds of one step."""
+    """Return the processor time of one step, in seconds."""
     started = time.process_time()
     optimizer.zero_grad()
     nn.functional.cross_entropy(call(x), y).backward()
@@ -38,7 +39,7 @@ def step(call: Callable[[Tensor], Tensor], optimizer: Adam, x: Tensor, y: Tensor
 
 
 def sparse(net: nn.Module, density: float) -> tuple[MaskedModel, Adam]:
-    """A model that is learning its first task, whose entries are drawn at random."""
+    """Return a model that trains its first task, with entries that are chosen at random, and its optimizer."""
     model = MaskedModel(net, init="keep", outside="base", statistics="frozen", exclude=left_out(net), seed=0)
     method = SparseFineTuningPlugin(density=density)
     method.prepare(model)
@@ -54,7 +55,7 @@ def sparse(net: nn.Module, density: float) -> tuple[MaskedModel, Adam]:
 
 
 def measured(board: str, repeats: int) -> dict[str, Any]:
-    """The steps of one network."""
+    """Measure the steps of one network."""
     net = network(argparse.Namespace(board=board), 0)
     if board == "text":
         x = torch.stack([torch.randint(1000, 20000, (32, 16)), torch.ones(32, 16, dtype=torch.long)], dim=1)
@@ -83,7 +84,7 @@ def measured(board: str, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure."""
+    """Measure all networks and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15, help="of each step (default %(default)s)")
     parser.add_argument("--boards", default="vision,text", help="comma-separated (default %(default)s)")

@@ -1,12 +1,16 @@
-"""What many tasks cost: a batch of mixed tasks, learning one more, one-shot inference, and the import, as ratios.
+"""Measure the costs of many tasks: a mixed batch, learning one more task, one-shot inference, and the import.
 
     python -m benchmarks.costs.scaling --out benchmarks/results/scaling.json
 
-LeNet-300-100. A batch of 128 that mixes 8 finished tasks, against 8 dense forward passes of 16. ``SupSup.train()`` on
-50 batches of 128 after K tasks, against the same in a fresh model. The one-shot inference of one batch that shares a
-task, against a forward and a backward pass of the dense network plus one read of all packed bits. ``import
-avalanche_supermask.masks`` against ``import torch``, each in a fresh process. Calls alternate; a ratio is the median
-of the pairwise ratios after a warm-up.
+The network is LeNet-300-100. Four calls are measured:
+
+- a batch of 128 samples of 8 finished tasks, against 8 dense forward passes of 16 samples;
+- ``SupSup.train()`` on 50 batches of 128 after K tasks, against the same in a fresh model;
+- the one-shot inference of the task of a batch, against a forward and a backward pass of the dense network plus one
+  read of all packed bits;
+- ``import avalanche_supermask.bits.packed_masks`` against ``import torch``, each in a fresh process.
+
+The two calls of a pair alternate; a ratio is the median of the pairwise ratios after a warm-up.
 """
 
 from __future__ import annotations
@@ -31,16 +35,16 @@ from benchmarks.lib.provenance import write_result
 
 SHARING, EACH = 8, 16
 BATCHES, BATCH = 50, 128
-LATER = 10**6  # labels that no task has yet
+LATER = 10**6  # the first task label for further tasks; no finished task has it
 
 
 def network() -> nn.Module:
-    """LeNet-300-100."""
+    """Return a LeNet-300-100."""
     return mlp(784, (300, 100), 10)
 
 
 def learned(tasks: int) -> MaskedModel:
-    """A model with so many finished tasks; masks of random scores."""
+    """Return a model with finished tasks, whose masks are made from random scores."""
     model = MaskedModel(network(), seed=0)
     select = selection(model.masked_shapes, density=0.1)
     for task in range(tasks):
@@ -52,7 +56,7 @@ def learned(tasks: int) -> MaskedModel:
 
 
 def mixed_batch(repeats: int) -> float:
-    """A batch of mixed tasks over as many dense passes as it has tasks."""
+    """Return the ratio of a batch of mixed tasks to one dense pass per task of the batch."""
     model, dense = learned(SHARING), network().eval()
     x = torch.rand(SHARING * EACH, 1, 28, 28)
     labels = torch.arange(SHARING * EACH) % SHARING
@@ -70,13 +74,14 @@ def mixed_batch(repeats: int) -> float:
 
 
 def one_shot(model: MaskedModel, tasks: int, repeats: int, *, first: bool = False) -> float:
-    """Inferring the task of a batch over the floor of that: the network's passes and one read of the bits.
+    """Return the ratio of one-shot inference to a lower bound: the network's passes and one read of the bits.
 
     Args:
-        model: with so many tasks.
-        tasks: how many.
-        repeats: pairs of calls.
-        first: of the first batch, for which the tasks are superposed; the next ones find that done.
+        model: a model with finished tasks.
+        tasks: number of finished tasks.
+        repeats: number of pairs of calls.
+        first: whether to measure the first batch, for which the superposition is computed (default False); later
+            batches reuse it.
     """
     dense = network().eval()
     x = torch.rand(SHARING * EACH, 1, 28, 28)
@@ -95,7 +100,7 @@ def one_shot(model: MaskedModel, tasks: int, repeats: int, *, first: bool = Fals
 
 
 def one_more(model: MaskedModel, repeats: int) -> float:
-    """Learning a task in this model over learning one in a fresh model."""
+    """Return the ratio of learning a task in this model to learning one in a fresh model."""
     x, y = torch.rand(BATCHES * BATCH, 1, 28, 28), torch.randint(0, 10, (BATCHES * BATCH,))
     calls = repeats + WARM_UP
 
@@ -117,7 +122,7 @@ def one_more(model: MaskedModel, repeats: int) -> float:
 
 
 def imports(repeats: int) -> float:
-    """Starting Python with our masks over starting it with torch alone."""
+    """Return the ratio of a process that imports the packed masks to one that imports only torch."""
 
     def importing(name: str) -> Callable[[], None]:
         def call() -> None:
@@ -129,7 +134,7 @@ def imports(repeats: int) -> float:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="10,100,1000,2500", help="numbers of tasks (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=30, help="pairs a ratio (default %(default)s)")

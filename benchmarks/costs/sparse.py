@@ -1,11 +1,11 @@
-"""How fast finished tasks run with sparse weights: time over the dense network's, by density, threads and batch.
+"""Measure evaluations of finished tasks with sparse weights, as ratios to the time of the dense network.
 
     python -m benchmarks.costs.sparse evaluation --out benchmarks/results/sparse.json
     python -m benchmarks.costs.sparse figure benchmarks/results/sparse.json --out docs/sparse.png
     python -m benchmarks.costs.sparse auto --out benchmarks/results/sparse_auto.json
 
-Calls alternate in one process; a ratio is the median of the pairwise ratios, after a warm-up. Masks are those of fresh
-scores: which weights are kept makes no difference to the time.
+Calls alternate in one process; a ratio is the median of the pairwise ratios, after a warm-up. Masks are made from fresh
+scores, because the choice of the kept weights does not affect the time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from benchmarks.lib.networks import SlimResNet18, mlp
 from benchmarks.lib.provenance import write_result
 
 DENSITIES = (0.1, 0.05, 0.02)
-WARM_UP = 3  # pairs before those that count
+WARM_UP = 3  # pairs that are not counted
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "MLP 784-2000-2000-10, batch 128": (lambda: mlp(784, (2000, 2000), 10), (128, 784)),
@@ -43,14 +43,14 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Time of one call."""
+    """Return the time of one call, in seconds."""
     begun = time.perf_counter()
     call()
     return time.perf_counter() - begun
 
 
 def ratios(calls: Sequence[Callable[[], object]], dense: Callable[[], object], repeats: int) -> list[float]:
-    """Median of the pairwise ratios of each call to the dense one, all of them in turn."""
+    """Return the median of the pairwise ratios of each call to the dense one; the calls take turns."""
     found: list[list[float]] = [[] for _ in calls]
     for pair in range(WARM_UP + repeats):
         base = seconds(dense)
@@ -62,7 +62,7 @@ def ratios(calls: Sequence[Callable[[], object]], dense: Callable[[], object], r
 
 
 def finished(net: nn.Module, density: float, tasks: int = 1) -> MaskedModel:
-    """A model with tasks whose masks are those of fresh scores."""
+    """Return a model with finished tasks, whose masks are made from fresh scores."""
     model = MaskedModel(net, seed=0)
     for key in range(tasks):
         model.begin(key, key)
@@ -73,7 +73,7 @@ def finished(net: nn.Module, density: float, tasks: int = 1) -> MaskedModel:
 
 
 def evaluations(model: MaskedModel, x: Tensor, wanted: str) -> Callable[[], object]:
-    """A call of the first task under an execution."""
+    """Return a function that evaluates the first task with an execution."""
     other = model
     other.execution = wanted  # type: ignore[assignment]
 
@@ -87,7 +87,7 @@ def evaluations(model: MaskedModel, x: Tensor, wanted: str) -> Callable[[], obje
 
 @torch.no_grad()
 def by_density(name: str, *, repeats: int) -> dict[str, dict[str, float]]:
-    """Ratios of one network to the dense one, under both executions, at every density."""
+    """Return the ratios of one network to the dense one, with both executions, at every density."""
     make, shape = NETWORKS[name]
     torch.manual_seed(0)
     x, dense = torch.randn(shape), make().eval()
@@ -104,7 +104,7 @@ def by_density(name: str, *, repeats: int) -> dict[str, dict[str, float]]:
 
 @torch.no_grad()
 def never_slower(make: Callable[[], nn.Module], shape: tuple[int, ...], batch: int, *, repeats: int) -> float:
-    """Ratio of ``"auto"`` to ``"dense"``, of one model each, at density 0.1."""
+    """Return the ratio of ``"auto"`` to ``"dense"`` at density 0.1, each measured on its own model."""
     torch.manual_seed(0)
     net = make()
     x = torch.rand(batch, *shape)
@@ -115,18 +115,18 @@ def never_slower(make: Callable[[], nn.Module], shape: tuple[int, ...], batch: i
 
 @torch.no_grad()
 def of_all_tasks(*, repeats: int, tasks: int = 10) -> float:
-    """Trying ten tasks for the surest, at density 0.1, over as many dense passes."""
+    """Return the ratio of entropy inference over ten tasks, at density 0.1, to as many dense passes."""
     make, shape = NETWORKS["MLP 784-2000-2000-10, batch 128"]
     torch.manual_seed(0)
     x, dense = torch.randn(shape), make().eval()
     model = finished(make(), 0.1, tasks)
     model.execution, model.task_inference = "sparse", "entropy"
-    model._recent.max_bytes = 2**30  # every task's weights are at hand, as the dense network's are
+    model._recent.max_bytes = 2**30  # All tasks' weights are kept, as those of the dense network are.
     return ratios([lambda: model(x)], lambda: [dense(x) for _ in range(tasks)], repeats)[0]
 
 
 def figure(rows: dict[str, dict[str, dict[str, dict[str, float]]]], path: Path) -> None:
-    """Time over density, the dense network at 1."""
+    """Draw the time over the density; the time of the dense network is 1."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -184,7 +184,7 @@ def main() -> None:
 
 
 def matrix(repeats: int) -> dict[str, float]:
-    """`never_slower` for every network of the tests, at batches of 1, 16 and 128."""
+    """Return the result of `never_slower` for every network of the tests, with batches of 1, 16 and 128."""
     from tests.streams import NETWORKS as SMALL
     from tests.test_compatibility import NETWORKS as LARGE
 

@@ -1,4 +1,4 @@
-"""What masks cost: the time of a step and of an evaluation, as ratios to the same dense network.
+"""Measure the costs of masks: times of training steps and evaluations, as ratios to the same dense network.
 
     python -m benchmarks.costs.speed --out benchmarks/results/speed.json
 
@@ -31,10 +31,10 @@ from benchmarks.lib.command import device_name
 from benchmarks.lib.networks import SlimResNet18, mlp
 from benchmarks.lib.provenance import write_result
 
-BASIS = 15  # masks of a mixture
-WARM_UP = 5  # pairs before those that count
+BASIS = 15  # number of masks of a mixture
+WARM_UP = 5  # pairs that are not counted
 
-Network = tuple[Callable[[], nn.Module], tuple[int, ...], int]  # how it is made, the shape of a sample, the batch size
+Network = tuple[Callable[[], nn.Module], tuple[int, ...], int]  # creates the network; shape of a sample; batch size
 
 NETWORKS: dict[str, Network] = {
     "LeNet-300-100, batch 128": (lambda: mlp(784, (300, 100), 10), (1, 28, 28), 128),
@@ -46,7 +46,7 @@ NETWORKS: dict[str, Network] = {
 def ratio(
     masked: Callable[[], None], dense: Callable[[], None], repeats: int, sync: Callable[[], None] = lambda: None
 ) -> float:
-    """Median of the pairwise ratios of two calls that alternate, after a warm-up."""
+    """Return the median of the pairwise ratios of two calls that alternate, after a warm-up."""
 
     def seconds(call: Callable[[], None]) -> float:
         sync()
@@ -69,14 +69,15 @@ def measure(
     autocast: torch.dtype | None = None,
     steps_only: bool = False,
 ) -> dict[str, float]:
-    """Ratios of one network to the dense one: a step of each kind, and evaluations of a finished task.
+    """Return the ratios of one network to the dense one: steps of each kind, and evaluations of a finished task.
 
     Args:
-        network: what is measured.
-        repeats: pairs a ratio.
-        device: where.
-        autocast: the type of the arithmetic in both, as `torch.autocast` has it; None: that of the weights.
-        steps_only: leave out coefficients and free units, for networks that need most of the memory.
+        network: network that is measured, as in `NETWORKS`.
+        repeats: number of pairs per ratio.
+        device: device on which both networks run.
+        autocast: number type of `torch.autocast` for both networks; None (default): the type of the weights.
+        steps_only: whether to leave out coefficient steps and free-unit steps (default False), for networks that need
+            most of the memory.
     """
     make, shape, batch = network
     torch.manual_seed(0)
@@ -142,7 +143,7 @@ def measure(
     net = make().to(device)
     units = find_units(net, (x[:2],), masked=frozenset(name for name, _ in net.named_parameters()))
     pruned = MaskedModel(net, seed=0, init="keep", mask="all").to(device)
-    claimed = torch.where(torch.arange(units.count) % 5 == 0, 0, FREE)  # a fifth of the units are claimed
+    claimed = torch.where(torch.arange(units.count) % 5 == 0, 0, FREE)  # A fifth of the units is claimed.
     partition = EntryKinds(units, pruned.masked_shapes)
     pruned.begin(0, 0)
     free, visible, kept = (
@@ -161,7 +162,7 @@ def measure(
 
 
 def on_disk(weights: int = 266_200) -> dict[str, float]:
-    """Bytes of a mask's code over the entropy bound ``n H(k) / 8``, by density; LeNet-300-100's number of weights."""
+    """Return the bytes of a mask's code over the entropy bound ``n H(k) / 8``, by density; n is LeNet-300-100's."""
     order = np.random.default_rng(0).permutation(weights)
     found = {}
     for density in (0.02, 0.05, 0.1, 0.5):
@@ -173,7 +174,7 @@ def on_disk(weights: int = 266_200) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure all networks and write a result file."""
+    """Measure all networks and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", type=device_name, help="cpu or cuda (default cpu)")
     parser.add_argument("--repeats", type=int, default=60, help="pairs a ratio (default 60)")

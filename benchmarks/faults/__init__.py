@@ -1,1 +1,1 @@
-"""What breaks, and what is left after it."""
+"""Faults and compatibility: killed processes, damaged files, and versions of packages."""

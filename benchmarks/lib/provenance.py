@@ -1,4 +1,4 @@
-"""Where a result comes from: its command, versions, commit and machine, as every result file says it."""
+"""The origin of a result, which every result file contains: its command, versions, commit and machine."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PACKAGES = ("avalanche-lib", "avalanche-supermask", "numpy", "torch")
 
 
 def provenance(module: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """The part of a result file that is not a result.
+    """Return the part of a result file that describes its origin.
 
     Args:
-        module: that was run with ``python -m``.
-        arguments: of its command line; places on this machine are written as DIR.
+        module: name of the module that was run with ``python -m``.
+        arguments: arguments of its command line; absolute paths are written as DIR.
     """
     words = ["DIR" if Path(word).is_absolute() else word for word in arguments]
     return {
@@ -44,13 +44,13 @@ def provenance(module: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def write_result(path: Path, module: str, arguments: Sequence[str], **content: Any) -> None:
-    """Write a result file: where it comes from, then its content."""
+    """Write a result file: its origin, then its content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**provenance(module, arguments), **content})
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file that is either whole or as it was."""
+    """Write a JSON file atomically: after an interruption, the file has its old content or the whole new content."""
     with written_whole(path) as temporary:
         Path(temporary).write_text(json.dumps(content, indent=1) + "\n")
 
@@ -74,4 +74,4 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-COMMIT = _commit()  # of the code that runs: the folder may have moved on by the time a result is written
+COMMIT = _commit()  # Read at import, because the checkout may be at another commit when a result is written.

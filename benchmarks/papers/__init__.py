@@ -1,1 +1,1 @@
-"""What the papers claim, tried again."""
+"""Replications of the papers' claims."""

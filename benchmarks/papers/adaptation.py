@@ -1,10 +1,11 @@
-r"""How fast is a new task learned? ImpressLearn's coefficients against a SupSup mask from scratch, step by step.
+r"""Compare how fast ImpressLearn's coefficients and a SupSup mask from scratch learn a new task.
 
     python -m benchmarks.papers.adaptation --dataset-root DIR \
         --out benchmarks/results/adaptation.json --tb runs/adaptation
 
-RotatedMNIST: six rotations are the basis; the seventh and eighth are new. Both methods see the same samples for the
-same number of steps. The curves go to TensorBoard as ``AccuracyOverSteps``, one run a method.
+The stream is RotatedMNIST: six rotations are the basis, and the seventh and eighth are new. Both methods are trained on
+the same samples for the same number of steps. The curves are written to TensorBoard as ``AccuracyOverSteps``, with one
+run per method.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ BASIS = 6
 
 
 def build(method: type[Any], options: argparse.Namespace, evaluator: Any, **arguments: Any) -> Any:
-    """A strategy on LeNet-300-100."""
+    """Return a strategy on LeNet-300-100."""
     return method(
         KINDS["rotated"].network(),
         density=options.density,
@@ -45,7 +46,7 @@ def build(method: type[Any], options: argparse.Namespace, evaluator: Any, **argu
 
 
 def main() -> None:
-    """Learn the basis, adapt, learn from scratch, write."""
+    """Learn the basis, then each new task with both methods, and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100, help="of 128 samples (default %(default)s)")
     parser.add_argument("--every", type=int, default=5, help="steps between measurements (default %(default)s)")

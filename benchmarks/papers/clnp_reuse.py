@@ -1,9 +1,9 @@
-r"""Which layers CLNP reuses: a plot of the units of each layer over tasks, from a result file of the leaderboard.
+r"""Plot how many units of each layer CLNP reuses over tasks, from a result file of the leaderboard.
 
     python -m benchmarks.papers.clnp_reuse leaderboard/results/permuted-mnist-wide/clnp/seed13.json \
         --out docs/clnp_reuse.png
 
-The paper finds that early features transfer: the first layer is reused more than the last one.
+The paper finds that early features transfer: the first layer is reused more than the last layer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 
 
 def reuse(pruning: dict[str, Any]) -> dict[str, list[float]]:
-    """Share of the units a task uses that earlier tasks had claimed, by layer, over tasks."""
+    """Return, by layer and task, the share of the units of a task that earlier tasks had claimed."""
     layers: dict[str, list[float]] = {}
     for report in pruning.values():
         for layer, use in report["layers"].items():

@@ -1,9 +1,10 @@
-"""HopSupSup on SplitMNIST: masks recovered from a Hopfield memory by unlabelled inputs, and what the memory takes.
+"""Measure HopSupSup on SplitMNIST: accuracy with masks recovered from unlabelled inputs, and size of the memory.
 
     python -m benchmarks.papers.hopsupsup --dataset-root DIR --out benchmarks/results/hopsupsup.json
 
-Five tasks of two digits in their natural order, ten shared outputs, 784-2048-2048-10 without biases, one epoch of 128
-samples a step, recovery from 32 batches of 64: the published code's set-up. Nobody names the task at test.
+The setting is that of the published code: five tasks of two digits in their natural order, ten shared outputs, a
+network 784-2048-2048-10 without biases, one epoch with batches of 128, and recovery from 32 batches of 64. There are no
+task labels at test.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from benchmarks.lib.streams import build_stream
 
 
 def network(width: int = 2048) -> nn.Module:
-    """The paper's: norm layers with batch statistics, Swish, no biases."""
+    """Return the network of the paper: norm layers with batch statistics, Swish, no biases."""
     norm = partial(nn.BatchNorm1d, affine=False, track_running_stats=False)
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in in (784, width):
@@ -36,7 +37,7 @@ def network(width: int = 2048) -> nn.Module:
 
 
 def run(seed: int, root: Path, *, width: int, device: str) -> dict[str, Any]:
-    """Learn the five tasks, then ask each without its id."""
+    """Learn the five tasks, and evaluate each without its id."""
     torch.manual_seed(seed)
     stream = build_stream("split-mnist-class-ordered", seed=seed, dataset_root=root)
     strategy = HopSupSup(
@@ -64,7 +65,7 @@ def run(seed: int, root: Path, *, width: int, device: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run all seeds and write."""
+    """Run all seeds; the result file is written after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default %(default)s)")
     parser.add_argument("--width", type=int, default=2048, help="of both hidden layers (default: the paper's 2048)")

@@ -1,11 +1,11 @@
-"""Which of ImpressLearn's tasks is this? Accuracy on RotatedMNIST when nobody gives the task id.
+"""Measure ImpressLearn's accuracy on RotatedMNIST without task ids, with several inference methods.
 
     python -m benchmarks.papers.identify --dataset-root DIR --out benchmarks/results/identify.json
 
-Rotations by 0, 10, …, 90 degrees (or by any angles), LeNet-300-100: six tasks are the basis, four are mixtures of it. A
-test batch is of one task. Compared are the id given, entropy selection over the stored combinations, alone and beside
-what each expects, SupSup's one-shot over them and over the basis alone, and entropy descent on free coefficients.
-SupSup itself, a mask a task, stands beside it.
+The tasks are rotations by 0, 10, 20, ... 90 degrees (or by any angles), learned by LeNet-300-100. Six tasks are the
+basis, and four are mixtures of it. All samples of a test batch belong to one task. The compared methods are: the given
+id; entropy and expected entropy over the stored combinations; SupSup's one-shot over the combinations and over the
+basis alone; and entropy descent on free coefficients. SupSup with one mask per task is measured in the same way.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TASKS, BASIS = 10, 6
 
 
 def learned(method: str, tasks: Endless, options: argparse.Namespace) -> Any:
-    """The strategy after all tasks."""
+    """Return the strategy after training on all tasks."""
     common = {
         "density": options.density,
         "mask_lr": 0.02,
@@ -54,7 +54,7 @@ def learned(method: str, tasks: Endless, options: argparse.Namespace) -> Any:
 
 
 def score(strategy: Any, tasks: Endless, how: str | Inference, *, batch: int, batches: int) -> dict[str, float]:
-    """Accuracy over all tasks, and how often the id was right."""
+    """Return the accuracy over all tasks, and the share of samples whose id was correct."""
     model = strategy.model.eval()
     model.task_inference = how
     right = ids = total = 0
@@ -71,7 +71,7 @@ def score(strategy: Any, tasks: Endless, how: str | Inference, *, batch: int, ba
 
 
 def main() -> None:
-    """Learn, ask in every way, write."""
+    """Learn the tasks, evaluate every inference method, and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--kind",

@@ -1,10 +1,11 @@
-"""How well does ImpressLearn's mixture of n masks learn a task that none of them has seen?
+"""Measure the accuracy of ImpressLearn's mixtures of n masks on tasks on which no mask was trained.
 
     python -m benchmarks.papers.impressions --kind rotated --sizes 6 --dataset-root DIR --out benchmarks/results/X.json
 
-For each size n and each kind of basis (masks of the first n tasks; n masks of the first task; n random masks), fit the
-coefficients of unseen tasks: LeNet-300-100 on MNIST, slim ResNet-18 on CIFAR-100. The tasks after the largest size are
-the unseen ones, for every size. The masks are learned once and shared by all sizes. ``--plot`` draws a result file.
+The coefficients of unseen tasks are fitted for each size n and each kind of basis: masks of the first n tasks, n masks
+of the first task, and n random masks. The network is LeNet-300-100 on MNIST and a slim ResNet-18 on CIFAR-100. For
+every size, the unseen tasks are those after the largest size. The masks are learned once and shared by all sizes.
+``--plot`` draws a result file.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Mask = dict[str, Tensor]
 
 
 def basis(kind: str, n: int, tasks: Endless, options: argparse.Namespace) -> list[Mask]:
-    """Masks, n of them, over the weights that ``options.seed`` draws."""
+    """Return n masks over the weights that are drawn with ``options.seed``."""
     model = MaskedModel(KINDS[options.kind].network(), seed=options.seed)
     if kind == "random":
         select = selection(model.masked_shapes, density=options.density)
@@ -51,7 +52,7 @@ def basis(kind: str, n: int, tasks: Endless, options: argparse.Namespace) -> lis
 
 
 def with_basis(masks: list[Mask], options: argparse.Namespace) -> ImpressLearn:
-    """A strategy whose tasks are all mixtures of these masks."""
+    """Return a strategy whose tasks are all mixtures of the given masks."""
     model = MaskedModel(KINDS[options.kind].network(), seed=options.seed)
     for mask in masks:
         model.subnetworks.add_to_basis(mask)
@@ -70,7 +71,7 @@ def with_basis(masks: list[Mask], options: argparse.Namespace) -> ImpressLearn:
 
 
 def sweep(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row a kind of basis and size, as they come."""
+    """Yield one row per kind of basis and size."""
     tasks = Endless(options.kind, options.dataset_root, validation=options.validation)
     sizes = [int(n) for n in options.sizes.split(",")]
     unseen = range(max(sizes), max(sizes) + options.unseen)
@@ -100,7 +101,7 @@ def sweep(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def plot(result: dict[str, Any], picture: Path) -> None:
-    """Accuracy on unseen tasks over the number of masks."""
+    """Draw the accuracy on unseen tasks over the number of masks."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -120,7 +121,7 @@ def plot(result: dict[str, Any], picture: Path) -> None:
 
 
 def main() -> None:
-    """Run the sweep and write it, or draw a written one."""
+    """Run all settings, or draw a result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=KINDS, default="rotated", help="stream (default %(default)s)")
     parser.add_argument("--sizes", default="6", help="numbers of masks, comma-separated (default %(default)s)")

@@ -1,10 +1,10 @@
-"""Does KKT help? Accuracy of ExSSNeT's later tasks over the training budget, with and without KKT.
+"""Measure the accuracy of ExSSNeT's later tasks with and without KKT, for several numbers of training samples.
 
     python -m benchmarks.papers.kkt --dataset-root DIR --out benchmarks/results/kkt.json
 
-RotatedMNIST: tasks are related, the closer their angles the more. Each task gets one mask epoch and one weight
-epoch over a share of its training samples. Compared are fresh scores, KKT as published (the scores of the best
-old task, copied) and soft KKT (``kkt_strength=0.5``: half copied, half fresh).
+In RotatedMNIST, tasks are more closely related the closer their angles are. Each task has one mask epoch and one weight
+epoch over a part of its training samples. The variants are fresh scores, KKT as published (a copy of the scores of the
+best old task) and soft KKT (``kkt_strength=0.5``: half copied, half fresh).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def run(variant: str, *, samples: int, seed: int, root: Path, device: str) -> dict[str, float]:
-    """Mean accuracy of all tasks but the first, and how far their masks overlap earlier ones."""
+    """Return mean accuracy and mean overlap with earlier masks, over all tasks except the first."""
     spec = STREAMS["rotated-mnist"]
     stream = build_stream("rotated-mnist", seed=seed, dataset_root=root)
     torch.manual_seed(seed)

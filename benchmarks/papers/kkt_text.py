@@ -1,11 +1,11 @@
-"""Does KKT learn a related text task in fewer epochs? Accuracy after every epoch, with KKT and from fresh scores.
+"""Measure whether KKT learns a related text task in fewer epochs than fresh scores.
 
     python -m benchmarks.papers.kkt_text --dataset-root DIR --out benchmarks/results/kkt_text.json
 
-Two sequences of related data sets: sentiment (yelp, amazon, sst2) and topics (ag_news, dbpedia, yahoo), 100 training
-and 50 test texts a class, ExSSNeT's CNN on a frozen MiniLM. Compared are fresh scores, KKT as published (the scores
-of the best old task, copied) and soft KKT (half copied, half fresh). The first epochs train masks, the last ones
-weights. ``--plot`` draws a result file.
+There are two sequences of related data sets: sentiment (yelp, amazon, sst2) and topics (ag_news, dbpedia, yahoo), with
+100 training and 50 test texts per class. The network is ExSSNeT's CNN on a frozen MiniLM. The test accuracy after every
+epoch is compared for fresh scores, KKT as published (a copy of the scores of the best old task) and soft KKT (half
+copied, half fresh). The first epochs train masks, and the last ones train weights. ``--plot`` draws a result file.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ SEQUENCES = {
     "sentiment": ("yelp_review_full", "amazon_review_full", "sst2"),
     "topics": ("ag_news", "dbpedia", "yahoo_answers"),
 }
-CLASSES = 14  # dbpedia's
+CLASSES = 14  # the number of classes of dbpedia, the largest
 FEATURES = "related"
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row a sequence, variant and seed: the curve of each task but the first."""
+    """Yield a row per sequence, variant and seed, with the curve of each task except the first."""
     for sequence, names in SEQUENCES.items():
         stream = datasets(names, FEATURES, 0, options.dataset_root, max_per_class=(100, 50))
         if options.validation:
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def curves_of(
     net: torch.nn.Module, stream: Any, settings: dict[str, Any], seed: int, options: argparse.Namespace
 ) -> list[list[float]]:
-    """For each task its test accuracy before the first epoch and after every one."""
+    """Return, for each task, the test accuracies before the first epoch and after every epoch."""
     strategy = ExSSNeT(
         net,
         density=options.density,
@@ -74,7 +74,7 @@ def curves_of(
     )
     curves = []
     for train, test in zip(tqdm(stream.train_stream, desc=str(settings), unit="task"), stream.test_stream, strict=True):
-        metric = AccuracyOverSteps(test, every=10**9)  # the end of an epoch is measured in any case
+        metric = AccuracyOverSteps(test, every=10**9)  # The end of an epoch is always measured.
         strategy.evaluator = EvaluationPlugin(metric, loggers=[], strict_checks=False)
         strategy.plugins.append(strategy.evaluator)
         strategy.train(train)
@@ -84,7 +84,7 @@ def curves_of(
 
 
 def plot(result: dict[str, Any], picture: Path) -> None:
-    """Mean curves over seeds, a panel a task."""
+    """Draw the mean curves over the seeds, with one panel per task."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -107,7 +107,7 @@ def plot(result: dict[str, Any], picture: Path) -> None:
 
 
 def main() -> None:
-    """Run or draw."""
+    """Run, or draw a result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=8, help="a task (default %(default)s)")
     parser.add_argument("--weight-epochs", type=int, default=2, help="last ones, of weights (default %(default)s)")

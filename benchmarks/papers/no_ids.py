@@ -1,9 +1,10 @@
-"""SupSup without task ids at all (NNs): how many of the hidden permutations does it find, and what does that cost?
+"""Measure SupSup without any task ids (NNs): how many hidden permutations it finds, and its accuracy.
 
     python -m benchmarks.papers.no_ids --tasks 10 --dataset-root DIR --out benchmarks/results/nns10.json
 
-PermutedMNIST as one long stream without ids or boundaries, LeNet-300-100 with superfluous output neurons. At test one
-image decides for a batch of 128 which mask answers. Beside it GNs: the same network, told the ids in training.
+PermutedMNIST is one long stream without ids or boundaries, and the network is LeNet-300-100 with superfluous output
+neurons. At test, the first image of a batch of 128 selects the mask for the batch. The comparison is GNs: the same
+network, trained with task ids.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ BATCH = 128
 
 @torch.no_grad()
 def accuracy(model: MaskedModel, tasks: Endless, n_tasks: int) -> float:
-    """Mean accuracy of the tasks, each batch answered by the mask that its first image chose."""
+    """Return the mean accuracy of the tasks; the first image of each batch selects the mask for the batch."""
     model.eval()
     device = next(model.parameters()).device
     found = []
@@ -48,7 +49,7 @@ def accuracy(model: MaskedModel, tasks: Endless, n_tasks: int) -> float:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Learn the stream with and without ids."""
+    """Learn the stream with and without ids, and return the results."""
     tasks = Endless("permuted", options.dataset_root, validation=options.validation)
     common: dict[str, Any] = {
         "density": options.density,
@@ -88,7 +89,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run and write."""
+    """Run and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=10, help="hidden permutations (default %(default)s)")
     parser.add_argument("--batches", type=int, default=1000, help="of 128, for each (default: the paper's 1000)")

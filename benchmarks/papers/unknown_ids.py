@@ -1,11 +1,12 @@
-"""SupSup without task ids at test (GNu): one image decides for a batch of 128 which of K permutations it is.
+"""Measure SupSup without task ids at test (GNu): the task of a batch of 128 is inferred from one of its images.
 
     python -m benchmarks.papers.unknown_ids --tasks 250 --dataset-root DIR --out benchmarks/results/gnu250.json
 
-PermutedMNIST, LeNet-300-100 with superfluous output neurons, one-shot inference; or scikit-learn's digits permuted, or
-MNIST turned by ten degrees a task. A batch whose task is inferred wrongly counts as so many wrong answers, as in the
-paper; beside it stand the accuracy with the id given, and that where only the masks of the first layer are asked. With
-2,500 tasks it is the scale run: seconds and memory a task are written too. ``--plot`` draws a result file.
+The stream is PermutedMNIST, or permuted digits of scikit-learn, or MNIST rotated by ten degrees per task. The network
+is LeNet-300-100 with superfluous output neurons, and the inference is one-shot. As in the paper, all predictions for a
+batch count as wrong if its task is inferred wrongly. The result file also has the accuracy with the id given, the
+accuracy if only the gradient of the first layer is used, and the time and memory per task. ``--plot`` draws a result
+file.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ CLASSES = 10
 
 
 def score(strategy: SupSup, tasks: Endless, asked: list[int], options: argparse.Namespace) -> dict[str, float]:
-    """Accuracy of these learned tasks: with the id given, and inferred from the first images of each batch."""
+    """Return accuracies of learned tasks: with the id given, and inferred from the first images of each batch."""
     model = strategy.model.eval()
     ways = {"oneshot": OneShot, "binary": Binary}
     classes = CLASSES if options.objective == "G" else None
     find = ways[options.inference](options.objective, classes, per="batch", images=options.images or None)
-    first_layer = replace(find, layers=model.masked_names[:1])  # all that knows an order of pixels
+    first_layer = replace(find, layers=model.masked_names[:1])  # Only its gradient depends on the order of the pixels.
     superposition = Superposition(model)
     given, inferred, found_ids, by_first, found_by_first, seconds, answered = [], [], [], [], [], 0.0, 0
     for task in asked:
@@ -81,16 +82,16 @@ def score(strategy: SupSup, tasks: Endless, asked: list[int], options: argparse.
 def _ask(
     find: Any, superposition: Superposition, queries: list[torch.Tensor], options: argparse.Namespace
 ) -> torch.Tensor:
-    """Number of the task of each batch."""
+    """Return the number of the inferred task of each batch."""
     n = len(superposition.keys)
-    if options.images == 1:  # one by one they share a pass over the bits
+    if options.images == 1:  # Inferred as single samples, the images share one pass over the bits.
         one_each = replace(find, per="sample", images=None)
         return one_each(superposition, n, torch.cat([part[:1] for part in queries]))  # type: ignore[no-any-return]
     return torch.stack([find(superposition, n, part)[0] for part in queries])
 
 
 def _disk_mb(model: MaskedModel) -> float:
-    """Size of the compact file of all tasks."""
+    """Return the size of the compact file of all tasks, in MiB."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tasks"
         save(model, file)
@@ -98,7 +99,7 @@ def _disk_mb(model: MaskedModel) -> float:
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Learn task after task, and score at the checkpoints."""
+    """Learn the tasks in turn, and yield a row of results at each checkpoint."""
     tasks = Endless(options.kind, options.dataset_root, validation=options.validation)
     checkpoints = sorted({int(k) for k in options.checkpoints.split(",")} | {options.tasks})
     hidden = tuple(int(width) for width in options.hidden.split(","))
@@ -139,7 +140,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def plot(result: dict[str, Any], picture: Path) -> None:
-    """Accuracies over tasks learned; beside it, what a task costs."""
+    """Draw accuracies, and the time and memory of a task, over the number of learned tasks."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -154,7 +155,7 @@ def plot(result: dict[str, Any], picture: Path) -> None:
         ("accuracy_by_first_layer", "inferred by the first layer"),
         ("task_id_accuracy", "right task id"),
     ):
-        if key in rows[0]:  # older files do not know the first layer
+        if key in rows[0]:  # Older files have no results of the first layer.
             left.plot(learned, [row[key] for row in rows], marker="o", label=name)
     left.set(xlabel="tasks learned", ylabel="accuracy", ylim=(0, 1.02))
     left.legend()
@@ -167,7 +168,7 @@ def plot(result: dict[str, Any], picture: Path) -> None:
 
 
 def main() -> None:
-    """Run, or draw a written result."""
+    """Run, or draw a result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=("permuted", "digits", "rotated"), default="permuted", help="(permuted)")
     parser.add_argument("--hidden", default="300,100", help="widths of the hidden layers (default %(default)s)")

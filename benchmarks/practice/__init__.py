@@ -1,1 +1,1 @@
-"""What users decide: defaults, pretrained networks, tasks that nobody names."""
+"""Decisions of users: defaults, pretrained networks, streams without task labels."""

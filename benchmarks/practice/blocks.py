@@ -1,8 +1,8 @@
-"""What masks of whole blocks cost in accuracy: SupSup on one permutation of MNIST, LeNet-300-100.
+"""Measure the accuracy of masks of whole blocks: SupSup on one permutation of MNIST with LeNet-300-100.
 
     python -m benchmarks.practice.blocks --dataset-root DIR --out benchmarks/results/blocks.json
 
-Nothing is chosen by these numbers: every block and density is reported, on the test data, with its seeds.
+These numbers are not used to choose settings: every block and density is reported on the test data, with its seeds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BLOCKS = (None, (4, 4), (16, 16))
 
 
 def accuracy(density: float, block: tuple[int, int] | None, seed: int, *, epochs: int, root: Path) -> float:
-    """Test accuracy of the first task."""
+    """Train on the first task and return its test accuracy."""
     stream = build_stream("permuted-mnist", seed=seed, dataset_root=root)
     torch.manual_seed(seed)
     strategy = SupSup(
@@ -39,7 +39,7 @@ def accuracy(density: float, block: tuple[int, int] | None, seed: int, *, epochs
 
 
 def main() -> None:
-    """Train and write a result file."""
+    """Train with all settings and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset-root", type=Path, required=True, help="folder of torchvision's MNIST")
     parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.05], help="default 0.1 0.05")

@@ -1,15 +1,17 @@
-"""Class-incremental accuracy when nobody names the task, with and without stored samples; each row at its bytes.
+"""Measure class-incremental accuracy without task ids, with and without stored samples, and the bytes of each row.
 
     python -m benchmarks.practice.class_incremental --dataset-root DIR --out benchmarks/results/class_split_mnist.json
 
-Streams: ``split-mnist`` (five tasks of two digits, in an order of the seed's), ``cifar100`` (ten tasks of ten classes)
-and ``clinc150`` (ten domains of fifteen intents), the latter two on features of frozen encoders, which
-`benchmarks.lib.frozen_features` computes. Rows of ours are trained once per seed and evaluated in several ways: every
-sample by itself, and, in a column of its own, in batches of 128 that are all of one task. Controls: the input
-alone (which is the default), the features of the subnetworks alone, and the same Gaussians as a generative classifier.
-A row of its own stores as many samples as the replay methods do, and calibrates the tasks' likelihoods on them. On
-``clinc150`` the column ``novelty_auroc`` says how well the cost of the best task tells out-of-scope texts from texts of
-the ten domains. With ``--validation`` a share of the training data stands for the test data: settings were chosen so.
+The streams are ``split-mnist`` (five tasks of two digits, in an order that depends on the seed), ``cifar100`` (ten
+tasks of ten classes) and ``clinc150`` (ten domains of fifteen intents). The latter two use features of frozen encoders,
+which `benchmarks.lib.frozen_features` computes. A method of this package is trained once per seed and evaluated with
+several inference methods: for every sample on its own and, in another column, for batches of 128 samples of one task.
+
+There are controls: the features of the subnetworks alone, and the same Gaussians as a generative classifier (the
+default uses the input alone). One row stores as many samples as the replay methods and calibrates the likelihoods of
+the tasks on them. On ``clinc150``, the column ``novelty_auroc`` is the area under the ROC curve when the cost of the
+best task is used to separate out-of-scope texts from texts of the ten domains. With ``--validation``, a share of the
+training data is used instead of the test data; the settings were chosen in this way.
 """
 
 from __future__ import annotations
@@ -44,27 +46,27 @@ from benchmarks.lib.networks import mlp
 from benchmarks.lib.streams import build_stream, with_validation
 from leaderboard.cell import settings_of
 
-BATCH = 128  # samples that decide together, in the column of their own
+BATCH = 128  # samples of a batch of one task, for the column of batches
 
 Tasks = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A stream and what is run on it.
+    """A stream, and the methods and settings that are run on it.
 
     Attributes:
         tasks: number of tasks.
-        classes: of all tasks together.
-        widths: of the network's layers, without the outputs.
-        epochs: a task.
-        batch_size: of training.
-        memory: samples that replay methods store.
-        lr: of Adam for the baselines, chosen on held-out training data; 1e-3 for those without.
-        ours: methods, with their settings.
-        ways: of inference, by name.
-        load: ``(seed, root) -> (training tasks, test tasks)``, classes numbered through.
-        novel: ``root -> samples of no task``; None: there are none.
+        classes: number of classes of all tasks together.
+        widths: widths of the network's input and hidden layers, without the outputs.
+        epochs: epochs per task.
+        batch_size: batch size of training.
+        memory: number of samples that replay methods store.
+        lr: learning rates of Adam by baseline, chosen on held-out training data; 1e-3 for baselines that are not in it.
+        ours: settings of this package's methods, by name.
+        ways: inference methods, by name.
+        load: ``(seed, root) -> (training tasks, test tasks)``; every class has its own number.
+        novel: ``root -> samples that belong to no task``; None (default) if there are none.
     """
 
     tasks: int
@@ -81,11 +83,11 @@ class Setting:
 
     @property
     def sample_bytes(self) -> int:
-        """Of a stored sample and its label."""
+        """Bytes of a stored sample and its label."""
         return 4 * self.widths[0] + 8
 
     def network(self) -> nn.Sequential:
-        """A new one."""
+        """Return a new network."""
         return mlp(self.widths[0], self.widths[1:], self.classes)
 
 
@@ -98,7 +100,7 @@ def _split_mnist(seed: int, root: Path | None) -> tuple[Tasks, Tasks]:
 
 
 def _features(name: str, tasks: int, seed: int, root: Path | None) -> tuple[Tasks, Tasks]:
-    del seed  # the classes come in their natural order; seeds differ in networks and batches
+    del seed  # Classes are in their natural order; only networks and batches depend on the seed.
     train, test = frozen_features(name, root)
     a_task = (1 + int(train[1].max())) // tasks
     scale = train[0].shape[1] ** 0.5 if name == "clinc150" else 1.0  # as in `_out_of_scope`
@@ -107,7 +109,7 @@ def _features(name: str, tasks: int, seed: int, root: Path | None) -> tuple[Task
 
 
 def _out_of_scope(root: Path | None) -> Tensor:
-    """CLINC150's texts of no domain; MiniLM's features have length one, and become of a mean square of one."""
+    """Return CLINC150's out-of-scope texts; features of length one are scaled to a mean square of one."""
     x = out_of_scope_features(root)
     return x * x.shape[1] ** 0.5
 
@@ -120,7 +122,7 @@ def _tensors(stream: Any) -> Tasks:
 def _benchmark(train: Tasks, test: Tasks) -> Any:
     made = tensors_benchmark(train_tensors=train, test_tensors=test, task_labels=[0] * len(train))
     seen = [y.unique().tolist() for _, y in train]
-    made.n_classes_per_exp = [len(labels) for labels in seen]  # this and the next for iCaRL
+    made.n_classes_per_exp = [len(labels) for labels in seen]  # iCaRL needs this attribute and the next one.
     made.classes_order = [label for labels in seen for label in labels]
     return made
 
@@ -130,7 +132,7 @@ def _benchmark(train: Tasks, test: Tasks) -> Any:
 
 @torch.no_grad()
 def _score(answer: Callable[[Tensor], Tensor], test: Tasks, *, size: int = 1024) -> float:
-    """Mean accuracy of the tasks."""
+    """Return the mean accuracy over the tasks."""
     return statistics.fmean(
         float(torch.cat([answer(part).argmax(dim=1) == labels for part, labels in _batches(x, y, size)]).float().mean())
         for x, y in test
@@ -143,7 +145,7 @@ def _batches(x: Tensor, y: Tensor, size: int = 1024) -> Iterator[tuple[Tensor, T
 
 @torch.no_grad()
 def _ids(model: Any, test: Tasks) -> float:
-    """Share of the samples whose task is found, mean over the tasks."""
+    """Return the share of samples whose task is inferred correctly, as a mean over the tasks."""
     found = []
     for task, (x, y) in enumerate(test):
         hits = []
@@ -156,12 +158,12 @@ def _ids(model: Any, test: Tasks) -> float:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A witness whose costs become probabilities of tasks by one factor and an offset for each task.
+    """Inference from the costs of a witness, scaled by one factor and shifted by one offset per task.
 
     Attributes:
-        witness: whose costs they are.
-        factor: of all costs.
-        offsets: ``(tasks,)``.
+        witness: inference method that computes the costs.
+        factor: factor of all costs.
+        offsets: offsets of the tasks, ``(tasks,)``.
     """
 
     witness: Gaussian
@@ -170,7 +172,7 @@ class Calibrated:
 
     @classmethod
     def on(cls, witness: Gaussian, model: Any, stored: Tasks) -> Calibrated:
-        """By multinomial logistic regression on stored samples of every task."""
+        """Fit factor and offsets by multinomial logistic regression on stored samples of every task."""
         costs = torch.cat([witness.costs(model.candidates, len(stored), x) for x, _ in stored], dim=1)
         labels = torch.cat([torch.full((len(y),), task) for task, (_, y) in enumerate(stored)])
         unit = float(costs.std())
@@ -188,13 +190,13 @@ class Calibrated:
         return cls(witness, float(log_factor.detach().exp()) / unit, offsets.detach())
 
     def __call__(self, model: Any, n_tasks: int, x: Any) -> Tensor:
-        """Number of the likeliest task of each sample."""
+        """Return the number of the most likely task of each sample."""
         return (self.offsets.unsqueeze(1) - self.factor * self.witness.costs(model, n_tasks, x)).argmax(dim=0)
 
 
 @torch.no_grad()
 def _novelty(way: Any, model: Any, test: Tasks, novel: Tensor) -> float:
-    """Area under the ROC curve of the smallest cost over the tasks, novel samples against those of the tasks."""
+    """Return the area under the ROC curve of the smallest cost over the tasks, for novel samples against known ones."""
     known = torch.cat([x for x, _ in test])
     costs = [way.costs(model.candidates, len(test), part).amin(dim=0) for x in (known, novel) for part in x.split(1024)]
     labels = torch.cat([torch.zeros(len(known)), torch.ones(len(novel))])
@@ -204,7 +206,7 @@ def _novelty(way: Any, model: Any, test: Tasks, novel: Tensor) -> float:
 def ours(
     method: str, setting: Setting, train: Tasks, test: Tasks, seed: int, *, novel: Tensor | None
 ) -> Iterator[dict[str, Any]]:
-    """A row for each way to ask, of one trained model."""
+    """Train one model and yield one row per inference method."""
     strategy = methods()[method](
         setting.network(), seed=seed, task_key="experience", train_epochs=setting.epochs, evaluator=None,
         train_mb_size=setting.batch_size, plugins=[CachedTensors()], **setting.ours[method],
@@ -239,7 +241,7 @@ def ours(
 
 
 def baseline(name: str, setting: Setting, train: Tasks, test: Tasks, *, lr: float) -> dict[str, Any]:
-    """The row of one baseline; its mini-batches from memory are as large as the new ones."""
+    """Return the row of one baseline; its mini-batches from memory are as large as the new ones."""
     net, width = setting.network(), setting.widths[0]
     network_bytes = 4 * sum(p.numel() for p in net.parameters())
     sample = setting.sample_bytes
@@ -267,7 +269,7 @@ def baseline(name: str, setting: Setting, train: Tasks, test: Tasks, *, lr: floa
         strategy = ER_ACE(model=net, optimizer=optimizer, **replayed, **common)
         kept = memory * sample
     elif name == "der":
-        strategy = DER(model=net, optimizer=optimizer, alpha=0.1, **replayed, **common)  # and beta=0.5: DER++
+        strategy = DER(model=net, optimizer=optimizer, alpha=0.1, **replayed, **common)  # beta=0.5, so DER++
         kept = memory * (sample + 4 * setting.classes)
     elif name == "icarl":
         body = net[:-1] if len(net) > 2 else nn.Flatten()
@@ -279,7 +281,7 @@ def baseline(name: str, setting: Setting, train: Tasks, test: Tasks, *, lr: floa
     elif name == "slda":
         strategy = StreamingLDA(
             slda_model=nn.Flatten(), criterion=criterion, input_size=width, num_classes=setting.classes, train_epochs=1,
-            train_mb_size=max(len(y) for _, y in train), evaluator=None,  # it inverts a matrix at every mini-batch
+            train_mb_size=max(len(y) for _, y in train), evaluator=None,  # It inverts a matrix at every mini-batch.
         )  # fmt: skip
         network_bytes, kept = 0, 4 * width * (width + setting.classes)
     else:
@@ -303,7 +305,7 @@ BASELINES = ("joint", "joint-linear", "der", "replay", "er-ace", "icarl", "slda"
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All rows, seed by seed."""
+    """Yield all rows, seed by seed."""
     torch.set_num_threads(1)
     setting = SETTINGS[options.stream]
     if options.ways:
@@ -355,7 +357,7 @@ _SHARED_WAYS: dict[str, Inference] = {
         witnesses=(Gaussian(shared=True, rank=40, ridge=0.01), ExpectedEntropy(), MaxLogit())
     ),
 }
-# As many bytes as streaming LDA's whole covariance.
+# These take as many bytes as streaming LDA's full covariance.
 _WIDE_WAYS: dict[str, Inference] = {
     "shared covariance, rank 200": Gaussian(shared=True, rank=200, ridge=0.003),
     "shared covariance, rank 200, names the class": Gaussian(shared=True, rank=200, ridge=0.003, names="class"),
@@ -367,7 +369,7 @@ _FEATURE_METHODS: dict[str, dict[str, Any]] = {
 
 
 def _searched(method: str) -> dict[str, Any]:
-    """Settings of the leaderboard on this stream, which were chosen on held-out training data."""
+    """Return the leaderboard's settings for this stream, which were chosen on held-out training data."""
     found = settings_of("split-mnist-class", method)
     return {name: value for name, value in found.items() if name not in ("task_key", "task_inference")}
 
@@ -389,7 +391,7 @@ SETTINGS = {
 
 
 def main() -> None:
-    """Run."""
+    """Run and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stream", choices=(*SETTINGS,), default="split-mnist", help="(default %(default)s)")
     parser.add_argument("--rows", default=",".join(("supsup", "exssnet", *BASELINES)), help="(default %(default)s)")

