@@ -35,7 +35,7 @@ class Gates:
     """One gate per row of each weight; it depends on the mean score of the row."""
 
     def __init__(self) -> None:
-        self.slope = 1.0  # s
+        self.slope = 1.0  # the slope s
 
     def mask(self, name: str, scores: Tensor) -> Tensor:
         """Mark the rows with an open gate, and in any case the row with the largest e of the layer."""
