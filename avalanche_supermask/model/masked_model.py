@@ -313,7 +313,8 @@ class MaskedModel(MultiTaskModule):
                 then, optionally, the task labels: an int, or a tensor of one label per sample (the samples may have
                 different labels). Omitted: the model uses the task being learned, or else the latest one. None: the
                 model returns a dictionary of outputs by task key. For a label that was never trained, the model uses
-                the latest task and warns once. Further arguments go to the network.
+                the latest task and warns once. In evaluation mode with task inference, the labels are not used, except
+                None: the model infers the task of each sample. Further arguments go to the network.
             keywords: passed on to the network, except ``task_labels``.
 
         Returns:
