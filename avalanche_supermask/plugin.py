@@ -89,7 +89,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
 
     Attributes:
         on_revisit: what happens when an experience belongs to a task that is already learned. ``"error"``: an error is
-            raised. ``"skip"``: the experience is not trained, and the task stays as it is. ``"new"``: the experience
+            raised. ``"skip"``: the experience is not trained, and the task does not change. ``"new"``: the experience
             is learned as a separate task under the next free key, and from then on its label stands for the new task.
             ``"continue"``: training of the latest task continues as long as its own label comes again; the task is
             finished when another task begins (SupSup, ExSSNeT and SSNeT only).
@@ -364,7 +364,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     def _enter(self, phase: Phase, strategy: Any, *, goes_on: bool = False) -> None:
         self._phase = phase
         self.enter_phase(phase, strategy.model)
-        # Other tensors train in this phase, so momentum from the previous phase would mislead the optimizer.
+        # Usually other tensors train now, so momentum from the previous phase would mislead the optimizer.
         strategy.make_optimizer(reset_optimizer_state=not goes_on)
         setting = phase.setting or f"{phase.name}_lr"
         if phase.lr == "rule":

@@ -1,1 +1,1 @@
-"""Short scripts, each run from anywhere as ``python examples/NAME.py``; offline, under two minutes."""
+"""Short scripts that run from any folder as ``python examples/NAME.py``, offline and in less than two minutes."""

@@ -1,4 +1,4 @@
-"""Compare with EWC in one script: the same stream, network, epochs and evaluator for both."""
+"""Compare ExSSNeT with EWC in one script: both have the same stream, network, epochs and evaluator."""
 
 import argparse
 
@@ -21,7 +21,7 @@ tasks = stream()
 
 
 def common() -> dict:
-    """Arguments that both strategies share."""
+    """Return the arguments that both strategies share."""
     return {
         "train_epochs": options.epochs, "train_mb_size": 32, "plugins": [CachedTensors()],
         "evaluator": EvaluationPlugin(accuracy_metrics(experience=True), loggers=[]),

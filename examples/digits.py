@@ -1,4 +1,4 @@
-"""What the examples share: scikit-learn's digits as five tasks, without a download, and the loop over them."""
+"""Code that the examples share: scikit-learn's digits as five tasks, without a download, and a training loop."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["learn", "network", "permuted", "stream"]
 
 
 def stream() -> Any:
-    """Five tasks of two digits each (0 and 1, 2 and 3, …), images ``(1, 8, 8)``, labels 0 and 1."""
+    """Return five tasks of two digits each (0 and 1, 2 and 3, and so on), with images ``(1, 8, 8)``, labels 0 and 1."""
     images, digits = _images()
     of_task = [digits // 2 == task for task in range(5)]
     return _benchmark([(images[rows], digits[rows] % 2) for rows in of_task])
 
 
 def permuted(*, seed: int = 0) -> Any:
-    """Five tasks of all ten digits, each under a permutation of the pixels of its own."""
+    """Return five tasks of all ten digits, each with its own permutation of the pixels."""
     images, digits = _images()
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(64, generator=generator) for _ in range(5)]
@@ -33,24 +33,24 @@ def permuted(*, seed: int = 0) -> Any:
 
 
 def network(outputs: int = 2) -> nn.Module:
-    """A small fully connected network for them."""
+    """Return a small fully connected network for these tasks."""
     return nn.Sequential(
         nn.Flatten(), nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, outputs)
     )
 
 
 def learn(method: Any, net: nn.Module, *, description: str | None, epochs: int, **arguments: Any) -> Any:
-    """Learn the five tasks with a method, as a script whose ``--epochs`` sets their length, and print the accuracies.
+    """Learn the five tasks with a method and print the accuracies; the script's option ``--epochs`` sets the epochs.
 
     Args:
         method: a strategy class.
-        net: its network.
-        description: of the script, for ``--help``.
-        epochs: a task, unless the command line gives others.
-        arguments: of the method.
+        net: network for the strategy.
+        description: description of the script, for ``--help``.
+        epochs: number of epochs per task, unless the command line has the option ``--epochs``.
+        arguments: arguments of the method.
 
     Returns:
-        The strategy, trained.
+        The trained strategy.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=epochs, help="a task (default %(default)s)")
@@ -74,7 +74,7 @@ def _images() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _benchmark(tasks: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
-    """Every fourth image is for testing."""
+    """Make a benchmark in which every fourth image is test data."""
     test = [(x[::4], y[::4]) for x, y in tasks]
     kept = [torch.arange(len(y)) % 4 > 0 for _, y in tasks]
     train = [(x[rows], y[rows]) for (x, y), rows in zip(tasks, kept, strict=True)]

@@ -1,4 +1,4 @@
-"""Fast adaptation: a new task as a mixture of the masks of earlier ones, a handful of numbers (ImpressLearn)."""
+"""Fast adaptation: ImpressLearn learns a new task as a mixture of earlier masks, which costs only a few numbers."""
 
 import argparse
 

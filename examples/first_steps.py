@@ -1,4 +1,4 @@
-"""First steps: learn five tasks in one network, and see that none is forgotten."""
+"""First steps: learn five tasks in one network, and check that none of them is forgotten."""
 
 import argparse
 

@@ -1,14 +1,14 @@
-"""A fourth method in one file: HAT, hard attention to the task (Serrà et al., ICML 2018), gates per unit, annealed.
+"""A fourth method in one file: HAT, hard attention to the task (Serrà et al., ICML 2018), with annealed gates per unit.
 
-Every output unit of a layer has a gate. While a task learns, the gate is soft, and its slope s rises within each epoch
-from 1/s_max to s_max; at the end it is hard.
+Every output unit of a layer has a gate. While a task is trained, the gate is soft, and its slope s rises within each
+epoch from 1/s_max to s_max. At the end of the task the gate is hard.
 
     a_i = sigmoid(s e_i)     W_eff[i, :] = a_i W[i, :]     mask of a task: the rows with e_i > 0
-    loss += c * mean gate over the units that no earlier task uses
+    loss += c * (sum of the gates of units that no earlier task uses) / (number of all units)
 
-Deviations. The published HAT scales the gradients of old weights by how much old tasks attend to them, which lets them
-move a little. Here rows of finished tasks are frozen entirely, so nothing moves. Gates belong to rows; the paper gates
-the activations of a layer, which is the same for what a unit computes.
+Deviations. The published HAT scales the gradients of old weights by the attention of old tasks to them, so that these
+weights can change a little. Here the rows of finished tasks are completely frozen, so nothing changes. The gates
+multiply rows of the weights; the paper multiplies the activations of a layer, which has the same effect on a unit.
 
     python -m leaderboard run --suite digits --methods hat,exssnet --import examples.hat --out runs/hat
     python -m pytest -p examples.hat -k hat tests/test_contract.py
@@ -32,34 +32,34 @@ from avalanche_supermask.model.tensor_roles import output_layer
 
 
 class Gates:
-    """A gate per row of each weight, from the mean score of the row."""
+    """One gate per row of each weight; it depends on the mean score of the row."""
 
     def __init__(self) -> None:
-        self.slope = 1.0  # s
+        self.slope = 1.0  # the slope s
 
     def mask(self, name: str, scores: Tensor) -> Tensor:
-        """Rows whose gate is open; at least one of each layer, the widest open."""
+        """Mark the rows with an open gate, and in any case the row with the largest e of the layer."""
         e = self.embedding(scores.detach())
         is_open = (e > 0) | (e == e.max())
         return is_open.expand_as(scores).clone()
 
     def weight(self, name: str, scores: Tensor, weight: Tensor) -> Tensor:
-        """Each row times its soft gate."""
+        """Return the weight with each row multiplied by its soft gate."""
         return weight * torch.sigmoid(self.slope * self.embedding(scores))
 
     @staticmethod
     def embedding(scores: Tensor) -> Tensor:
-        """E of each row, in the shape of a column."""
+        """Return the mean score e of each row, in the shape of a column."""
         return scores.mean(dim=tuple(range(1, scores.dim())), keepdim=True) if scores.dim() > 1 else scores
 
 
 class HATPlugin(SubnetworkPlugin):
-    """Gates and free weights learn at once.
+    """HAT as a plugin: gates and free weights are trained together.
 
     Args:
-        s_max: largest slope (default 400, the paper's).
-        strength: c, of the penalty on open gates (default 0.75, the paper's).
-        arguments: see `SubnetworkPlugin`.
+        s_max: largest slope (default 400, as in the paper).
+        strength: strength c of the penalty on open gates (default 0.75, as in the paper).
+        arguments: arguments of `SubnetworkPlugin`.
     """
 
     def __init__(self, *, s_max: float = 400.0, strength: float = 0.75, **arguments: Any) -> None:
@@ -68,11 +68,11 @@ class HATPlugin(SubnetworkPlugin):
         self.gates = Gates()
 
     def phases(self, epochs: int) -> list[Phase]:
-        """One."""
+        """Return a single phase."""
         return [Phase("gates and weights", epochs)]
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Fresh gates: a normal number for each row, from the scores of the task."""
+        """Set fresh gates: one random number per row, from the task's fresh scores, with standard deviation 1."""
         fresh = model.fresh_scores(model.active or 0)
         rows = {name: s.flatten(1)[:, :1] if s.dim() > 1 else s for name, s in fresh.items()}
         spread = {name: r / r.std().clamp_min(1e-6) for name, r in rows.items()}
@@ -81,18 +81,18 @@ class HATPlugin(SubnetworkPlugin):
         )
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
-        """What no task has may learn, beside the gates."""
+        """Train the gates, and the weights that no finished task uses."""
         model.learn_scores(self.gates, trainable={name: ~owned for name, owned in model.owned().items()})
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Anneal: s rises linearly over the batches of an epoch."""
+        """Anneal the gates: s rises linearly over the batches of an epoch."""
         super().before_training_iteration(strategy, **kwargs)
         done = strategy.clock.train_epoch_iterations / max(1, len(strategy.dataloader) - 1)
         self.gates.slope = 1 / self.s_max + (self.s_max - 1 / self.s_max) * min(1.0, done)
 
     @torch.no_grad()
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """The penalty's gradient, and the paper's compensation for the slope."""
+        """Add the gradient of the penalty, and apply the paper's compensation for the slope."""
         model: MaskedModel = strategy.model
         s, owned = self.gates.slope, model.owned()
         total = sum(scores.shape[0] for scores in model.scores.values())
@@ -110,7 +110,7 @@ class HATPlugin(SubnetworkPlugin):
 
 @register("hat")
 class HAT(SubnetworkStrategy):
-    """Hard attention to the task, with old tasks frozen entirely."""
+    """Hard attention to the task, with completely frozen weights of old tasks."""
 
     def __init__(
         self,
@@ -130,8 +130,8 @@ class HAT(SubnetworkStrategy):
 
 
 def main() -> None:
-    """Learn five tasks with it."""
-    from digits import learn, network  # beside this file
+    """Learn five tasks with this method."""
+    from digits import learn, network  # the file digits.py in this folder
 
     torch.manual_seed(0)
     strategy = learn(methods()["hat"], network(), description=__doc__, epochs=6)

@@ -1,7 +1,7 @@
-"""A method of your own in one file: Piggyback (Mallya et al. 2018), a thresholded mask over weights that are given.
+"""Your own method in one file: Piggyback (Mallya et al. 2018), a thresholded mask over given weights.
 
-Two hooks make a method, `phases` and `enter_phase`; this one fills in a third, `begin_task`. Registered, it gets the
-contract tests and a row of the leaderboard.
+A method needs two hooks, `phases` and `enter_phase`; this one also has a third, `begin_task`. When the method is
+registered, the contract tests and the leaderboard can run it.
 """
 
 from typing import Any
@@ -15,24 +15,24 @@ from avalanche_supermask.selection import Threshold
 
 
 class PiggybackPlugin(SubnetworkPlugin):
-    """M = [S >= 0], all scores starting at the same small number; the weights never change."""
+    """Piggyback as a plugin: M = [S >= 0]. All scores start at the same small number; the weights never change."""
 
     def phases(self, epochs: int) -> list[Phase]:
-        """One: the scores learn."""
+        """Return a single phase, in which the scores train."""
         return [Phase("mask", epochs)]
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Every weight is kept at first."""
+        """Set the initial scores, with which the mask keeps every weight."""
         model.set_scores({name: torch.full(s, 0.01) for name, s in model.masked_shapes.items()})
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
-        """Say what learns."""
+        """Train the scores; the mask keeps the weights whose score is at least 0."""
         model.learn_scores(Threshold())
 
 
 @register("piggyback")
 class Piggyback(SubnetworkStrategy):
-    """Piggyback over the weights that the model brings."""
+    """Piggyback over the given weights of the model."""
 
     def __init__(self, model: nn.Module, *, optimizer: Any = None, **arguments: Any) -> None:
         method = PiggybackPlugin(schedule="cosine" if optimizer is None else "constant")
@@ -41,8 +41,8 @@ class Piggyback(SubnetworkStrategy):
 
 
 def main() -> None:
-    """Learn five tasks with it."""
-    from digits import learn, network  # beside this file
+    """Learn five tasks with this method."""
+    from digits import learn, network  # the file digits.py in this folder
 
     torch.manual_seed(0)
     strategy = learn(methods()["piggyback"], network(), description=__doc__, epochs=6)

@@ -1,4 +1,4 @@
-"""Your own model: a convolutional network with BatchNorm, as it is, learned task by task."""
+"""Your own model: a convolutional network with BatchNorm learns several tasks without any change to its code."""
 
 import argparse
 
@@ -14,7 +14,7 @@ options = parser.parse_args()
 
 
 class MyNet(nn.Module):
-    """Nothing in it knows of tasks or masks."""
+    """A usual network, without any code for tasks or masks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class MyNet(nn.Module):
         self.classify = nn.Linear(128, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits of images."""
+        """Return the logits of images."""
         return self.classify(self.features(x))
 
 
@@ -38,7 +38,7 @@ for experience in tasks.train_stream:
     strategy.train(experience)
 
 model = strategy.model.eval()
-plain = model.export(0)  # MyNet again, with the weights of task 0: no masks, no dependency on this package
+plain = model.export(0)  # a plain MyNet with the weights of task 0; it has no masks and does not need this package
 images = torch.stack([tasks.test_stream[0].dataset[i][0] for i in range(8)])
 with torch.no_grad():
     same = torch.equal(plain(images), model(images, 0))

@@ -1,8 +1,8 @@
-"""A third method in one file: PackNet (Mallya & Lazebnik 2018), for networks with norm layers too.
+"""A third method in one file: PackNet (Mallya & Lazebnik 2018), also for networks with norm layers.
 
-A task trains all weights that are free, keeps the largest of them, and fine-tunes those; it reads every weight of the
-tasks before. Upstream's PackNet refuses BatchNorm; here running statistics, and with ``per_task="norm"`` gain and
-shift, are each task's own, so nothing of an old task moves.
+A task trains all free weights, keeps the largest of them, and fine-tunes these; it also reads every weight of earlier
+tasks. Avalanche's PackNet refuses BatchNorm. Here each task has its own running statistics and, with
+``per_task="norm"``, its own gain and shift, so nothing of an old task changes.
 
     python -m leaderboard run --suite digits --methods packnet-norm --import examples.packnet --out runs/packnet
     python -m pytest -p examples.packnet -k packnet tests/test_contract.py
@@ -19,11 +19,12 @@ from avalanche_supermask.plugin import Phase
 
 
 class PackNetPlugin(SubnetworkPlugin):
-    """Train, prune, fine-tune.
+    """PackNet as a plugin: train, prune, fine-tune.
 
     Args:
-        n_tasks: each gets the same share of every layer; further ones share what is free.
-        arguments: see `SubnetworkPlugin`.
+        n_tasks: expected number of tasks; each of them keeps the same share of every layer (default 5). After them, no
+            weight is free.
+        arguments: arguments of `SubnetworkPlugin`.
     """
 
     def __init__(self, *, n_tasks: int = 5, **arguments: Any) -> None:
@@ -31,14 +32,14 @@ class PackNetPlugin(SubnetworkPlugin):
         self.n_tasks = n_tasks
 
     def phases(self, epochs: int) -> list[Phase]:
-        """Half of the epochs each."""
+        """Return the phases for training and fine-tuning, with half of the epochs each."""
         return [Phase("train", epochs - epochs // 2), Phase("finetune", epochs // 2)]
 
     def prepare(self, model: MaskedModel) -> None:
-        """There are no scores."""
+        """Do nothing, because this method has no scores."""
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
-        """All that is free trains; then the largest of it, beside the weights of earlier tasks."""
+        """Train all free weights; in the second phase only the largest of them. Both phases read earlier tasks."""
         owned = model.owned()
         if phase.name == "train":
             model.learn_weights(
@@ -49,7 +50,7 @@ class PackNetPlugin(SubnetworkPlugin):
             model.learn_weights(mine, mask={n: mine[n] | m for n, m in owned.items()}, restart=False)
 
     def end_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Prune where there was no fine-tuning."""
+        """Prune if there was no phase for fine-tuning."""
         if not self.phases(strategy.train_epochs)[1].epochs:
             self.enter_phase(Phase("finetune", 0), model)
 
@@ -60,7 +61,7 @@ class PackNetPlugin(SubnetworkPlugin):
         for name, taken in owned.items():
             free = int((~taken).sum())
             size = weights[name].detach().abs().masked_fill(taken, -1.0)
-            found[name] = top_k_mask(size + 1, max(1, free // left)) & ~taken  # owned ones rank last, at zero
+            found[name] = top_k_mask(size + 1, max(1, free // left)) & ~taken  # owned weights rank last, with size 0
         return found
 
 
@@ -76,7 +77,7 @@ class PackNet(SubnetworkStrategy):
 
 def main() -> None:
     """Learn five tasks in a network with BatchNorm."""
-    from digits import learn  # beside this file
+    from digits import learn  # the file digits.py in this folder
 
     torch.manual_seed(0)
     net = nn.Sequential(

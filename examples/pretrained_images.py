@@ -1,7 +1,8 @@
-"""Sparse fine-tuning of a pretrained network: every task changes 5 % of its weights, and is a small file of its own.
+"""Sparse fine-tuning of a pretrained network: every task changes 5 % of its weights, and is saved in a small file.
 
-Offline and alone: the network is a small convolutional one, trained here on upright digits and read back from a file. A
-network of torchvision or timm goes the same way: build it without weights, and load its state from a local file.
+The script needs no download: it first trains a small convolutional network on upright digits, and reads it back from a
+file. Networks of torchvision or timm are used in the same way: build the network without weights, and load its state
+from a local file.
 """
 
 import argparse
@@ -28,7 +29,7 @@ CHANGES = {
 
 
 def network(outputs: int) -> nn.Module:
-    """Two convolutions, with BatchNorm, and an output layer."""
+    """Return a network of two convolutions with BatchNorm and an output layer."""
     return nn.Sequential(
         nn.Conv2d(1, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(24, 48, 3, padding=1), nn.BatchNorm2d(48), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
@@ -42,7 +43,7 @@ digits = load_digits()
 x = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
 y = torch.tensor(digits.target, dtype=torch.long)
 
-# Somebody pretrains a network, and publishes its weights.
+# This part stands for somebody who pretrains a network and publishes its weights.
 net = network(10)
 optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
 for _ in range(5):
@@ -52,7 +53,7 @@ for _ in range(5):
         optimizer.step()
 torch.save(net.state_dict(), folder / "weights.pth")
 
-# Three lines use it: a network, its weights, a strategy.
+# Three statements use the weights: they make a network, load its weights and make a strategy.
 net = network(10)
 net.load_state_dict(torch.load(folder / "weights.pth", weights_only=True))
 strategy = SparseFineTuning(

@@ -1,7 +1,7 @@
-"""Sparse fine-tuning of a text encoder: tasks share one encoder, and each changes 2 % of its weights.
+"""Sparse fine-tuning of a text encoder: tasks share one encoder, and each task changes 2 % of its weights.
 
-Offline and alone: the encoder is a tiny BERT, trained here to guess the topic of made sentences, and read back from its
-folder. With ``--encoder FOLDER``, an encoder of yours and its tokenizer take its place, as ``save_pretrained`` writes
+The script needs no download: it first trains a tiny BERT to classify the topics of generated sentences, and reads it
+back from a folder. ``--encoder FOLDER`` uses your own encoder and its tokenizer instead, as ``save_pretrained`` writes
 them.
 """
 
@@ -35,7 +35,7 @@ WORDS = ["[PAD]", *FILLERS, *(word for words in TOPICS.values() for word in word
 
 
 def sentences(topics: list[str], n: int, seed: int) -> dict[str, list[Any]]:
-    """Texts in which words of one topic are hidden among others, and their topics."""
+    """Return texts with two words of one topic before six other words, and their topics."""
     draw = random.Random(seed)
     labels = [topics[i % len(topics)] for i in range(n)]
     texts = [" ".join(draw.sample(TOPICS[t], 2) + draw.sample(FILLERS, 6)) for t in labels]
@@ -43,15 +43,15 @@ def sentences(topics: list[str], n: int, seed: int) -> dict[str, list[Any]]:
 
 
 class Words:
-    """A tokenizer: each known word has a number."""
+    """A tokenizer in which each known word has a number."""
 
     def __call__(self, texts: list[str], *, truncation: bool, max_length: int) -> dict[str, list[list[int]]]:
-        """Token ids of texts."""
+        """Return the token ids of texts."""
         return {"input_ids": [[WORDS.index(word) for word in text.split()][:max_length] for text in texts]}
 
 
 def made_encoder(folder: Path) -> None:
-    """A tiny BERT that has learned to tell four topics apart, saved as encoders are published."""
+    """Train a tiny BERT to distinguish four topics, and save it in the format of published encoders."""
     sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
     net = EncoderClassifier(BertModel(BertConfig(vocab_size=len(WORDS), **sizes)), len(TOPICS))
     data = sentences([*TOPICS], 600, 0)

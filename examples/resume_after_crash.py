@@ -1,4 +1,4 @@
-"""Resume after a crash: run it, kill it between two tasks, run it again; it goes on where it was."""
+"""Resume after a crash: stop this script between two tasks and run it again; it continues with the next task."""
 
 import argparse
 from pathlib import Path

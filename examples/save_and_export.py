@@ -1,4 +1,4 @@
-"""Save all tasks in one compact file, read it back, and export one of them as a plain program."""
+"""Save all tasks in one compact file, load the file, and export one of the tasks as a plain program."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Several processes learn one network: ``torchrun --nproc_per_node 2 examples/several_processes.py``; or one does."""
+"""Train one network in several processes: ``torchrun --nproc_per_node 2 examples/several_processes.py``; or in one."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ tasks = stream()
 loggers = [InteractiveLogger()] if DistributedHelper.is_main_process else []
 strategy = ExSSNeT(
     network(), density=0.2, mask_lr=0.02, weight_lr=0.01, train_epochs=options.epochs,
-    train_mb_size=32 // DistributedHelper.world_size, eval_mb_size=128,  # of each process
+    train_mb_size=32 // DistributedHelper.world_size, eval_mb_size=128,  # sizes per process
     device=DistributedHelper.make_device(), evaluator=EvaluationPlugin(accuracy_metrics(stream=True), loggers=loggers),
     plugins=[CheckpointPlugin(options.checkpoint), CachedTensors()],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""TensorBoard: accuracy and forgetting of every task, for a method and for plain training beside it."""
+"""TensorBoard: record the accuracy and forgetting of every task, for SupSup and for plain training."""
 
 import argparse
 from pathlib import Path
@@ -22,7 +22,7 @@ tasks = stream()
 
 
 def common(name: str) -> dict:
-    """Arguments of a strategy that logs under a name."""
+    """Return the arguments of a strategy that logs under a name."""
     evaluator = EvaluationPlugin(
         accuracy_metrics(experience=True, stream=True), forgetting_metrics(experience=True, stream=True),
         supermask_metrics(), loggers=[TensorboardLogger(tb_log_dir=str(options.logs / name))],
@@ -40,5 +40,5 @@ for strategy in (naive, supsup):
         strategy.train(experience)
         strategy.eval(tasks.test_stream)
     for logger in strategy.evaluator.loggers:
-        logger.writer.close()  # writes what it still holds
+        logger.writer.close()  # writes the remaining values to the file
 print(f"tensorboard --logdir {options.logs}")

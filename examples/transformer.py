@@ -1,4 +1,4 @@
-"""A small vision transformer: attention, LayerNorm and position embeddings are masked like anything else."""
+"""A small vision transformer: its attention layers and position embeddings are masked like any other weight."""
 
 import argparse
 
@@ -16,7 +16,7 @@ options = parser.parse_args()
 
 
 class ViT(nn.Module):
-    """Sixteen patches of 2x2 pixels, two blocks of attention."""
+    """A vision transformer for sixteen patches of 2x2 pixels, with two attention blocks."""
 
     def __init__(self, width: int = 32, outputs: int = 2) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class ViT(nn.Module):
         self.classify = nn.Linear(width, outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits of images ``(batch, 1, 8, 8)``."""
+        """Return the logits of images ``(batch, 1, 8, 8)``."""
         tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions
         return self.classify(self.blocks(tokens).mean(dim=1))
 

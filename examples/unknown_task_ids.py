@@ -1,4 +1,4 @@
-"""Unknown task ids: nobody says which of five pixel permutations an image is of."""
+"""Unknown task ids: at test, the model infers from an image which of five pixel permutations it has."""
 
 import argparse
 

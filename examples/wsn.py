@@ -45,12 +45,22 @@ class WSNPlugin(SubnetworkPlugin):
 
 @register("wsn")
 class WSN(SubnetworkStrategy):
-    """Winning subnetworks."""
+    """Winning subnetworks.
 
-    def __init__(self, model: nn.Module, *, density: float = 0.3, optimizer: Any = None, **arguments: Any) -> None:
+    Args:
+        model: any module.
+        density: c, the fraction of weights a task selects (default 0.3).
+        lr: Adam's learning rate where no optimizer is given (default 5e-3, for few epochs; the paper's is 1e-3).
+        optimizer: used as it is; None for Adam with a cosine schedule.
+        arguments: of `MaskedModel` and of any Avalanche strategy.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, density: float = 0.3, lr: float = 5e-3, optimizer: Any = None, **arguments: Any
+    ) -> None:
         method = WSNPlugin(density=density, schedule="cosine" if optimizer is None else "constant")
         arguments.setdefault("init", "keep")
-        super().__init__(model=model, method=method, optimizer=optimizer, default_lr=5e-3, **arguments)
+        super().__init__(model=model, method=method, optimizer=optimizer, default_lr=lr, **arguments)
 
 
 def main() -> None:

@@ -23,54 +23,63 @@ class CorrectedMAS(MASPlugin):  # type: ignore[misc]
         super().before_backward(strategy, **kwargs)
 
 
-class _NormPerTask(PackNetModule):  # type: ignore[misc]
-    """A BatchNorm layer for every task. Kept from the first task, as in the paper, training from scratch diverges."""
+class _LayerPerTask(PackNetModule):  # type: ignore[misc]
+    """A layer that each task has for itself: it is not pruned, and it stays as the end of the task leaves it.
 
-    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+    For BatchNorm, because training from scratch diverges with the first task's layer, which the paper keeps; and for
+    an output layer per task.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self._fresh = [copy.deepcopy(norm)]  # in a list: no parameter of the model
-        self.norms = nn.ModuleList([norm])
+        self._fresh = [copy.deepcopy(layer)]  # in a list: its parameters are none of the model's
+        self.layers = nn.ModuleList([layer])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise under the active task; a finished one by its running statistics, whatever the mode."""
-        norm = self.norms[self.active_task]
-        if self.active_task == self.task_count:
-            return cast(Tensor, norm(x))
+        """Outputs of the active task's layer; BatchNorm of a finished task uses its running statistics in any mode."""
+        layer = self.layers[self.active_task]
+        if self.active_task == self.task_count or not isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            return cast(Tensor, layer(x))
         return nn.functional.batch_norm(
-            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
+            x, layer.running_mean, layer.running_var, layer.weight, layer.bias, training=False, eps=layer.eps
         )
 
     def _prune(self, prune_proportion: float) -> None:
-        """Norms are not pruned."""
+        """Nothing is pruned."""
 
     def _freeze_pruned(self) -> None:
-        self.norms[-1].requires_grad_(False)
-        self.norms.append(copy.deepcopy(self._fresh[0]).to(self.norms[-1].weight.device))
+        self.layers[-1].requires_grad_(False)
+        device = next(self.layers[-1].parameters()).device
+        self.layers.append(copy.deepcopy(self._fresh[0]).to(device))
 
     def _activate_task(self, task_id: int) -> None:
         """Upstream remembers the task."""
 
 
 class CorrectedPackNet(PackNetModel):  # type: ignore[misc]
-    """PackNet that takes layers without biases, and BatchNorm.
+    """PackNet that takes layers without biases, BatchNorm, and an output layer per task.
 
-    Of a layer upstream asks whether the weight is a parameter where it means the bias, and then freezes a bias that is
-    None. BatchNorm it refuses; here each task has its own, as with our methods.
+    Upstream checks whether a layer's weight is a parameter where the bias is meant, and then freezes a bias that is
+    None. It refuses BatchNorm; here each task has its own, as with our methods.
+
+    Args:
+        wrappee: the network; its layers are wrapped in place.
+        head: name of the layer that each task has for itself; None: all tasks share the weights of every layer.
     """
 
-    def __init__(self, wrappee: nn.Module) -> None:
-        super().__init__(_with_norms_per_task(wrappee))
+    def __init__(self, wrappee: nn.Module, *, head: str | None = None) -> None:
+        super().__init__(_with_layers_per_task(wrappee, head))
         for module in self.modules():
             if isinstance(module, WeightAndBiasPackNetModule):
                 module.has_bias = module.wrappee.bias is not None
 
 
-def _with_norms_per_task(net: nn.Module) -> nn.Module:
-    """The network, its BatchNorm layers wrapped in place."""
+def _with_layers_per_task(net: nn.Module, head: str | None) -> nn.Module:
+    """The network, its BatchNorm layers and its head wrapped in place."""
     for name, module in list(net.named_modules()):
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) or (head is not None and name == head):
             parent, _, own = name.rpartition(".")
-            setattr(net.get_submodule(parent), own, _NormPerTask(module))
+            setattr(net.get_submodule(parent), own, _LayerPerTask(module))
     return net
 
 

@@ -18,7 +18,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche_supermask import CachedTensors, MaskedModel, methods, supermask_metrics
 from benchmarks.lib.provenance import provenance
 from benchmarks.lib.streams import build_stream, stream_of, with_validation
-from leaderboard.methods import Setup, build_strategy, parse_row, protocol, rows
+from leaderboard.methods import Setup, build_strategy, import_path, parse_row, protocol, rows
 from leaderboard.resources import free_share, mask_overlap, peak_memory_bytes
 from leaderboard.scores import summarise
 from leaderboard.storage_bytes import kept_bytes
@@ -59,6 +59,8 @@ class Cell:
     def arguments(self, device: str) -> list[str]:
         """Arguments of the command that runs this cell alone."""
         words = ["run", "--streams", self.stream, "--methods", self.method, "--seeds", str(self.seed)]
+        source = import_path(parse_row(self.method)[0])
+        words += ["--import", source] if source else []
         words += ["--epochs", str(self.epochs)] if self.epochs else []
         words += ["--tasks", str(self.tasks)] if self.tasks else []
         words += ["--device", device] if device != "cpu" else []
@@ -73,6 +75,7 @@ class Cell:
             "tasks": self.tasks or spec.tasks,
             "batch_size": spec.batch_size,
             "network": spec.shape,
+            **({"sample": spec.sample} if spec.sample else {}),
         }
         result: dict[str, Any] = json.loads(json.dumps(config))
         return result
@@ -164,6 +167,7 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, devi
         "seed": cell.seed,
         **summarise(matrix),
         "accuracy_matrix": matrix,
+        "samples": [[len(experience.dataset) for experience in side] for side in (train, test)],  # training, test
         "output_drift": max(drift),
         **_task_inference(metrics),
         **_pruning(strategy),

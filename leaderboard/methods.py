@@ -18,13 +18,14 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.optim import SGD, Optimizer
 
+import avalanche_supermask
 from avalanche_supermask import methods
 from avalanche_supermask.strategy import fused_adam
 from benchmarks.lib.networks import MultiHead, Separate
 from benchmarks.lib.streams import Stream, stream_of
 from leaderboard.baselines import CorrectedMAS, CorrectedPackNet, CorrectedSI
 
-__all__ = ["Row", "Setup", "build_strategy", "parse_row", "protocol", "rows", "add_row"]
+__all__ = ["Row", "Setup", "add_row", "build_strategy", "import_path", "parse_row", "protocol", "rows"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _der(setup: Setup) -> Any:
 
 def _packnet(setup: Setup) -> Any:
     """Every task gets the same share of the weights; upstream's strategy would ignore the other plugins."""
-    net = CorrectedPackNet(setup.stream.network())
+    net = CorrectedPackNet(setup.stream.network(), head=setup.stream.head)
     tasks = setup.stream.tasks
     share = [1 - 1 / (tasks - task) for task in range(tasks)]
     epochs = setup.common["train_epochs"]
@@ -121,10 +122,15 @@ def _subnetwork(name: str, of_protocol: Callable[[Setup], dict[str, Any]] = lamb
         at_default = setup.settings.get("at_default", False)
         given = {} if at_default else {**_OF_THE_SEARCH.get(name, {}), **of_protocol(setup)}
         chosen = {k: v for k, v in setup.settings.items() if k != "at_default" and not (v is None and k in given)}
-        settings = {**given, **chosen}
+        settings = {**given, **chosen, **_head(setup.stream)}
         return methods()[name](setup.stream.network(), seed=setup.seed, **settings, **setup.common)
 
     return build
+
+
+def _head(stream: Stream) -> dict[str, Any]:
+    """The stream's dense head per task, as an argument of our strategies."""
+    return {"own": [rf"{stream.head}\..*"]} if stream.head else {}
 
 
 # What the searched rows ran with beside their settings: the methods' own defaults were others when they were searched.
@@ -277,6 +283,7 @@ _OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 _GUESTS: dict[str, Row] = {}
+_IMPORTED_FROM: dict[str, str] = {}  # guest -> import path
 
 
 def add_row(name: str, strategy: Callable[..., SupervisedTemplate]) -> None:
@@ -288,6 +295,22 @@ def add_row(name: str, strategy: Callable[..., SupervisedTemplate]) -> None:
     if name in rows():
         raise ValueError(f"the row {name!r} is taken; give the class another name")
     _GUESTS[name] = Row(lambda setup: _plain(setup, [], strategy), BASE, BASE_AXES)
+    _IMPORTED_FROM[name] = f"{strategy.__module__}:{strategy.__qualname__}"
+
+
+def import_path(method: str) -> str | None:
+    """What ``--import`` has to name, so that a row is known; None where the package or the leaderboard has it.
+
+    Example:
+        >>> import_path("exssnet") is None
+        True
+    """
+    if method in _ROWS:
+        return None
+    if method in _IMPORTED_FROM:
+        return _IMPORTED_FROM[method]
+    module: str = methods()[method].__module__
+    return None if module.startswith(f"{avalanche_supermask.__name__}.") else module
 
 
 def _axes_of(strategy: Callable[..., Any]) -> Mapping[str, tuple[Any, ...]]:
@@ -350,7 +373,7 @@ _MEMORY = {"split-mnist": 200, "permuted-mnist": 1000, "split-cifar100": 1000}
 def protocol(stream: str, method: str) -> dict[str, Any]:
     """Settings that belong to a stream's protocol and are not searched: for a memory, more is always better."""
     row, spec = rows()[method], stream_of(stream)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = dict(spec.paper_settings.get(method, {}))
     if "memory" in row.defaults:
         found["memory"] = _MEMORY.get(spec.settings_from or stream, 100)
     if not spec.task_labels:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 import runpy
 import struct
 import sys
@@ -112,6 +113,7 @@ class Coloured:
     """A replacement for torchvision's CIFAR, with all pixels in one array."""
 
     classes, side = 100, 32
+    base_folder, train_list = "cifar-100-python", [["train", "a checksum"]]
 
     def __init__(self, root, train, download=True):
         self.targets = [i % self.classes for i in range((4 if train else 2) * self.classes)]
@@ -176,6 +178,23 @@ def test_colour_streams_have_their_classes_in_order(name, tasks, classes, side, 
     assert spec.classes == (classes if labels else classes * tasks)
     with pytest.raises(ValueError, match="pass --dataset-root DIR"):
         build_stream(name, seed=0)
+
+
+def test_superclasses_are_tasks(colour_data, tmp_path):
+    labels = np.random.RandomState(1).permutation(100)  # of the 100 classes, five to a superclass
+    superclass = {int(label): place // 5 for place, label in enumerate(labels)}
+    stored = {"fine_labels": [*superclass], "coarse_labels": [*superclass.values()]}
+    (tmp_path / Coloured.base_folder).mkdir()
+    (tmp_path / Coloured.base_folder / "train").write_bytes(pickle.dumps(stored))
+    stream, spec = build_stream("superclass-cifar100", seed=0, dataset_root=tmp_path), STREAMS["superclass-cifar100"]
+    raw, _ = load_cifar100(tmp_path)
+    x, y, _ = load_tensors(stream.train_stream[7].dataset, torch.device("cpu"))
+    mine = sorted(label for label in superclass if superclass[label] == 7)
+    expected = torch.cat([raw[0][raw[1] == label] for label in mine])
+    assert torch.equal(x[y.argsort(stable=True)], standardised(expected))
+    assert sorted(set(y.tolist())) == [0, 1, 2, 3, 4]
+    assert spec.network()(x[:2]).shape == (2, 5)
+    assert not any(name.endswith("bias") for name, _ in spec.network().named_parameters())
 
 
 def test_pixels_are_standardised_by_the_stream_or_by_the_network(colour_data):

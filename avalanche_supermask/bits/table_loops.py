@@ -22,7 +22,7 @@ Codes = NDArray[np.int32]
 
 
 class TableLoops(NamedTuple):
-    """The loops, over flat arrays.
+    """The compiled loops, which work on flat arrays.
 
     Attributes:
         table: ``(coefficients, out)``: writes the sum of the coefficients of every subset to ``out``, at the index that

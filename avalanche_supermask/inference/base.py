@@ -73,7 +73,7 @@ class Candidates(Protocol):
         """Names of those layers whose inputs are the same for every task. See `common_layers`."""
 
     def shared_layer(self, task: int, x: Any) -> str:
-        """Name of the layer whose input is compared between tasks. See the function `layer_inputs.shared_layer`."""
+        """Name of the layer whose input is compared between tasks. See `layer_inputs`."""
 
     def statistics(self, task: int) -> dict[str, Tensor]:
         """Statistics that were gathered for a task, by name; empty if there are none."""
@@ -104,7 +104,7 @@ class Inference(Protocol):
 
 
 def check_per(per: str) -> None:
-    """Refuse anything but ``"sample"`` and ``"batch"``."""
+    """Refuse every value except ``"sample"`` and ``"batch"``."""
     if per not in ("sample", "batch"):
         raise ValueError(f"per must be 'sample' or 'batch'; got {per!r}")
 

@@ -93,12 +93,13 @@ class Combined:
             batches: inputs and labels of its training data; they are iterated three times.
 
         Raises:
-            ValueError: the batches can be iterated only once.
+            ValueError: there is no batch, or the batches can be iterated only once.
         """
         provisional = self._gathered(model, task, _Fold(batches, held=False))
         trial = _With(model, task, provisional)
         costs = [self._raw(trial, task + 1, x) for x, _ in _Fold(batches, held=True)]
-        costs = costs or [self._raw(trial, task + 1, x) for x, _ in batches]  # fewer than five samples
+        # If there are fewer than five samples, none is held back.
+        costs = costs or [self._raw(trial, task + 1, x) for x, _ in batches]
         if not costs:
             raise ValueError("the batches can be passed over only once, and weights need further passes: give a list")
         raw = torch.cat(costs, dim=2)  # (witnesses, tasks, samples)

@@ -29,7 +29,8 @@ def gather_statistics(model: Any, task: int, batches: Iterable[tuple[Any, Tensor
 
     Raises:
         KeyError: the task is not learned.
-        ValueError: there is no batch.
+        ValueError: the network has no layer of a given name; or `Combined` gets no batch, or batches that can be
+            iterated only once.
     """
     found = _observed(model, task, batches)
     if found is not None:

@@ -1,7 +1,7 @@
 """How a finished task computes: with dense weights, with sparse weights, or with the faster of the two.
 
 Sums over sparse weights run in another order than sums over dense weights, so that the two agree up to rounding, but
-not bit for bit. A task's outputs are bit-identical for ever within one execution. ``"auto"`` measures each layer once
+not bit for bit. Within one execution, a task's outputs are always bit-identical. ``"auto"`` measures each layer once
 per task, class of batches and number of threads. The choice is stored with the task and does not change later.
 """
 

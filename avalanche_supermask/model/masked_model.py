@@ -91,7 +91,7 @@ class _Finished(NamedTuple):
 
 
 class MaskedModel(MultiTaskModule):
-    """A network that holds many tasks, each in a subnetwork of its own.
+    """A network that holds many tasks, each in its own subnetwork.
 
     Args:
         net: any module. The model works on a deep copy, so the caller's network does not change.
@@ -118,7 +118,8 @@ class MaskedModel(MultiTaskModule):
             task in any case.
         exclude: regular expressions. A parameter whose whole name matches one of them is not masked.
         own: regular expressions. A parameter whose whole name matches one of them is not masked. Each task has its own
-            copy of it, which starts anew for every task. So an output layer that is named here becomes a head per task.
+            copy of it, which starts from the initial values. So an output layer that is named here becomes a head per
+            task.
         mask: ``"weights"`` masks parameters of two or more dimensions; ``"all"`` masks biases and norms as well.
         scores: initial scores of a task: ``"random"`` (as in SupSup), or ``"magnitude"``, which sorts them like the
             magnitudes of the weights, so that the first mask keeps the largest weights. The latter is for pretrained
@@ -147,7 +148,7 @@ class MaskedModel(MultiTaskModule):
     """
 
     # These defaults are attributes of the class because pickles of 0.1.0 lack the attributes.
-    _repeated: RepeatedCalls | None = None  # the fast path of calls; made anew after `_clear_kept`
+    _repeated: RepeatedCalls | None = None  # the fast path of calls; made again after `_clear_kept`
     _superposition: Superposition | None = None  # of the finished tasks, made when inference needs it first
     logits: Logits = None
     class_dimension: int = 1
@@ -312,7 +313,8 @@ class MaskedModel(MultiTaskModule):
                 then, optionally, the task labels: an int, or a tensor of one label per sample (the samples may have
                 different labels). Omitted: the model uses the task being learned, or else the latest one. None: the
                 model returns a dictionary of outputs by task key. For a label that was never trained, the model uses
-                the latest task and warns once. Further arguments go to the network.
+                the latest task and warns once. In evaluation mode with task inference, the labels are not used, except
+                None: the model infers the task of each sample. Further arguments go to the network.
             keywords: passed on to the network, except ``task_labels``.
 
         Returns:
@@ -391,7 +393,7 @@ class MaskedModel(MultiTaskModule):
 
         ``"sparse"`` keeps the weights of linear layers and convolutions in CSR form, on a CPU. ``"auto"`` measures
         which layers become faster by it, at the first call for each task, class of batches and number of threads. The
-        choice is stored with the task. Within one execution, outputs are bit-identical for ever; the outputs of two
+        choice is stored with the task. Within one execution, outputs are always bit-identical; the outputs of two
         executions agree up to rounding.
 
         Example:
@@ -948,7 +950,7 @@ class MaskedModel(MultiTaskModule):
         net = copy.deepcopy(self.net)
         slots = {**dict(net.named_parameters()), **dict(net.named_buffers())}
         for name, tensor in self.tensors_of(task).items():
-            slots[name].data = tensor.detach().clone()  # .data: tied weights stay tied
+            slots[name].data = tensor.detach().clone()  # with .data, tied weights remain tied
         use_plain_weight_norm(net)
         for name, p in net.named_parameters():
             p.requires_grad_(name not in self.frozen_names)

@@ -95,7 +95,7 @@ class Mixtures(nn.Module):
     def weights(
         self, chosen: Mapping[str, Tensor], frozen: Mapping[str, Tensor], masks: PackedMasks
     ) -> dict[str, Tensor]:
-        """Effective weights ``W ⊙ Σ_i a_i M_i``, differentiable in the coefficients.
+        """Effective weights ``W ⊙ Σ_i a_i M_i``, differentiable by the coefficients.
 
         Args:
             chosen: coefficients or packed bits of a mask, by layer; layers without either are left out of the result.

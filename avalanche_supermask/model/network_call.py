@@ -41,7 +41,7 @@ class Writes:
 class NetworkCall:
     """Calls a network with given tensors, one thread after the other.
 
-    It stores the places of the tensors of one network, and finds them anew when it is called with another network or
+    It stores the places of the tensors of one network, and finds them again when it is called with another network or
     when a submodule was replaced. Copies and pickles of it start without stored places.
 
     Attributes:
@@ -177,7 +177,7 @@ class NetworkCall:
             self._net, self._children, self._places, self._written = None, [], {}, (None, frozenset())
 
     def _found(self, net: nn.Module, tensors: Mapping[str, Any]) -> dict[str, list[_Place]]:
-        """Places of all tensors, found anew if a submodule was replaced or if one of these names is missing."""
+        """Places of all tensors, found again if a submodule was replaced or if one of these names is missing."""
         if self._is_as_found(net) and tensors.keys() <= self._places.keys():
             return self._places
         self._children = [(m._modules, k, c) for m in net.modules() for k, c in m._modules.items() if c is not None]

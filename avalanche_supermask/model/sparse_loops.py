@@ -1,4 +1,6 @@
-"""Products of a sparse matrix and a batch, as loops that numba compiles; they are faster than PyTorch's own kernels.
+"""Products of a sparse matrix and a batch, as loops that numba compiles.
+
+Except for small batches, they are faster than PyTorch's own kernels.
 
 MKL's product of a CSR matrix reads the whole batch for every weight, and it needs a transposed copy of the batch. Here
 a block of samples that fits into a core's cache is transposed, and every weight is applied to all samples of the block

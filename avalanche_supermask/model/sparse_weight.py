@@ -168,7 +168,7 @@ def is_autocast() -> bool:
     return bool(torch.is_autocast_enabled("cpu") if _KNOWS_DEVICES else torch.is_autocast_cpu_enabled())
 
 
-_KNOWS_DEVICES = hasattr(torch, "get_autocast_dtype")  # since PyTorch 2.4
+_KNOWS_DEVICES = hasattr(torch, "get_autocast_dtype")  # True since PyTorch 2.4
 
 
 def unserved(x: Any, weight: CSR) -> str | None:

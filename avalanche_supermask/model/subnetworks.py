@@ -570,7 +570,7 @@ class Subnetworks(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over the tasks of a saved state.
 
-        If the state was saved while the same task was being learned, learning goes on from that point, as with early
+        If the state was saved while the same task was being learned, learning continues from that point, as with early
         stopping. Any other state drops the task being learned.
         """
         if self.active is None or state["active"] != self.active:
@@ -586,7 +586,7 @@ class Subnetworks(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({"choices": {}, **state})  # type: ignore[no-untyped-call]
-        if "base" not in self._modules:  # pickled by 0.1.0
+        if "base" not in self._modules:  # a pickle of version 0.1.0
             self.base, self.places = NamedTensors(), NamedTensors()
             self.values = NamedTensors(trainable=True)
             self.carried = nn.ModuleDict()

@@ -71,7 +71,7 @@ class Superposition:
 
     @torch.no_grad()
     def shared_layer(self, task: int, x: Any) -> str:
-        """Name of the layer whose input is compared between tasks. See the function `layer_inputs.shared_layer`."""
+        """Name of the layer whose input is compared between tasks. See `layer_inputs`."""
         layers = owners(self.model.masked_names)
         return shared_layer(self.model.net, lambda: self.model.forward_task(self.keys[task], x), x, layers)
 

@@ -1,10 +1,10 @@
 """`CheckpointPlugin`: checkpoints at the ends of epochs, so that a run that was killed can continue its experience.
 
 A checkpoint of an unfinished experience is an ordinary checkpoint with the index of this experience. When it is loaded
-and this experience is trained again, Avalanche first sets up everything anew: loaders, heads, a new task. Then, before
-the first epoch, the plugin restores the state of the checkpoint: all plugins, metrics, weights, the optimizer and the
-random states. After that, only the missing epochs are trained. Objects of the data (experience, loader) are not
-restored, but stay as Avalanche set them up.
+and this experience is trained again, Avalanche first sets up everything as for a new experience: loaders, heads, a new
+task. Then, before the first epoch, the plugin restores the state of the checkpoint: all plugins, metrics, weights, the
+optimizer and the random states. After that, only the missing epochs are trained. Objects of the data (experience,
+loader) are not restored; they remain those that Avalanche has set up.
 """
 
 from __future__ import annotations

@@ -280,6 +280,7 @@ class HopSupSup(ModelFirst):
     Args:
         model: any module with hidden Linear or convolution layers; it is deep-copied.
         lr: learning rate of SGD with momentum 0.9 and weight decay 1e-4 (default 0.1, as in the published code).
+        steps, recovery_lr, gamma, recovery_batch, restarts, cosine_schedule: arguments of `HopSupSupPlugin`.
         seed: seed of the weights; None (default): it is drawn from torch's global random state.
         arguments: arguments of any Avalanche strategy.
 

@@ -2,14 +2,14 @@
 
 Bhardwaj et al., "ImpressLearn: Continual Learning via Combined Task Impressions", 2022 (arXiv 2210.01987).
 
-Idea. The random weights W never change. First a basis of n masks M_1, …, M_n is made ("impressions"). Every further
+Idea. The random weights W never change. First a basis of n masks M_1 to M_n is made ("impressions"). Every further
 task trains only coefficients of these masks, one per mask and layer:
 
     W_eff,l = W_l ⊙ Σ_i a_{l,i} M_{l,i}        a_{l,i} starts at 1/n
     dL/da_{l,i} = <dL/dW_eff,l , W_l ⊙ M_{l,i}>
 
 With L layers, the task stores n L numbers; SupSup stores one bit per weight. The coefficients are real numbers of any
-sign; the penalty ``λ Σ_l (|a_l|_1 - 1)²`` keeps the mixture close to a weighted mean. The argument ``basis`` says
+sign; the penalty ``λ Σ_l (|a_l|_1 - 1)²`` keeps the mixture close to a weighted mean. The argument ``basis`` sets
 where the masks come from:
 
 * ``"heterogeneous"``: SupSup's masks of the first n tasks; each of these tasks keeps its own mask.

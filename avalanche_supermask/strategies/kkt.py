@@ -9,7 +9,7 @@ the current task, the same images for every old task, and it does not change the
 
 Deviations. The features are the inputs of the output layer (after the last activation). Storing the old scores takes
 32 bits per weight and task; by default they are rebuilt from the stored bit mask. If a class has fewer samples than the
-published 200 neighbours, fewer neighbours vote. With 200 votes, every old task would look useless in that case.
+published 200 neighbours, fewer neighbours vote. With 200 votes, every old task would appear useless in that case.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Idea. The pretrained network is the base. Outside the mask of a task, the weight
 
 M_t contains a fraction ``density`` of each layer. Its entries are chosen among those that no finished task owns, and
 the values of V at these entries are trained. No two tasks own the same entry, so one buffer V is enough for all tasks,
-and 1/density tasks fit. The argument ``choose`` says how the entries are chosen:
+and 1/density tasks fit. The argument ``choose`` sets how the entries are chosen:
 
 * ``"gradient"``: the entries with the largest |Σ dL/dW| over a sample of the task's training data, at the base.
 * ``"magnitude"``: the entries with the largest |W_base|.

@@ -1,9 +1,9 @@
-"""Text: streams of labelled texts, frozen encoders with a network on top, and encoders that are masked themselves.
+"""Text: streams of labelled texts, networks on top of frozen encoders, and encoders that are masked themselves.
 
-Needs the extra ``text``: ``pip install 'avalanche-supermask[text]'``.
+It needs the extra ``text``: ``pip install 'avalanche-supermask[text]'``.
 
-A batch of texts is one integer tensor ``(batch, 2, length)``: token ids, and the attention mask. So texts go through
-Avalanche's loaders, buffers and plugins as images do, and no strategy has to know of them.
+A batch of texts is one integer tensor ``(batch, 2, length)`` with the token ids and the attention mask. So Avalanche's
+loaders, buffers and plugins handle texts like images, and strategies need no special code for them.
 """
 
 from avalanche_supermask.text.encoders import EncoderClassifier, FrozenEncoder, text_cnn

@@ -1,7 +1,8 @@
-"""Networks on texts: a convolutional network on a frozen encoder (ExSSNeT's for text), or the encoder itself.
+"""Networks for texts: a convolutional network on a frozen encoder (ExSSNeT's network for text), or a whole encoder.
 
-The frozen encoder is kept out of the network's parameters on purpose: it is a feature extractor, like a tokenizer. So
-no optimizer, penalty or mask meets its weights, and checkpoints do not carry them.
+The parameters of the frozen encoder are deliberately not parameters of the network, because the encoder is a feature
+extractor, like a tokenizer. So optimizers, penalties and masks do not affect its weights, and checkpoints do not
+contain them.
 """
 
 from __future__ import annotations
@@ -19,27 +20,28 @@ __all__ = ["ConvPool", "EncoderClassifier", "FrozenEncoder", "text_cnn"]
 
 
 class FrozenEncoder(nn.Module):
-    """Token features of an encoder that never trains, each text encoded once.
+    """A module that returns the token features of an encoder that never trains; each text is encoded only once.
 
     Args:
-        encoder: a module called as Hugging Face's models are, or a model's name or folder (see `TokenFeatures`); or a
-            `TokenFeatures` that several networks share.
+        encoder: a module that is called like Hugging Face's models, or the name or folder of such a model; or a
+            `TokenFeatures` object, which several networks can share.
 
-    Shapes: integers ``(batch, 2, length)`` in, float32 ``(batch, longest, width)`` out, zero where there is no token.
+    Shapes: the input is integers ``(batch, 2, length)``; the output is float32 ``(batch, longest, width)``, and it is
+    zero at places without a token.
     """
 
     def __init__(self, encoder: TokenFeatures | nn.Module | str | Path) -> None:
         super().__init__()
-        # In a tuple, or torch would register the encoder's module.
+        # The tuple prevents torch from registering the encoder as a submodule.
         self._features = (encoder if isinstance(encoder, TokenFeatures) else TokenFeatures(encoder),)
 
     @property
     def features(self) -> TokenFeatures:
-        """Of the texts met so far."""
+        """The token features, with those of all texts so far in its memory."""
         return self._features[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Return the token features of a batch of texts."""
         return self.features(x)
 
 
@@ -47,12 +49,13 @@ class ConvPool(nn.Module):
     """Convolutions of several widths over the tokens, each followed by ReLU and the maximum over all places.
 
     Args:
-        inputs: width of a token's features.
-        filters: of each convolution.
-        widths: of the convolutions, in tokens.
+        inputs: number of features of a token.
+        filters: number of filters of each convolution.
+        widths: widths of the convolutions, in tokens.
 
-    Shapes: ``(batch, tokens, inputs)`` in, ``(batch, filters * len(widths))`` out. Features are zero where there is
-    no token, and convolutions have no bias, so a text's output does not depend on how far it was padded.
+    Shapes: the input is ``(batch, tokens, inputs)``; the output is ``(batch, filters * len(widths))``. Features are
+    zero at places without a token, and the convolutions have no bias. So the output for a text does not depend on its
+    padding.
     """
 
     def __init__(self, inputs: int, filters: int, widths: Sequence[int]) -> None:
@@ -60,7 +63,7 @@ class ConvPool(nn.Module):
         self.convs = nn.ModuleList(nn.Conv1d(inputs, filters, w, padding=w - 1, bias=False) for w in widths)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Return the pooled outputs of all convolutions."""
         x = x.transpose(1, 2)
         return torch.cat([conv(x).relu().amax(dim=2) for conv in self.convs], dim=1)
 
@@ -72,13 +75,14 @@ def text_cnn(
     filters: int = 200,
     widths: Sequence[int] = (3, 4, 5),
 ) -> nn.Sequential:
-    """ExSSNeT's network for text (Kim 2014): a frozen encoder, convolutions over its tokens, an output layer.
+    """Return ExSSNeT's network for text (Kim 2014): a frozen encoder, convolutions over its tokens, an output layer.
 
     Args:
-        encoder: a module called as Hugging Face's models are, a model's name or folder, or a `TokenFeatures`.
-        classes: outputs.
-        filters: of each convolution (default 200, the published code's).
-        widths: of the convolutions, in tokens (default 3, 4 and 5, the published code's).
+        encoder: a module that is called like Hugging Face's models, the name or folder of such a model, or a
+            `TokenFeatures` object.
+        classes: number of outputs.
+        filters: number of filters of each convolution (default 200, as in the published code).
+        widths: widths of the convolutions, in tokens (default 3, 4 and 5, as in the published code).
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -94,14 +98,14 @@ def text_cnn(
 
 
 class EncoderClassifier(nn.Module):
-    """An encoder with an output layer on the mean of its tokens: to be masked inside, with ``init="keep"``.
+    """An encoder with an output layer on the mean of its tokens; masks with ``init="keep"`` can select its weights.
 
     Args:
-        encoder: called as Hugging Face's models are; or a model's name or folder.
-        classes: outputs.
+        encoder: a module that is called like Hugging Face's models, or the name or folder of such a model.
+        classes: number of outputs.
 
-    Shapes: integers ``(batch, 2, length)`` in, logits ``(batch, classes)`` out; columns that are padding in the whole
-    batch are cut.
+    Shapes: the input is integers ``(batch, 2, length)``; the output is logits ``(batch, classes)``. Columns that are
+    padding in the whole batch are removed.
     """
 
     def __init__(self, encoder: nn.Module | str | Path, classes: int) -> None:
@@ -112,7 +116,7 @@ class EncoderClassifier(nn.Module):
         self.fc = nn.Linear(int(encoder.config.hidden_size), classes)  # type: ignore[union-attr,arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Return the logits ``(batch, classes)`` of a batch of texts."""
         check_texts(x)
         if not _is_compiling():  # a traced network has one length
             x = x[:, :, : max(1, int(x[:, 1].sum(dim=1).max()))]
@@ -124,5 +128,5 @@ class EncoderClassifier(nn.Module):
 
 
 def _is_compiling() -> bool:
-    known = getattr(torch.compiler, "is_compiling", None)  # from PyTorch 2.2 on
+    known = getattr(torch.compiler, "is_compiling", None)  # exists since PyTorch 2.2
     return bool(known and known())

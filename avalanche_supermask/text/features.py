@@ -1,8 +1,8 @@
 """Token features of a frozen encoder, computed once for every text.
 
-A text is encoded alone, without padding, so that its features depend on nothing but the text: not on the batch it
-comes in, nor on whether they were computed now or read from memory or a file. An epoch over known texts costs no
-encoder at all.
+Each text is encoded alone and without padding, so that its features depend only on the text. They do not depend on the
+other texts of the batch, and they are the same whether they are computed, or read from memory or a file. In an epoch
+over known texts the encoder does not run.
 """
 
 from __future__ import annotations
@@ -27,16 +27,22 @@ KEY_BYTES = 16
 
 
 class TokenFeatures:
-    """Features of token sequences under an encoder that never trains; copies and pickles share one memory.
+    """Features of token sequences under an encoder that never trains.
+
+    A deep copy is the same object. A pickle does not contain the features; when it is loaded, they come from ``file``,
+    or they are computed again.
 
     Args:
-        encoder: a module called as Hugging Face's models are (``input_ids=``, ``attention_mask=``, answers with
-            ``last_hidden_state``), copied and put into evaluation mode; or a model's name or folder.
-        file: features saved by `save`, read at once; None or a path where nothing is: none.
-        max_bytes: of features kept in memory (default 4 GiB); beyond, texts are encoded anew each time.
+        encoder: a module that is called like Hugging Face's models (with ``input_ids`` and ``attention_mask``) and
+            returns ``last_hidden_state``; it is copied and put into evaluation mode. Or the name or folder of such a
+            model.
+        file: file with features that `save` wrote; it is read at once. With None (default), or if the file does not
+            exist, there are no features at first.
+        max_bytes: largest size of the features in memory, in bytes (default 4 GiB); the features of further texts are
+            computed at each use.
 
     Raises:
-        ValueError: the file holds features of another encoder.
+        ValueError: the file contains features of another encoder.
     """
 
     def __init__(
@@ -53,17 +59,17 @@ class TokenFeatures:
             self._read(file)
 
     def __len__(self) -> int:
-        """Number of texts whose features are known."""
+        """Return the number of texts whose features are in memory."""
         return len(self._known)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Features of a batch, float32 ``(batch, longest, width)``, zero behind a text's last token.
+        """Return the features of a batch, float32 ``(batch, longest, width)``; they are zero after a text's last token.
 
         Args:
-            x: integers ``(batch, 2, length)``, token ids and attention mask.
+            x: integers ``(batch, 2, length)``: token ids and attention mask.
 
         Raises:
-            ValueError: something else.
+            ValueError: ``x`` is not such a tensor.
         """
         check_texts(x)
         texts = [row[0][row[1].bool()] for row in x.cpu()]
@@ -74,11 +80,15 @@ class TokenFeatures:
         return out.to(x.device)
 
     def knows(self, x: Tensor) -> bool:
-        """Whether a text's features are known: integers ``(2, length)``, token ids and attention mask."""
+        """Whether the features of a text are in memory.
+
+        Args:
+            x: integers ``(2, length)``: token ids and attention mask.
+        """
         return _key(x[0][x[1].bool()]) in self._known
 
     def _of(self, ids: Tensor, device: torch.device) -> Tensor:
-        """Features ``(tokens, width)`` of one text's token ids; encoded on this device if they are not known."""
+        """Return the features ``(tokens, width)`` of one text's token ids; new ones are computed on ``device``."""
         key = _key(ids)
         found = self._known.get(key)
         if found is None:
@@ -108,7 +118,7 @@ class TokenFeatures:
     # ------------------------------------------------------------------ files
 
     def save(self, path: Path) -> None:
-        """Write all known features to a safetensors file, all of it or nothing."""
+        """Write all features in memory to a safetensors file; the file is written completely or not at all."""
         tensors = {
             "keys": torch.tensor([list(key) for key in self._known], dtype=torch.uint8).reshape(-1, KEY_BYTES),
             "lengths": torch.tensor([len(found) for found in self._known.values()], dtype=torch.long),
@@ -127,7 +137,7 @@ class TokenFeatures:
         self._held += features.numel() * features.element_size()
 
     def fingerprint(self) -> str:
-        """Digest of the encoder's parameters."""
+        """Return a digest of the encoder's parameters and buffers."""
         digest = hashlib.blake2b(digest_size=KEY_BYTES)
         for name, p in sorted(self.encoder.state_dict().items()):
             digest.update(name.encode())
@@ -137,15 +147,19 @@ class TokenFeatures:
     # ------------------------------------------------------------------ copies
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TokenFeatures:
-        return self  # it never changes what it answers
+        return self  # sharing is safe, because the same text always has the same features
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """An encoder that came by name is loaded by name again; one of the caller's travels along."""
+        """Pickle only the name of an encoder that was given by name, so that it is loaded again; else the encoder."""
         return _again, (self.source or self.encoder, self.file, self.max_bytes)
 
 
 def check_texts(x: Tensor) -> None:
-    """Raise ValueError for what is no batch of texts."""
+    """Check that ``x`` is a batch of texts.
+
+    Raises:
+        ValueError: it is not.
+    """
     if x.dim() != 3 or x.shape[1] != 2 or x.is_floating_point():
         raise ValueError(
             f"expected texts as integers (batch, 2, length), token ids and attention mask; got {x.dtype} "

@@ -1,4 +1,4 @@
-"""Loads encoders and tokenizers by name or folder; Hugging Face's ``transformers`` is needed for nothing else."""
+"""Load encoders and tokenizers by name or folder, with Hugging Face's ``transformers``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["pretrained", "pretrained_tokenizer"]
 
 
 def pretrained(name: str) -> nn.Module:
-    """Hugging Face's model of a name or in a folder.
+    """Return the Hugging Face model with a name or in a folder.
 
     Raises:
         ImportError: ``transformers`` is not installed.
@@ -18,7 +18,7 @@ def pretrained(name: str) -> nn.Module:
     transformers = _transformers()
     logging = transformers.utils.logging
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # a second of loading needs none, and a leaderboard has its own
+    logging.disable_progress_bar()  # loading takes about a second, and a leaderboard has its own bar
     try:
         model: nn.Module = transformers.AutoModel.from_pretrained(name)
     finally:
@@ -28,7 +28,7 @@ def pretrained(name: str) -> nn.Module:
 
 
 def pretrained_tokenizer(name: str) -> Any:
-    """Hugging Face's tokenizer of a name or in a folder.
+    """Return the Hugging Face tokenizer with a name or in a folder.
 
     Raises:
         ImportError: ``transformers`` is not installed.

@@ -1,4 +1,4 @@
-"""Streams of labelled texts for Avalanche: tokenised once, one task a data set."""
+"""Streams of labelled texts for Avalanche: each data set is one task, and texts are tokenised once."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ def text_stream(
     max_per_class: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> Any:
-    """An Avalanche benchmark of labelled texts, one experience a data set, in the order given.
+    """Return an Avalanche benchmark of labelled texts, with one experience per data set in the given order.
 
     Args:
-        tasks: by name, the training and the test data of a task: paths of csv files with a header, or anything
-            with columns, such as a Hugging Face ``datasets.Dataset`` or a dictionary of lists.
+        tasks: by name, the training data and the test data of each task: paths of csv files with a header, or objects
+            with columns, for example a Hugging Face ``datasets.Dataset`` or a dictionary of lists.
         tokenizer: a Hugging Face tokenizer, or its name or folder.
-        max_length: in tokens; longer texts are cut (default 128).
-        text_column: name of the column of texts.
-        label_column: name of the column of labels, of any kind.
-        task_labels: whether tasks are named 0, 1, …, with classes from 0 in each (task-incremental); without,
-            every class has its own number (class-incremental).
-        max_per_class: most samples per class of training and of test data, drawn with ``seed`` and the task's
-            name; None: all.
-        seed: of that draw.
+        max_length: largest number of tokens of a text (default 128); longer texts are cut.
+        text_column: name of the column with the texts (default ``"text"``).
+        label_column: name of the column with the labels, which may have any sortable type (default ``"label"``).
+        task_labels: True (default): the tasks have the labels 0, 1, 2 and so on, and the classes of each task are
+            numbered from 0 (task-incremental). False: every class has a different number (class-incremental).
+        max_per_class: largest number of samples per class in the training data and in the test data. They are drawn
+            with ``seed`` and the task's name. None (default): all samples are used.
+        seed: seed of that draw (default 0).
 
     Returns:
-        A benchmark whose ``x`` are integers ``(2, length)``, token ids and attention mask; ``length`` is that of the
-        longest text of all tasks. ``task_names`` and ``class_names`` (by task, in the order of the class numbers)
-        are attributes of it.
+        A benchmark whose ``x`` are integers ``(2, length)``: token ids and attention mask. The ``length`` is that of
+        the longest text of all tasks. The benchmark has the attributes ``task_names`` and ``class_names``; the latter
+        has the names of each task's classes in the order of their numbers.
 
     Raises:
-        ValueError: no task, no text, a column that is not there, or a test label without a training text.
-        FileNotFoundError: a file is not there.
+        ValueError: there is no task, a task has no text, a column is missing, or a test label has no training text.
+        FileNotFoundError: a file does not exist.
 
     Example:
         >>> words = lambda texts, **_: {"input_ids": [[len(w) for w in text.split()] for text in texts]}
@@ -88,12 +88,12 @@ def text_stream(
 
 
 def tokenise(texts: Sequence[str], tokenizer: Any, *, max_length: int = 128) -> Tensor:
-    """Token ids and attention masks of texts, integers ``(texts, 2, longest)``, padded on the right.
+    """Return the token ids and attention masks of texts: integers ``(texts, 2, longest)``, padded on the right.
 
     Args:
-        texts: any number.
+        texts: any number of texts.
         tokenizer: a Hugging Face tokenizer, or its name or folder.
-        max_length: in tokens; longer texts are cut.
+        max_length: largest number of tokens of a text (default 128); longer texts are cut.
     """
     found = _tokenizer(tokenizer)(list(texts), truncation=True, max_length=max_length)["input_ids"]
     x = torch.zeros(len(found), 2, max([1, *map(len, found)]), dtype=torch.long)
@@ -104,7 +104,7 @@ def tokenise(texts: Sequence[str], tokenizer: Any, *, max_length: int = 128) -> 
 
 
 def read_csv(path: str | Path) -> dict[str, list[str]]:
-    """Columns of a csv file with a header, UTF-8."""
+    """Return the columns of a UTF-8 csv file with a header, by name."""
     with Path(path).open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
@@ -116,7 +116,7 @@ def _tokenizer(tokenizer: Any) -> Any:
 
 
 def _columns(task: str, source: Any, text: str, label: str) -> tuple[list[str], list[Any]]:
-    """Texts and labels of a csv file or of an object with columns."""
+    """Return the texts and labels of a csv file or of an object with columns."""
     if isinstance(source, (str, Path)):
         source = read_csv(source)
     have = getattr(source, "column_names", None) or list(source)
@@ -130,6 +130,6 @@ def _columns(task: str, source: Any, text: str, label: str) -> tuple[list[str], 
 
 
 def _at_most(y: Tensor, most: int, *, seed: int) -> list[int]:
-    """Rows of at most so many samples of every class, drawn at random, in their order."""
+    """Return the rows of at most ``most`` samples of every class, drawn at random, in ascending order."""
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     return sorted(int(i) for c in y.unique() for i in order[y[order] == c][:most])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = [
     "five_classes",
     "load_cifar10",
     "load_cifar100",
+    "load_cifar100_superclasses",
     "load_core50",
     "load_digits",
     "load_fashion",
@@ -94,6 +96,19 @@ def load_cifar10(root: Path | None) -> tuple[Split, Split]:
 def load_cifar100(root: Path | None) -> tuple[Split, Split]:
     """CIFAR-100 as it is stored, uint8 ``(n, 32, 32, 3)``."""
     return _colour(CIFAR100, root)
+
+
+def load_cifar100_superclasses(root: Path | None) -> tuple[Split, Split]:
+    """CIFAR-100 with its classes in the order of its superclasses: 0 to 4 belong to the first one, and so on.
+
+    Images are uint8 ``(n, 32, 32, 3)``. Within a superclass, classes keep their own order.
+    """
+    (train_x, train_y), (test_x, test_y) = load_cifar100(root)
+    file = _folder(root) / CIFAR100.base_folder / CIFAR100.train_list[0][0]
+    stored = pickle.loads(file.read_bytes(), encoding="latin1")  # torchvision does not return the superclasses
+    superclass = dict(zip(stored["fine_labels"], stored["coarse_labels"], strict=True))
+    place = torch.tensor(sorted(range(100), key=lambda label: (superclass[label], label))).argsort()
+    return (train_x, place[train_y]), (test_x, place[test_y])
 
 
 def load_tiny_imagenet(root: Path | None) -> tuple[Split, Split]:

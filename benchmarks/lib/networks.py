@@ -12,16 +12,26 @@ from torch import Tensor, nn
 
 from benchmarks.lib.image_data import DEVIATION, MEAN
 
-__all__ = ["MultiHead", "Separate", "SlimResNet18", "mlp"]
+__all__ = ["MultiHead", "Separate", "SlimResNet18", "lenet5", "mlp"]
 
 
-def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+def mlp(inputs: int, hidden: Sequence[int], outputs: int, *, bias: bool = True) -> nn.Sequential:
     """Fully connected ReLU network on flattened inputs; 784-300-100-10 is the papers' LeNet."""
     layers: list[nn.Module] = [nn.Flatten()]
     widths = [inputs, *hidden]
     for fan_in, fan_out in zip(widths, hidden, strict=False):
-        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
+        layers += [nn.Linear(fan_in, fan_out, bias=bias), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], outputs, bias=bias))
+
+
+def lenet5(outputs: int) -> nn.Sequential:
+    """The LeNet of WSN's table (Kang et al. 2022) for images ``(batch, 3, 32, 32)``; no layer has a bias."""
+    return nn.Sequential(
+        nn.Conv2d(3, 20, 5, padding=2, bias=False), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1),
+        nn.Conv2d(20, 50, 5, padding=2, bias=False), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1),
+        nn.Flatten(), nn.Linear(3200, 800, bias=False), nn.ReLU(), nn.Linear(800, 500, bias=False), nn.ReLU(),
+        nn.Linear(500, outputs, bias=False),
+    )  # fmt: skip
 
 
 class MultiHead(MultiTaskModule):

@@ -11,8 +11,8 @@ rotated image, ten minutes for ten rotations.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from benchmarks.lib.image_data import (
     Split,
     load_cifar10,
     load_cifar100,
+    load_cifar100_superclasses,
     load_core50,
     load_digits,
     load_fashion,
@@ -37,7 +38,7 @@ from benchmarks.lib.image_data import (
     standardised,
     uint8_pixels,
 )
-from benchmarks.lib.networks import SlimResNet18, mlp
+from benchmarks.lib.networks import SlimResNet18, lenet5, mlp
 
 __all__ = [
     "STREAMS",
@@ -64,6 +65,10 @@ class Stream:
         distinct_classes: whether tasks have different classes, under the same numbers.
         task_labels: whether tasks are named; without, classes are numbered through.
         settings_from: stream on whose held-out data settings were chosen, for methods without any of its own.
+        head: name of the output layer that each task has for itself, dense and without a mask, in every method; None:
+            one output layer is shared, or masked like the other layers, as each method's row has it.
+        paper_settings: what the stream's paper fixes for a method, by the method's name; not searched.
+        sample: which part of the data is used, where it is a part that was drawn.
         offline: whether its data come with scikit-learn; others need a folder, and are downloaded into it.
         network_reads_data: whether ``network`` takes the folder of the data, for an encoder that lies there, and
             answers with what makes the networks: `at` calls it, once.
@@ -79,6 +84,9 @@ class Stream:
     distinct_classes: bool = False
     task_labels: bool = True
     settings_from: str | None = None
+    head: str | None = None
+    paper_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sample: str | None = None
     offline: bool = False
     network_reads_data: bool = False
 
@@ -151,6 +159,29 @@ def _mlp_stream(build: Callable[[int, Path | None], Any], *widths: int, **protoc
     return Stream(build, classes=classes, network=partial(mlp, inputs, hidden, classes), shape=widths, **protocol)
 
 
+# The paper trains everything with Adam at 1e-3. Our own methods choose their rates by their rule.
+_WSN_SETTINGS: dict[str, dict[str, Any]] = {"wsn": {"lr": 1e-3}, "packnet": {"optimizer": ("adam", 1e-3)}}
+
+
+def _wsn_streams() -> dict[str, Stream]:
+    """The two streams of WSN's table that a CPU can run: no biases, and a dense head per task (Kang et al. 2022)."""
+    superclasses = partial(
+        _split_classes, load_cifar100_superclasses, tasks=20, classes=5, prepare=standardised, shuffle=False
+    )
+    lenet = "LeNet, 20 and 50 filters, 800-500, without biases"
+    small = partial(mlp, 784, [100, 100], 10, bias=False)
+    return {
+        "superclass-cifar100": Stream(
+            superclasses, 20, 5, partial(lenet5, 5), lenet, epochs=50, batch_size=64, distinct_classes=True,
+            head="11", paper_settings=_WSN_SETTINGS,
+        ),
+        "permuted-mnist-small": Stream(
+            _PERMUTED, 10, 10, small, "784-100-100-10 without biases", epochs=5, batch_size=10,
+            head="5", paper_settings=_WSN_SETTINGS,
+        ),
+    }  # fmt: skip
+
+
 _DIGITS = {"tasks": 5, "epochs": 6, "batch_size": 32, "offline": True}
 _HUNDRED = {**_DIGITS, "tasks": 100}
 _SPLIT = {"tasks": 5, "epochs": 6, "batch_size": 128, "distinct_classes": True}
@@ -189,7 +220,13 @@ def _resnet_streams(
 
 
 def _text_stream(
-    build: Callable[[int, Path | None], Any], features: str, *, tasks: int, classes: int, settings_from: str | None
+    build: Callable[[int, Path | None], Any],
+    features: str,
+    *,
+    tasks: int,
+    classes: int,
+    settings_from: str | None,
+    sample: str | None = None,
 ) -> Stream:
     return Stream(
         build,
@@ -201,16 +238,21 @@ def _text_stream(
         batch_size=32,
         distinct_classes=True,
         settings_from=settings_from,
+        sample=sample,
         network_reads_data=True,
     )
+
+
+_TEXT_SAMPLE = f"at most {text.PER_CLASS[0]} training and {text.PER_CLASS[1]} test texts per class"
 
 
 def _webnlp(order: int) -> Stream:
     names = [text.WEBNLP[place] for place in text.WEBNLP_ORDERS[order]]
     settings_from = None if order == 4 else "webnlp"
     return _text_stream(
-        partial(text.datasets, names, "webnlp"), "webnlp", tasks=5, classes=14, settings_from=settings_from
-    )
+        partial(text.datasets, names, "webnlp"), "webnlp", tasks=5, classes=14, settings_from=settings_from,
+        sample=_TEXT_SAMPLE,
+    )  # fmt: skip
 
 
 STREAMS: dict[str, Stream] = {
@@ -254,6 +296,7 @@ STREAMS: dict[str, Stream] = {
         partial(_permuted, load_digits, 100), 64, 100, 100, 10, settings_from="permuted-digits", **_HUNDRED
     ),
     **_resnet_streams("split-cifar100", load_cifar100, 20, 5),
+    **_wsn_streams(),
     **_resnet_streams("split-cifar10", load_cifar10, 5, 2, settings_from="split-cifar100"),
     **_resnet_streams(
         "split-tinyimagenet", load_tiny_imagenet, 10, 20, prepare=uint8_pixels, settings_from="split-cifar100"
@@ -263,7 +306,8 @@ STREAMS: dict[str, Stream] = {
     "webnlp": _webnlp(4),
     **{f"webnlp-order{order}": _webnlp(order) for order in (1, 2, 3)},
     "glue": _text_stream(
-        partial(text.datasets, text.GLUE, "glue"), "glue", tasks=5, classes=3, settings_from="webnlp"
+        partial(text.datasets, text.GLUE, "glue"), "glue", tasks=5, classes=3, settings_from="webnlp",
+        sample=_TEXT_SAMPLE,
     ),
     "clinc150": _text_stream(text.clinc150, "clinc150", tasks=10, classes=15, settings_from=None),
 }  # fmt: skip

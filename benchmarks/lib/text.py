@@ -21,6 +21,7 @@ from avalanche_supermask.text.streams import read_csv
 __all__ = [
     "ENCODER",
     "GLUE",
+    "PER_CLASS",
     "WEBNLP",
     "WEBNLP_ORDERS",
     "clinc150",
@@ -39,6 +40,7 @@ WEBNLP_ORDERS = {1: (1, 0, 4, 2, 3), 2: (4, 3, 0, 2, 1), 3: (1, 3, 2, 4, 0), 4: 
 GLUE = ("qqp", "cola", "mnli", "sst2", "rte")
 
 MAX_LENGTH = 48
+PER_CLASS = (200, 100)  # training and test texts that a class has at most, where a data set is sampled
 
 
 def encoder(root: Path | None) -> str:
@@ -48,7 +50,7 @@ def encoder(root: Path | None) -> str:
 
 
 def datasets(
-    names: Sequence[str], features: str, _seed: int, root: Path | None, *, max_per_class: tuple[int, int] = (200, 100)
+    names: Sequence[str], features: str, _seed: int, root: Path | None, *, max_per_class: tuple[int, int] = PER_CLASS
 ) -> Any:
     """A task a data set; at most so many training and test texts a class."""
     folder = _folder(root)

@@ -86,9 +86,23 @@ def test_the_corrected_packnet_has_norms_a_task_and_moves_no_old_logit():
     learn(1)
     assert torch.equal(logits(0), first)
     assert not torch.equal(logits(1), first)
-    means = [norm.running_mean for norm in net[1].norms]
+    means = [norm.running_mean for norm in net[1].layers]
     assert not torch.equal(means[0], means[1])
     assert (means[2] == 0).all(), "the next task's is fresh"
+
+
+def test_packnet_gives_each_task_a_dense_head_where_the_stream_has_one():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8, bias=False), nn.ReLU(), nn.Linear(8, 2, bias=False))
+    model = CorrectedPackNet(net, head="3")
+    trained = model.train()(torch.randn(4, 16), torch.zeros(4, dtype=torch.long))
+    trained.sum().backward()
+    model.prune(0.5)
+    model.freeze_pruned()
+    assert len(net[3].layers) == 2
+    assert (net[3].layers[0].weight != 0).all(), "the head is not pruned"
+    assert not net[3].layers[0].weight.requires_grad
+    assert net[3].layers[1].weight.requires_grad
 
 
 FORGET_LESS = ("ewc", "ewc-online", "si", "mas", "lwf", "replay", "agem", "gem", "packnet", "cumulative", "separate")

@@ -5,12 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmarks.lib.streams import STREAMS, build_stream
 from leaderboard.__main__ import main
 from leaderboard.aggregate import _NEEDED
 from leaderboard.cell import Cell, settings_of
@@ -69,6 +71,9 @@ def test_result_files_say_everything(out):
     assert 0 < share < 1
     assert result["config"]["settings"]["density"] == 0.2
     assert result["config"]["epochs"] == 2
+    stream = build_stream("split-digits", seed=0)
+    sides = (stream.train_stream[:2], stream.test_stream[:2])
+    assert result["samples"] == [[len(experience.dataset) for experience in side] for side in sides]
     assert {"torch", "avalanche-lib"} <= result["versions"].keys()
     assert result["machine"]["threads"] == 1
     assert result["command"].startswith("python -m leaderboard run")
@@ -114,6 +119,19 @@ def test_a_second_run_skips_what_is_done_and_reruns_what_changed(out):
     assert path.stat().st_mtime_ns == written
     assert not is_done(Cell("split-digits", "naive", 0, cell.settings, epochs=3, tasks=2), out)
     assert not is_done(Cell("split-digits", "naive", 0, {**cell.settings, "head": "shared"}, epochs=2, tasks=2), out)
+
+
+def test_a_result_of_another_sample_is_run_again(out, tmp_path, monkeypatch):
+    cell = Cell("split-digits", "naive", 0)
+    assert "sample" not in cell.config(), "all data are used"
+    sampled = replace(STREAMS["split-digits"], sample="at most 20 samples per class")
+    monkeypatch.setitem(STREAMS, "split-digits", sampled)
+    assert cell.config()["sample"] == "at most 20 samples per class"
+    (tmp_path / cell.path).parent.mkdir(parents=True)
+    (tmp_path / cell.path).write_text(json.dumps({"config": cell.config()}))
+    assert is_done(cell, tmp_path)
+    monkeypatch.setitem(STREAMS, "split-digits", replace(sampled, sample="at most 40 samples per class"))
+    assert not is_done(cell, tmp_path)
 
 
 def test_half_a_file_is_not_a_result(out, tmp_path):
@@ -198,6 +216,8 @@ def test_a_method_of_somebody_else_joins_by_its_module(tmp_path, capsys):
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "piggyback" in done.stdout
+    result = json.loads((tmp_path / "split-digits" / "piggyback" / "seed0.json").read_text())
+    assert "--import examples.own_method" in result["command"], "the command that is kept must run as it stands"
     assert main([*command, "--import", "no.such.module"]) == 2
     assert "no.such.module: No module named 'no'" in capsys.readouterr().err
 
@@ -205,7 +225,7 @@ def test_a_method_of_somebody_else_joins_by_its_module(tmp_path, capsys):
 GUEST = """
 from avalanche.training.templates import SupervisedTemplate
 from avalanche_supermask import SupSup
-from benchmarks.lib.streams import STREAMS
+from benchmarks.lib.streams import STREAMS, build_stream
 from dataclasses import replace
 
 class Patient(SupervisedTemplate):
@@ -231,6 +251,7 @@ def test_a_strategy_class_and_a_stream_join_by_their_import_paths(tmp_path, monk
     assert "quick" in done.stdout
     result = json.loads((tmp_path / "out" / "guests_of_mine.mine" / "patient" / "seed0.json").read_text())
     assert (result["stream"], result["config"]["epochs"]) == ("guests_of_mine:mine", 1)
+    assert "--import guests_of_mine:Patient" in result["command"]
     assert result["average_accuracy"] > 0.5
 
 

@@ -52,7 +52,7 @@ class EntryKinds:
         """Mark the entries by which units claimed in this place would read earlier units that are not in ``read``.
 
         Args:
-            claimed: see the module's description.
+            claimed: by unit, the place of the task that claimed it, or `FREE`.
             place: place of the task.
             read: bool, one per unit: the units that the task reads.
         """
