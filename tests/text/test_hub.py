@@ -1,4 +1,4 @@
-"""Without transformers, and for inputs that are no texts, the error says in one line what to do."""
+"""Without transformers, and for inputs that are no texts, the error of one line names the remedy."""
 
 import sys
 
