@@ -1,4 +1,4 @@
-"""What many test modules build: every method on small networks, quick to learn; and tasks that learned nothing."""
+"""Strategies and models for many test modules: every method on small networks, and tasks without training."""
 
 import inspect
 
@@ -21,10 +21,10 @@ OPTIMIZERS = {
 
 
 def build(method, net, *, optimizer=None, plugins=(), **arguments):
-    """The strategy, quick to learn; of the arguments, those that this method takes."""
+    """Return a strategy that trains quickly, with those of the arguments that the method takes."""
     settings = {"train_epochs": 2, "train_mb_size": 16, "eval_mb_size": 16, "evaluator": None, "seed": 0}
     taken = inspect.signature(METHODS[method].__init__).parameters
-    density = 0.05 if method == "sparse_finetuning" else 0.3  # of tasks that share nothing, few fit at 0.3
+    density = 0.05 if method == "sparse_finetuning" else 0.3  # These tasks share no entries, so few fit at 0.3.
     options = {"density": density, "margin": 0.05, "l1": 1e-3, "n_basis": 2, "weight_epochs": 1, **arguments}
     settings.update({k: v for k, v in options.items() if k in taken or k in StrategyArguments.__annotations__})
     settings.update({k: v for k, v in options.items() if k in ModelArguments.__annotations__})
@@ -34,7 +34,7 @@ def build(method, net, *, optimizer=None, plugins=(), **arguments):
 
 
 def networks_of(method):
-    """Networks that the method takes; a method may refuse some, with an error that says why."""
+    """Return the names of the networks that the method supports; it refuses others with an error."""
     return [n for n in NETWORKS if METHODS[method].any_module or n not in ("transformer", "lstm", "stranger")]
 
 

@@ -9,7 +9,7 @@ import torch
 
 torch.set_num_threads(1)
 
-with warnings.catch_warnings():  # what Avalanche's own imports say is not ours to mend
+with warnings.catch_warnings():  # Warnings of Avalanche's own imports are not tested here.
     warnings.simplefilter("ignore")
     import avalanche.training  # noqa: F401
 
@@ -20,10 +20,10 @@ def _seeded():
 
 
 def pytest_configure(config):
-    # With xdist the controller hears of every test; its workers must not write as well.
+    # With xdist, the controller receives the outcome of every test; the workers must not write the file too.
     if config.getoption("--matrix") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Matrix(config.getoption("--matrix")))
-    # Warnings are errors, Avalanche's own excepted by name.
+    # Warnings are errors, except Avalanche's own, which are listed here.
     for line in (
         "error",
         "ignore:No loggers specified",
@@ -42,7 +42,7 @@ def pytest_addoption(parser):
 
 
 class Matrix:
-    """Outcome of every test, for `python -m benchmarks.faults.compatibility`."""
+    """Write the outcome of every test to a file, for `python -m benchmarks.faults.compatibility`."""
 
     def __init__(self, path):
         self.path, self.outcomes = Path(path), {}

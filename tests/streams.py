@@ -1,4 +1,4 @@
-"""Small streams and networks for the tests: no download, seconds to learn."""
+"""Small streams and networks for the tests: they need no download and train within seconds."""
 
 import torch
 from avalanche.benchmarks import tensors_benchmark
@@ -9,7 +9,7 @@ SHAPE = (1, 6, 6)
 
 
 def class_stream(n_tasks=3, *, task_labels=None, n=48, n_classes=2, seed=0):
-    """Tasks of random class prototypes with noise; labels from 0 in every task; task t has its own classes."""
+    """Return a stream whose tasks have different random class prototypes with noise; labels start from 0."""
     generator = torch.Generator().manual_seed(seed)
     labels = list(range(n_tasks)) if task_labels is None else task_labels
 
@@ -82,7 +82,7 @@ class Recurrent(nn.Module):
 
 
 class TiedEmbedding(nn.Module):
-    """Tokens in, tokens out, through one shared matrix; and a Conv1d between."""
+    """A network from tokens to tokens; embedding and output layer share one matrix, with a Conv1d between them."""
 
     def __init__(self):
         super().__init__()
@@ -97,7 +97,7 @@ class TiedEmbedding(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """A norm as Llama-like repositories write their own."""
+    """A custom norm, as in Llama-like repositories."""
 
     def __init__(self, width):
         super().__init__()
@@ -108,7 +108,7 @@ class RMSNorm(nn.Module):
 
 
 class Stranger(nn.Module):
-    """What people bring: padded tokens, ``weight_norm``, a norm of their own, a frozen layer, a slash in a name."""
+    """A network with padded tokens, ``weight_norm``, a custom norm, a frozen layer and a slash in a name."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What users pass by mistake: a clear error or a defined result, and earlier tasks as they were."""
+"""Wrong inputs give a clear error or a defined result, and earlier tasks do not change."""
 
 import copy
 
@@ -19,7 +19,7 @@ def benchmark(x, y, label=0):
 
 
 def learned(method, net=mlp, **options):
-    """A strategy with one task, and what that task answers."""
+    """Return a strategy with one task, and the outputs of that task."""
     strategy = train_all(build(method, net(), **options), class_stream(1))
     return strategy, outputs(strategy.model, inputs(), 0)
 
@@ -64,7 +64,7 @@ def test_a_task_of_one_class(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_last_batch_of_one_sample(method):
     strategy = build(method, ResNet(), train_mb_size=16, plugins=[CachedTensors()])
-    n = 33 if method != "clnp" else 36  # a tenth of them is held out
+    n = 33 if method != "clnp" else 36  # CLNP holds out a tenth of the samples.
     strategy.train(benchmark(inputs(n), torch.arange(n) % 2))
     assert strategy.model.task_keys == [0]
 

@@ -1,4 +1,4 @@
-"""The page that lists the benchmark scripts: complete, and without a dead link."""
+"""The page that lists the benchmark scripts is complete and has no dead links."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_every_result_file_belongs_to_a_script():
     patterns = re.findall(r"`results/([^`]+)`", PAGE)
     results = ROOT / "benchmarks" / "results"
     named = {path for pattern in patterns for path in results.glob(pattern)}
-    made_by_others = {"clnp_min_new.json", "clnp_reads_all.json"}  # of the leaderboard, beside its own settings
+    made_by_others = {"clnp_min_new.json", "clnp_reads_all.json"}  # results of the leaderboard with other settings
     assert {path for path in results.rglob("*.json") if path.name not in made_by_others} == named
 
 

@@ -1,4 +1,4 @@
-"""Whole blocks, exactly k of them, by a naive loop; and a strategy that learns such masks and forgets nothing."""
+"""Block masks keep exactly k whole blocks, as a naive loop does; a strategy with such masks forgets nothing."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What `benchmarks.practice.class_incremental` has of its own."""
+"""The classes and functions of `benchmarks.practice.class_incremental`."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from benchmarks.practice.class_incremental import SETTINGS, Calibrated, _novelty
 
 
 class Biased:
-    """A witness that reads each task's cost off the sample, and favours the first task by a constant."""
+    """A witness whose costs come from the sample itself, with a constant in favour of the first task."""
 
     def costs(self, model, n_tasks, x):
         costs = 3 * (1 - torch.nn.functional.one_hot(x.long(), n_tasks).float())

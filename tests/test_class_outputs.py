@@ -1,4 +1,4 @@
-"""Classes that the answering task has no output for: wrong, with a finite loss and one warning, under every method."""
+"""Samples of classes for which the task has no output count as wrong, with a finite loss and one warning."""
 
 import copy
 
@@ -57,7 +57,7 @@ NETS = {
 def benchmark(task_labels):
     y = torch.arange(18) % 6
     data = TensorDataset(torch.randn(6, 6, generator=torch.Generator().manual_seed(0))[y], y)
-    return nc_benchmark(data, data, 3, task_labels=task_labels, shuffle=False)  # classes 0 1, 2 3, 4 5
+    return nc_benchmark(data, data, 3, task_labels=task_labels, shuffle=False)  # classes 0 and 1, 2 and 3, 4 and 5
 
 
 def learner(method, net, **options):
@@ -151,7 +151,7 @@ def test_methods_without_labels_refuse_heads_that_need_them():
 
 
 class Named(torch.utils.data.Dataset):
-    """Samples whose labels are words."""
+    """A data set whose labels are words."""
 
     targets = ["cat", "dog"] * 8
 

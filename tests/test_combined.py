@@ -58,7 +58,7 @@ def test_the_weights_that_were_right_most_often_are_used(learned, best):
 
 
 def with_right(model, right, samples):
-    """A copy in which the candidates were right so often, of so many samples a task."""
+    """Return a copy with given shares of correct samples for the candidates, and a number of samples per task."""
     model = copy.deepcopy(model)
     for key in model.task_keys:
         stored = dict(model.subnetworks.task_statistics(key))
@@ -69,15 +69,15 @@ def with_right(model, right, samples):
 def test_of_weights_that_are_about_as_often_right_the_simplest_are_used(learned):
     right = [0.9, 0.8, *([0.7] * (len(SMALL.candidates) - 2))]
     right[2], right[4] = 0.906, 0.91
-    right[3] = 0.904  # less than half of what the best gains
-    for samples, chosen in ((100, 0), (10**6, 2)):  # a standard error of 0.017 and 0.0002
+    right[3] = 0.904  # less than half of the best gain
+    for samples, chosen in ((100, 0), (10**6, 2)):  # standard errors of about 0.017 and 0.0002
         model = with_right(learned[0], right, samples)
         weights, _ = SMALL._weights(model.candidates, 3)
         assert torch.equal(weights, SMALL.candidates[chosen])
 
 
 def test_the_samples_that_choose_are_not_among_those_whose_statistics_are_tried(learned):
-    """An oracle by hand: statistics of four fifths, costs of the fifth, over the first two tasks."""
+    """The reference uses the statistics of four fifths, and the costs of the held-back fifth, over two tasks."""
     model, stream = copy.deepcopy(learned[0]), learned[1]
     x, y, _ = load_tensors(stream.train_stream[1].dataset.eval(), torch.device("cpu"))
     gather_statistics(model, 1, [*zip(x.split(7), y.split(7), strict=True)])
@@ -85,7 +85,7 @@ def test_the_samples_that_choose_are_not_among_those_whose_statistics_are_tried(
     held = torch.arange(len(x)) % 5 == 4
     assert int(found["samples"]) == int(held.sum())
     model.task_inference = SMALL.witnesses[0]
-    for key in (0, 1):  # the first as it is stored by `Combined`, of all its samples
+    for key in (0, 1):  # `Combined` stores the statistics of all samples of the first task.
         data, labels, _ = load_tensors(stream.train_stream[key].dataset.eval(), torch.device("cpu"))
         rows = ~held if key == 1 else torch.ones(len(data), dtype=torch.bool)
         gather_statistics(model, key, [(data[rows], labels[rows])])

@@ -1,4 +1,4 @@
-"""Avalanche's own methods beside ours: each works, and nothing is forgotten, or is refused by name."""
+"""Avalanche's methods as plugins of ours: each works without forgetting, or is refused by name."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ class Net(nn.Module):
 
 
 class Normalised(Net):
-    """As CoPE needs it: outputs of length 1. Its loss takes the exponential of longer ones."""
+    """A network with outputs of length 1 for CoPE, whose loss takes the exponential of the outputs."""
 
     def forward(self, x):
         return nn.functional.normalize(super().forward(x), dim=1)

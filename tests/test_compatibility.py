@@ -1,4 +1,4 @@
-"""What else people bring: torchvision's networks, a causal transformer, other optimizers, plugins, number formats."""
+"""Compatibility: torchvision's networks, a causal transformer, optimizers, plugins and number formats."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:ta
 
 
 class Causal(nn.Module):
-    """GPT-2's kind of block on a sequence of tokens read off the pixels."""
+    """A block as in GPT-2, on a sequence of tokens that are computed from the pixels."""
 
     def __init__(self):
         super().__init__()
@@ -81,7 +81,7 @@ def test_clnp_on_residual_depthwise_and_squeeze_and_excitation_layers(network, m
         mine = (claimed == FREE) & (torch.rand(len(claimed), generator=torch.Generator().manual_seed(place)) < 0.4)
         return PruningReport(0.0, 1.0, 1.0, {}), torch.where(mine, place, claimed), mine
 
-    monkeypatch.setattr("avalanche_supermask.strategies.clnp.strategy.prune", claim_some)  # random labels claim no unit
+    monkeypatch.setattr("avalanche_supermask.strategies.clnp.strategy.prune", claim_some)  # random labels claim none
     strategy = CLNP(NETWORKS[network](), train_mb_size=6, evaluator=None, seed=0)
     x = torch.rand(4, 3, 32, 32)
     learns_without_forgetting(strategy, images(2, n=24), x)
@@ -90,7 +90,7 @@ def test_clnp_on_residual_depthwise_and_squeeze_and_excitation_layers(network, m
     with torch.no_grad():
         for name, weight in strategy.model.subnetworks.frozen.items():
             weight[free[name]] += 1.0
-    strategy.model.to("cpu")  # forgets what it has cached
+    strategy.model.to("cpu")  # clears the cache
     assert torch.equal(outputs(strategy.model, x, 0), before)
     small = strategy.export(0, slim=True)
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_clnp_names_the_module_that_it_cannot_prune(network):
 
 
 class Lion(Optimizer):
-    """Sign of the momentum: an optimizer that torch does not have."""
+    """An optimizer that PyTorch does not have: it steps by the sign of the momentum."""
 
     def __init__(self, parameters, lr):
         super().__init__(parameters, {"lr": lr})
@@ -172,7 +172,7 @@ def test_bfloat16_autocast():
 
 @pytest.mark.skipif(Version(torch.__version__) < Version("2.6"), reason="its compiler fails on such modules")
 @pytest.mark.parametrize("compiled", ["network", "model"])
-@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
 def test_torch_compile_changes_no_bit_and_forgets_nothing(compiled):
     def learned(compiled):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The page of what runs on what, from outcomes made up here."""
+"""The page of compatibility, written from invented outcomes."""
 
 from benchmarks.faults.compatibility import page
 

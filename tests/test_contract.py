@@ -1,8 +1,8 @@
-"""One contract for every registered method: networks x optimizers x what else is plugged in.
+"""The contract of every registered method, on several networks, with several optimizers and other plugins.
 
-The invariants of the design: finished tasks bit-identical, one score tensor a layer, one bit a weight and task,
-evaluation changes nothing, copies and reloads answer alike. A method whose class says ``forgets = True`` is a
-control and must fail the first.
+The tests check the invariants of the design: finished tasks stay bit-identical; there is one score tensor per layer and
+one bit per weight and task; evaluation changes nothing; copies and reloads have the same outputs. A method whose class
+has ``forgets = True`` is a control and must fail the first of them.
 """
 
 import copy
@@ -17,8 +17,8 @@ from avalanche_supermask.data.cached import load_tensors
 from tests.building import METHODS, NETWORKS, OPTIMIZERS, PAIRS, build, networks_of, same_state
 from tests.streams import class_stream, inputs, mlp, outputs, train_all
 
-# Small networks fill up; that is said, and is not what these tests are about.
-# So is that the stranger has a frozen layer, and that some networks have no norm.
+# These warnings are expected: small networks fill up, the network `Stranger` has a frozen layer, and some networks
+# have no norm.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:task .. no free unit is left",
     "ignore:2 parameters of Stranger are frozen",
@@ -28,7 +28,7 @@ COMPANIONS = {"alone": list, "ewc": lambda: [EWCPlugin(ewc_lambda=1.0)], "lwf": 
 
 
 def drift_of_old_tasks(strategy, stream, key_of=lambda index: index):
-    """Largest change of any finished task's outputs while later tasks are learned."""
+    """Return the largest change of any finished task's outputs while later tasks are learned."""
     x = inputs()
     recorded, worst = {}, 0.0
 
@@ -42,7 +42,7 @@ def drift_of_old_tasks(strategy, stream, key_of=lambda index: index):
     return worst
 
 
-# Every optimizer alone, and every companion beside one optimizer; the other pairs are for `make test-slow`.
+# Every optimizer runs alone, and every companion with one optimizer; `make test-slow` runs the other pairs.
 SETTINGS = [
     pytest.param(optimizer, companion, marks=[] if companion == "alone" or optimizer == "sgd" else pytest.mark.slow)
     for companion in COMPANIONS
@@ -114,7 +114,7 @@ def test_evaluation_changes_nothing_and_allocates_nothing(method):
     rng = torch.get_rng_state()
     with pytest.warns(UserWarning, match=r"task label 1 was never trained.*the latest task answers"):
         strategy.eval(stream.test_stream)
-    strategy.eval(stream.test_stream)  # no second warning: warnings are errors here
+    strategy.eval(stream.test_stream)  # There is no second warning; it would be an error.
     assert same_state(strategy.model.state_dict(), before)
     assert torch.equal(torch.get_rng_state(), rng)
     assert strategy.model.task_keys == [0]
@@ -133,7 +133,7 @@ def test_one_score_tensor_a_layer_and_one_bit_a_weight_and_task(method):
     mixed = {k: sum(4 * a.numel() for a in coefficients) for k in range(2, 4) if coefficients}
     assert model.subnetworks.masks.nbytes == (4 - len(mixed)) * bits
     own = {k: sum(4 * t.numel() for t in model.subnetworks.task_private(k).values()) for k in range(4)}
-    sure = 4  # how sure the task is of its own data
+    sure = 4  # the mean entropy of the task on its own data
     assert model.bytes_per_task() == {k: mixed.get(k, bits) + own[k] + sure for k in range(4)}
     assert model.bytes_per_task(private=False) == {k: mixed.get(k, bits) for k in range(4)}
     assert model.basis_bytes == 0

@@ -1,4 +1,4 @@
-"""What the documents say is run: the README's script, its commands' names, and every docstring example."""
+"""The code in the documents works: the README's script, its commands, and every docstring example."""
 
 import doctest
 import importlib
@@ -48,7 +48,7 @@ def test_the_readmes_script_prints_what_the_readme_shows(capsys):
     printed = capsys.readouterr().out
     assert number.sub("N", printed) == number.sub("N", shown)
     found, expected = (re.findall(r"accuracy ([0-9.]+)", text) for text in (printed, shown))
-    # Another processor may add in another order.
+    # Another processor may add numbers in another order.
     assert [float(a) for a in found] == pytest.approx([float(a) for a in expected], abs=0.03)
     assert re.findall(r", (\d+) bytes", printed) == re.findall(r", (\d+) bytes", shown)
 
@@ -82,7 +82,7 @@ def test_the_public_names_resolve():
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The built site."""
+    """Build the site; return its pages and its folder."""
     out = tmp_path_factory.mktemp("site") / "html"
     build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "docs", str(out)]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -100,7 +100,7 @@ def test_the_reference_has_every_public_name(site):
         f"avalanche_supermask.{module}.{name}"
         for module in modules
         for name in importlib.import_module(f"avalanche_supermask.{module}").__all__
-        if name not in ("by_name", "entropy")  # of the package itself, like the names of types
+        if name not in ("by_name", "entropy")  # These are for the package itself, like the names of types.
         and isinstance(getattr(sys.modules[f"avalanche_supermask.{module}"], name), (type, types.FunctionType))
     }
     at_the_top = {f"avalanche_supermask.{name.rpartition('.')[2]}" for name in described}

@@ -1,4 +1,4 @@
-"""Every example runs from its command line, and says what it promises."""
+"""Every example runs from the command line and prints the expected text."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import pytest
 
 from avalanche_supermask import registry
 
-# A whole stream is evaluated from the first task on; that some of it was never trained is said once, to users too.
+# The examples evaluate the whole stream after every task, so one warning reports tasks that were not trained yet.
 pytestmark = pytest.mark.filterwarnings("ignore:task label .* was never trained")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SAYS = {
@@ -30,17 +30,17 @@ SAYS = {
 }
 
 
-METHODS = {"own_method": "piggyback", "wsn": "wsn", "packnet": "packnet-norm", "hat": "hat"}  # each in one file
+METHODS = {"own_method": "piggyback", "wsn": "wsn", "packnet": "packnet-norm", "hat": "hat"}  # each method in one file
 
 
 def run(name, *arguments, monkeypatch):
     monkeypatch.setattr(sys, "argv", [name, *arguments])
-    monkeypatch.syspath_prepend(EXAMPLES)  # as Python does for a script
+    monkeypatch.syspath_prepend(EXAMPLES)  # Python does the same for a script.
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
 
 
 def test_an_example_runs_from_anywhere(tmp_path):
-    """Avalanche installs a top-level package named examples, and the checkout is not on the path."""
+    """The checkout is not on the path here, and Avalanche installs a top-level package named examples."""
     command = [sys.executable, str(EXAMPLES / "first_steps.py"), "--epochs", "1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -74,14 +74,14 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch, caps
 
 @pytest.mark.parametrize("module", METHODS)
 def test_a_method_of_ones_own_runs(module, monkeypatch, capsys):
-    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))  # it registers itself
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))  # The method registers itself.
     run(module, "--epochs", "2", monkeypatch=monkeypatch)
     assert "accuracy of each task: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("module", "method"), METHODS.items())
 def test_a_method_of_ones_own_passes_the_contract_tests(module, method):
-    """In a process of its own, as it registers itself for all tests there."""
+    """The test runs in another process, because the method registers itself for all tests of its process."""
     chosen = ["-p", f"examples.{module}", "-k", f"{method} and (mlp or lenet)"]
     contract = ["-m", "pytest", "-q", *chosen, "tests/test_contract.py"]
     done = subprocess.run([sys.executable, *contract], cwd=EXAMPLES.parent, capture_output=True, text=True, check=False)
@@ -115,7 +115,7 @@ def test_methods_of_ones_own_get_rows_of_the_leaderboard(tmp_path):
 
 
 def test_the_notebook_runs_and_shows_four_pictures(tmp_path):
-    """In a process of its own: what Jupyter warns of is not ours."""
+    """The notebook runs in another process, because warnings of Jupyter must not fail the test."""
     notebook = EXAMPLES / "tour.ipynb"
     script = f"""
 import nbformat

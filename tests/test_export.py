@@ -1,4 +1,4 @@
-"""What `export` returns is an ordinary network to every tool: `torch.export`, ONNX, a state dict."""
+"""`export` returns an ordinary network for every tool: `torch.export`, ONNX, a state dict."""
 
 import warnings
 
@@ -21,7 +21,7 @@ def exported(method, network):
 def test_torch_export_answers_alike(method, network):
     net, x = exported(method, network), inputs(4)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of the exporter's own
+        warnings.simplefilter("ignore")  # warnings of the exporter
         program = torch.export.export(net, (x,))
         assert torch.allclose(program.module()(x), net(x), atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""The page "Your first hour" prints what it shows."""
+"""The code on the page "Your first hour" prints the output that the page shows."""
 
 import os
 import re
@@ -15,7 +15,7 @@ NUMBER = re.compile(r"[+-]?\d[\w.,+]*")
 
 
 def form(text):
-    """A text with its numbers, and the widths of its columns, left out."""
+    """Return a text without its numbers and without the widths of its columns."""
     return re.sub(r"[ ]+", " ", NUMBER.sub("N", text)).strip()
 
 
@@ -39,7 +39,7 @@ def test_the_first_hour_prints_what_it_shows(tmp_path, monkeypatch, capsys):
             elif kind == "text":
                 printed = capsys.readouterr().out
                 assert form(printed) == form(text)
-                # Another processor adds in another order, so that digits after the point may differ.
+                # Another processor adds numbers in another order, so digits after the point may differ.
                 if "torch" not in text:
                     assert numbers(printed) == pytest.approx(numbers(text), abs=0.05)
                 shown += 1

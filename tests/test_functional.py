@@ -20,7 +20,7 @@ from avalanche_supermask.functional import (
 
 
 def naive_top_k(scores, keep):
-    """Oracle: sort by magnitude, then by position."""
+    """Compute the mask by sorting by magnitude and then by position."""
     order = sorted(range(scores.numel()), key=lambda i: (-abs(float(scores.reshape(-1)[i])), i))
     mask = torch.zeros(scores.numel(), dtype=torch.bool)
     mask[order[:keep]] = True
@@ -80,7 +80,7 @@ def test_erdos_renyi_keeps_the_overall_density_and_makes_small_layers_denser(den
 
 
 def test_erdos_renyi_matches_the_published_budget():
-    # A3: GEM-ResNet18's budget s = 1 keeps s * (C_out + C_in) a layer; here for two layers at a matching density.
+    # GEM-ResNet18's budget s = 1 keeps s * (C_out + C_in) weights per layer; here for two layers at a matching density.
     shapes = {"a": (20, 3, 3, 3), "b": (160, 160, 3, 3)}
     kept = (20 + 3) + (160 + 160)
     density = kept / (540 + 230_400)

@@ -28,7 +28,7 @@ def strategy(kind=SupSup, net=None, way="gaussian", **settings):
 
 
 def right(model, stream):
-    """Share of the test samples whose task is found."""
+    """Return the share of the test samples whose task is found."""
     model.eval()
     found = []
     for experience in stream.test_stream:
@@ -146,7 +146,7 @@ def test_the_gaussians_name_the_class_too(way):
 
 
 class Pair(nn.Module):
-    """Takes a dictionary with an image and numbers."""
+    """A network that takes a dictionary with an image and numbers."""
 
     def __init__(self):
         super().__init__()
@@ -186,7 +186,7 @@ def test_every_kind_of_network_has_features(name):
 
 
 class OnFrozenFront(nn.Module):
-    """Counts how often its frozen front part is called."""
+    """A network with a frozen front part that counts its calls."""
 
     def __init__(self):
         super().__init__()
@@ -228,7 +228,7 @@ def test_large_images_are_averaged_to_an_input_that_is_not_too_wide():
     for key in range(2):
         learn_nothing(model, key)
         x = torch.randn(12, 3, 64, 64, generator=draw)
-        x[:, :, :32] += key  # the mean of a task's upper half
+        x[:, :, :32] += key  # Tasks differ in the mean of the upper half.
         gather_statistics(model, key, [(x, torch.zeros(12, dtype=torch.long))])
     assert model.subnetworks.task_statistics(0)["input.means"].shape == (1, 3 * 36 * 36)
     model.eval()(x)
@@ -283,7 +283,7 @@ def test_batches_without_a_second_sample_and_features_that_do_not_vary():
     assert bool(out.isfinite().all())
     assert model.inferred_task.tolist() == [1, 1]
     learn_nothing(model, 2)
-    gather_statistics(model, 2, [(torch.zeros(4, 1, 6, 6), torch.zeros(4, dtype=torch.long))])  # nothing varies at all
+    gather_statistics(model, 2, [(torch.zeros(4, 1, 6, 6), torch.zeros(4, dtype=torch.long))])  # all samples are equal
     assert bool(model.eval()(torch.ones(2, 1, 6, 6)).isfinite().all())
 
 

@@ -1,6 +1,6 @@
-"""The guarantees on a GPU: bit-identical old tasks, no host synchronisation in a step, the same answers after a move.
+"""The guarantees on a GPU: bit-identical old tasks, steps without synchronisation, the same outputs after a move.
 
-Skipped where there is none.
+The tests are skipped if there is no GPU.
 """
 
 import copy
@@ -107,7 +107,7 @@ def test_a_step_waits_for_nothing(phase):
         torch.nn.functional.cross_entropy(model(x, 0), y).backward()
         optimizer.step()
 
-    step()  # what is made once may wait
+    step()  # The first step creates tensors that are kept, and may synchronise.
     torch.cuda.set_sync_debug_mode("error")
     try:
         step()

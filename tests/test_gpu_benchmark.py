@@ -1,4 +1,4 @@
-"""The one command for a machine with a GPU, tried on tiny networks, on a CPU."""
+"""The command for all GPU measurements works with tiny networks on a CPU."""
 
 import json
 import sys

@@ -22,7 +22,7 @@ METHODS = [
 
 
 def dense_gradient(model, x, coefficients, objective):
-    """Oracle: autograd through a dense stack of all masks, in double precision."""
+    """Compute the gradient by autograd through a dense stack of all masks, in double precision."""
     keys = model.task_keys
     a = coefficients.double().requires_grad_(True)
     frozen = model.subnetworks.frozen
@@ -50,7 +50,7 @@ def learned(n_tasks, make=lambda: mlp(outputs=4), trained=False):
         model.subnetworks.set_scores(model.fresh_scores(key))
         model.learn_scores(selection(model.masked_shapes, density=0.3))
         model.train()
-        model(inputs(8, seed=key), key)  # moves the running statistics
+        model(inputs(8, seed=key), key)  # changes the running statistics
         model.commit()
     return model.eval()
 
@@ -65,7 +65,7 @@ def test_the_gradient_from_packed_bits_equals_autograd_through_a_dense_stack(
     model = learned(5, make, trained=True)
     x, a = inputs(6), torch.tensor(coefficients)
     objective = OneShot()._loss
-    groups = [x, *inputs(40).split(1)]  # more groups than are taken at a time
+    groups = [x, *inputs(40).split(1)]  # more groups than are processed at a time
     found = Superposition(model).gradients(groups, a, objective)
     assert found.shape == (41, 5)
     for row, group in zip(found, groups, strict=True):
@@ -87,7 +87,7 @@ def test_the_gradient_of_some_layers_is_their_share_of_it(names):
 
 
 def test_the_layers_asked_decide_who_answers():
-    """Tasks that differ in their inputs' order: the first layer knows which, the others only add to the noise."""
+    """Different layers select different tasks, and ``layers`` uses only the gradients of the named layers."""
     model = learned(5, trained=True)
     x = inputs(12)
     for find in (OneShot, Binary):
@@ -142,7 +142,7 @@ def test_what_is_kept_is_dropped_when_the_tasks_change(change):
         model(x)
         kept = model._superposition
         model(x)
-        assert model._superposition is kept  # or this test would show nothing
+        assert model._superposition is kept  # Otherwise this test would show nothing.
         change(model)
         x = x.to(next(iter(model.subnetworks.frozen.values())).dtype)
         model(x)
@@ -192,7 +192,7 @@ def test_trying_each_task_against_an_oracle(method):
 
 
 class Sure:
-    """Three tasks with given logits for two samples, and given expectations."""
+    """A model of three tasks with given logits for two samples, and given expected entropies."""
 
     def __init__(self, expected):
         self.expected = torch.tensor(expected)
@@ -203,7 +203,7 @@ class Sure:
 
 
 def test_a_task_that_is_less_sure_than_of_its_own_data_is_doubted():
-    # entropies of the tasks: 0.582 and 0.582, 0.365 and 0.664, 0.693 and 0.693
+    # The entropies of the tasks are 0.582 and 0.582, 0.365 and 0.664, 0.693 and 0.693.
     def found(expected, **options):
         return ExpectedEntropy(**options)(Sure(expected), 3, torch.zeros(2, 1)).tolist()
 
@@ -267,7 +267,7 @@ def test_one_image_may_decide_for_the_batch():
 
 
 class Ties:
-    """A model whose tasks are all alike."""
+    """A model for which all tasks have the same gradient."""
 
     calls = 0
 
@@ -341,11 +341,11 @@ def test_heads_of_their_own_cannot_be_superposed():
     strategy.eval(stream.test_stream)
 
 
-# ---------------------------------------------------------------------- the digits oracle
+# ---------------------------------------------------------------------- permuted digits
 
 
 def permuted_digits(n_tasks, outputs):
-    """Permuted scikit-learn digits, threshold masks, 300 RMSprop steps a task: a small copy of the paper's set-up."""
+    """Learn permuted digits with threshold masks and 300 RMSprop steps per task, like the paper on a small scale."""
     x, y = load_digits(return_X_y=True)
     x, y = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y)
     x = (x - x.mean()) / x.std()
@@ -391,7 +391,7 @@ def test_one_image_finds_one_of_ten_tasks(outputs, least):
 
 
 def test_without_superfluous_neurons_entropy_is_lost():
-    """Negative control: with ten outputs, one-shot H is barely better than chance (the document measured 0.28)."""
+    """Negative control: with ten outputs, one-shot H finds few tasks (0.28 was measured)."""
     model, tests = permuted_digits(10, 10)
     assert accuracy(model, tests, OneShot(objective="H")) < 0.6
 
@@ -401,7 +401,7 @@ def test_without_superfluous_neurons_entropy_is_lost():
 def test_trying_each_task_in_chunks_equals_trying_one_by_one(network, chunk_bytes, monkeypatch):
     monkeypatch.setattr(superposition_module, "CHUNK_BYTES", chunk_bytes)
     if chunk_bytes:
-        monkeypatch.setattr(Superposition, "_batches", True)  # as on a GPU
+        monkeypatch.setattr(Superposition, "_batches", True)  # as it is on a GPU
     model = train_all(SupSup(NETWORKS[network](), density=0.3, evaluator=None, seed=0), class_stream(5)).model.eval()
     x = inputs(6)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""An evaluation under ``torch.inference_mode`` answers as one under ``no_grad``, and harms no later call."""
+"""Under ``torch.inference_mode`` outputs are those of ``no_grad``, and later calls work."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_the_same_answers_in_either_mode(learned, inference):
     learned.task_inference = inference
     learned._clear_kept()
     with torch.inference_mode():
-        x = inputs(6) * 1  # made in this mode, as a loader's batches are
+        x = inputs(6) * 1  # The inputs are created in this mode, like the batches of a loader.
         found = learned(x, 0)
     assert not learned.training
     for mode in (torch.no_grad, torch.inference_mode):

@@ -1,4 +1,4 @@
-"""Which tensor is the logits, and which dimension the classes."""
+"""The selection of the logits among the outputs, and of the dimension of the classes."""
 
 from collections import namedtuple
 from dataclasses import dataclass

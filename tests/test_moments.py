@@ -6,7 +6,7 @@ from avalanche_supermask.inference.moments import Moments
 
 
 def data(n=200, d=12, classes=3, seed=0):
-    """Classes around means of their own, with a covariance that falls off."""
+    """Return samples of classes with different means, whose variances decrease over the dimensions."""
     draw = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % classes
     spread = torch.linspace(2.0, 0.05, d)
@@ -21,14 +21,14 @@ def gathered(x, y, *, batch=7, **settings):
 
 
 def covariance(g, group=0):
-    """Dense, as the few directions and the constant say it."""
+    """Return the dense covariance that the stored directions and the constant describe."""
     basis, variance = g.basis[group].double(), g.variances[group].double()
     rest = torch.eye(g.width, dtype=torch.float64) - basis @ basis.T
     return basis @ variance[:-1].diag() @ basis.T + variance[-1] * rest
 
 
 def within(x, y, label=None):
-    """Naive covariance within the classes, or of one class."""
+    """Compute the covariance within the classes, or of one class, naively."""
     rows = [x[y == c].double() for c in y.unique() if label is None or c == label]
     return torch.cat([r - r.mean(dim=0) for r in rows]).T.cov(correction=0)
 
@@ -104,7 +104,7 @@ def test_the_shared_covariance_is_the_mean_over_all_samples(rank):
 @pytest.mark.parametrize("covariance_of", ["class", "task"])
 def test_samples_of_two_parts_are_joined_as_if_gathered_together(covariance_of):
     x, y = data()
-    first = (torch.arange(200) < 80) & (y < 2)  # the second part has a class more
+    first = (torch.arange(200) < 80) & (y < 2)  # The second part has one class more.
     settings = {"rank": 11, "covariance": covariance_of}
     parts = [gathered(x[rows], y[rows], **settings) for rows in (first, ~first)]
     found = joined(*parts, of_classes=covariance_of == "class")
@@ -120,7 +120,7 @@ def test_samples_of_two_parts_are_joined_as_if_gathered_together(covariance_of):
 def test_where_second_moments_of_many_classes_would_be_large_they_are_sketched(monkeypatch):
     x, y = data(d=60)
     exact = gathered(x, y, rank=4)
-    monkeypatch.setattr("avalanche_supermask.inference.moments.EXACT_BYTES", 2 * 60 * 60 * 8)  # of two classes
+    monkeypatch.setattr("avalanche_supermask.inference.moments.EXACT_BYTES", 2 * 60 * 60 * 8)  # enough for two classes
     late = gathered(x, y, rank=4, batch=70)
     monkeypatch.setattr("avalanche_supermask.inference.moments.EXACT_BYTES", 0)
     early = gathered(x, y, rank=4)

@@ -1,4 +1,4 @@
-"""Batches of any form: taken, cut and joined alike."""
+"""Batches of any form are read, split and joined in the same way."""
 
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Held:
 
 
 class Encoding(UserDict):
-    """As a tokenizer's: a mapping that is no dict."""
+    """A mapping that is not a dict, as tokenizers return it."""
 
 
 X = torch.arange(12.0).reshape(6, 2)

@@ -1,4 +1,4 @@
-"""A task that comes in several portions: it goes on learning, and nothing earlier moves."""
+"""A task that comes in several portions: its training continues, and earlier tasks do not change."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What the package exports, and who may import whom."""
+"""The exported names of the package, and the allowed imports between its parts."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,7 @@ import avalanche_supermask
 
 ROOT = Path(avalanche_supermask.__file__).parent
 
-# Each part of the package, and the parts that it may import. What is not named here is free.
+# Each part of the package, and the parts that it may import. Parts that are not listed may import all parts.
 MAY_IMPORT = {
     "functional": set(),
     "named_tensors": set(),
@@ -57,7 +57,7 @@ MAY_IMPORT = {
 
 
 def imports():
-    """Pairs of the part that imports and the part that is imported, with the file."""
+    """Return triples: the part that imports, the part that is imported, and the file."""
     found = set()
     for path in ROOT.rglob("*.py"):
         relative = path.relative_to(ROOT)

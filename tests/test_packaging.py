@@ -1,4 +1,4 @@
-"""What a user installs: the wheel holds the package alone, and trains where nothing else is."""
+"""The wheel holds only the package, and the package works in an empty environment."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ print("trained", strategy.model.task_keys)
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The wheel and the source distribution, by the build system that pyproject.toml names."""
+    """Build the wheel and the source distribution with the build system of pyproject.toml."""
     hatchling = pytest.importorskip("hatchling.build")
     assert hatchling
     out = tmp_path_factory.mktemp("dist")
@@ -68,7 +68,7 @@ def test_the_source_holds_tests_and_licence(built):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"])
 def test_it_trains_in_an_empty_environment(built, kind, tmp_path):
-    """Installs everything anew from the registry: minutes, and gigabytes."""
+    """The test installs all packages from the registry, which takes minutes and gigabytes."""
     (package,) = built.glob(kind)
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"

@@ -1,4 +1,4 @@
-"""Every picture shows the numbers of what it was given."""
+"""Every picture shows the numbers of its inputs."""
 
 import json
 

@@ -28,7 +28,7 @@ QUICK = {"train_mb_size": 16, "eval_mb_size": 16, "evaluator": None, "seed": 0, 
 
 
 class Recorder(SupervisedPlugin):
-    """Notes phase, learning rate and what may learn at every iteration."""
+    """Record the phase, the learning rate and the size of the optimizer's state at every iteration."""
 
     def __init__(self):
         super().__init__()
@@ -55,7 +55,7 @@ def test_phases_follow_the_epochs(epochs, weight_epochs, expected):
     recorder = Recorder()
     strategy = ExSSNeT(mlp(), train_epochs=epochs, weight_epochs=weight_epochs, plugins=[recorder], **QUICK)
     train_all(strategy, class_stream(2))
-    per_epoch = [learning for learning, _, _ in recorder.seen][::3]  # 48 samples, batches of 16
+    per_epoch = [learning for learning, _, _ in recorder.seen][::3]  # There are 48 samples in batches of 16.
     assert per_epoch == expected * 2
 
 
@@ -229,7 +229,7 @@ def test_too_few_outputs():
     assert strategy.model.task_keys == []
 
 
-# ---------------------------------------------------------------------- ends that come early
+# ---------------------------------------------------------------------- training that ends early
 
 
 class StopAt(SupervisedPlugin):
@@ -238,7 +238,7 @@ class StopAt(SupervisedPlugin):
         self.iteration = iteration
 
     def after_training_iteration(self, strategy, **kwargs):
-        if strategy.clock.train_iterations + 1 == self.iteration:  # the clock ticks last
+        if strategy.clock.train_iterations + 1 == self.iteration:  # The clock is updated after the plugins.
             strategy.stop_training()
 
 
@@ -252,7 +252,7 @@ def test_a_task_is_stored_from_whatever_phase_it_stops_in(iteration):
 def test_a_task_that_was_never_trained_is_not_stored():
     strategy = ExSSNeT(mlp(), train_epochs=2, weight_epochs=1, plugins=[StopAt(6)], **QUICK)
     with pytest.warns(UserWarning, match="task 1 was trained for 0 iterations and is not stored"):
-        strategy.train(class_stream(2).train_stream)  # Avalanche skips the next experience whole
+        strategy.train(class_stream(2).train_stream)  # Avalanche skips the whole next experience.
     assert strategy.model.task_keys == [0]
 
 
@@ -300,7 +300,7 @@ def test_copies_stay_frozen_under_further_training():
 
 
 class Careless(SubnetworkPlugin):
-    """A method whose author forgets that earlier tasks own weights."""
+    """A method that tries to train weights of earlier tasks."""
 
     def __init__(self, marks, phases=lambda epochs: [Phase("all", epochs)]):
         super().__init__()

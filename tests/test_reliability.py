@@ -1,4 +1,4 @@
-"""Processes that are really killed; the full count is in docs/reliability.md."""
+"""Killed processes and damaged files; docs/reliability.md has the full measurement."""
 
 import pytest
 

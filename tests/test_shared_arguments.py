@@ -1,4 +1,4 @@
-"""Arguments that several classes take: one description, one default, one type."""
+"""Arguments of several classes have one description, one default and one type."""
 
 import inspect
 import re
@@ -40,7 +40,7 @@ def made(default=0.1):
 
         def __init__(self, model, *, density=default, rate=None, **arguments): ...
 
-    # As at the top of a module, where docstrings are indented by four spaces.
+    # Docstrings of classes at the top of a module are indented by four spaces.
     Taker.__doc__ = inspect.cleandoc(Taker.__doc__).replace("\n", "\n    ").replace("    \n", "\n") + "\n    "
     return Taker
 
@@ -74,10 +74,10 @@ def test_a_missing_description_is_the_source_s_in_the_order_of_the_signature(ded
 def test_a_strategy_and_its_plugin_have_the_same_defaults(strategy):
     plugin = vars(sys.modules[strategy.__module__])[inspect.get_annotations(strategy)["method"]]
     taken, given = (inspect.signature(cls.__init__).parameters for cls in (strategy, plugin))
-    shared = [name for name in given if name not in ("self", "exclusive")]  # ExSSNeT is, and SSNeT is not
+    shared = [name for name in given if name not in ("self", "exclusive")]  # ExSSNeT and SSNeT fix this argument.
     assert set(shared) <= set(taken), "the strategy takes all that the plugin takes"
     for name in shared:
-        if name != "schedule":  # the strategy chooses one by whose optimizer it is
+        if name != "schedule":  # The strategy's default depends on whether an optimizer is passed.
             assert taken[name].default == given[name].default, name
             assert taken[name].annotation == given[name].annotation, name
 

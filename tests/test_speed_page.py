@@ -1,4 +1,4 @@
-"""The page of costs is what its result files say."""
+"""The page of costs agrees with its result files."""
 
 from pathlib import Path
 

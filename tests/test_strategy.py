@@ -1,4 +1,4 @@
-"""Arguments of the strategies: each is taken, or refused by the name of the public class."""
+"""Each argument of a strategy is accepted, or refused with the name of the public class."""
 
 import inspect
 import subprocess
@@ -20,7 +20,7 @@ PLUGINS = [name for name in avalanche_supermask.__all__ if f"{name}Plugin" in av
 def test_a_strategy_takes_what_its_plugin_takes(name):
     strategy, plugin = (getattr(avalanche_supermask, n) for n in (name, f"{name}Plugin"))
     taken = {*inspect.signature(strategy.__init__).parameters}
-    fixed = {"exclusive"} if name == "ExSSNeT" else set()  # SSNeT is the other value
+    fixed = {"exclusive"} if name == "ExSSNeT" else set()  # SSNeT has the other value.
     if name == "SupSupNNs":
         fixed |= {"transfer", "task_key", "schedule"}
     assert {*inspect.signature(plugin.__init__).parameters} - taken - fixed == set()
@@ -104,7 +104,7 @@ def test_scripts_say_in_one_line_that_there_is_no_gpu(command, tmp_path):
 
 
 class WithClosure:
-    """LBFGS needs a closure, which Avalanche does not give."""
+    """A mixin for LBFGS, which needs a closure that Avalanche does not pass."""
 
     def optimizer_step(self):
         def closure():

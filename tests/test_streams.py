@@ -1,4 +1,4 @@
-"""The fast MNIST streams are Avalanche's own, sample for sample (on stand-in images: no download)."""
+"""The fast MNIST streams have the samples of Avalanche's own; random images replace the data."""
 
 import gzip
 import json
@@ -24,7 +24,7 @@ from leaderboard.cell import Cell, run_cell, settings_of
 
 @pytest.fixture(scope="module")
 def mnist_root(tmp_path_factory):
-    """Random images in MNIST's own files."""
+    """Write random images in the file format of MNIST."""
     raw = tmp_path_factory.mktemp("data") / "MNIST" / "raw"
     raw.mkdir(parents=True)
     random = np.random.RandomState(0)
@@ -43,7 +43,7 @@ def mnist_root(tmp_path_factory):
 
 
 def by_class(columns):
-    """Avalanche stores an experience class by class; the order says nothing, as batches are shuffled."""
+    """Sort by class, as Avalanche stores an experience; the order does not matter, because batches are shuffled."""
     order = columns[1].argsort(stable=True)
     return [column[order] for column in columns]
 
@@ -110,7 +110,7 @@ def test_unknown_stream():
 
 
 class Coloured:
-    """As torchvision's CIFAR: all pixels in one array."""
+    """A replacement for torchvision's CIFAR, with all pixels in one array."""
 
     classes, side = 100, 32
     base_folder, train_list = "cifar-100-python", [["train", "a checksum"]]
@@ -126,7 +126,7 @@ class Ten(Coloured):
 
 
 class Files(Coloured):
-    """As Avalanche's TinyImageNet and CORe50: one image at a time."""
+    """A replacement for Avalanche's TinyImageNet and CORe50, which return one image at a time."""
 
     def __init__(self, root, train, mini=False):
         super().__init__(root, train)

@@ -1,4 +1,4 @@
-"""Every method on networks with named inputs, whose outputs are a dictionary or a tuple, or more in training."""
+"""Every method works on networks with named inputs and with outputs of several forms."""
 
 import copy
 from collections import namedtuple
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:task .. no free unit is left")
 
 
 class Structured(nn.Module):
-    """Two inputs by name; its outputs in one of several forms; its middle is computed again in the backward pass."""
+    """A network with two named inputs and outputs in one of several forms; its middle may be checkpointed."""
 
     def __init__(self, form):
         super().__init__()
@@ -35,13 +35,13 @@ class Structured(nn.Module):
         h = (self.body(x["values"]) * x["weight"]).relu()
         h = checkpoint(lambda h: self.middle(h).relu(), h, use_reentrant=False) if self.form == "checkpointed" else h
         logits = self.out(h)
-        if self.form == "auxiliary":  # as in torchvision's GoogLeNet and Inception
+        if self.form == "auxiliary":  # as torchvision's GoogLeNet and Inception do
             return Auxiliary(logits, self.second(h)) if self.training else logits
         return {"dictionary": {"hidden": h, "logits": logits}, "tuple": (logits, h)}.get(self.form, logits)
 
 
 class Criterion:
-    """Cross-entropy of the logits, wherever they are, and of the second output with a weight."""
+    """Cross-entropy of the logits in any form of output, and of the second output with a weight."""
 
     def __call__(self, output, y):
         if isinstance(output, Auxiliary):

@@ -1,4 +1,4 @@
-"""Keys of tasks; labels that only the data still have."""
+"""Keys of tasks, and labels that only the data have."""
 
 from types import SimpleNamespace
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:stream generator will be convert
 
 
 def named(index, label, learned, *, task_key="auto", on_revisit="error", kind=SimpleNamespace, learned_in=None):
-    """``learned``: label of each key, in order."""
+    """Return the key and label of an experience; ``learned`` has the label of each learned key, in order."""
     experience = SimpleNamespace(current_experience=index, task_labels=[] if label is None else [label])
     if kind is not SimpleNamespace:
         experience = OnlineCLExperience(dataset=[0], origin_experience=None)
@@ -36,7 +36,7 @@ def named(index, label, learned, *, task_key="auto", on_revisit="error", kind=Si
     ("given", "options", "expected"),
     [
         ((2, 7, {}), {}, (7, 7)),
-        ((1, 0, {0: 0}), {}, (1, 0)),  # labels that are all 0 tell nothing: the index names the task
+        ((1, 0, {0: 0}), {}, (1, 0)),  # All labels are 0, so the index is the key.
         ((1, None, {0: None}), {}, (1, None)),
         ((0, 0, {0: 0}), {"task_key": "task_label"}, (0, 0)),  # a revisit
         ((2, 0, {0: 0, 1: 1}), {}, (0, 0)),
@@ -61,7 +61,7 @@ def test_a_label_whose_key_an_index_took_is_not_called_a_revisit(on_revisit, tas
 def test_parts_of_an_online_stream_that_become_tasks_are_announced_once():
     with pytest.warns(UserWarning, match="experience 1 of an online stream has the task label 0.*'continue'"):
         assert named(1, 0, {0: 0}, kind=OnlineCLExperience) == (1, 0)
-    assert named(2, 0, {0: 0, 1: 0}, kind=OnlineCLExperience) == (2, 0)  # warnings are errors here
+    assert named(2, 0, {0: 0, 1: 0}, kind=OnlineCLExperience) == (2, 0)  # Another warning would be an error.
 
 
 def test_who_can_continue():

@@ -1,4 +1,4 @@
-"""`check_method` passes for a method that keeps the contract, and names what a method breaks."""
+"""`check_method` passes for a method that keeps the contract, and its error names the broken part."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ class Sound(SubnetworkStrategy):
 
 
 def broken(change):
-    """A method that does something to its model when a task is committed."""
+    """Return a method that changes its model when a task is committed."""
 
     class Broken(Sound):
         class plugin(Plugin):  # noqa: N801

@@ -17,7 +17,7 @@ SHAPES = {"a.weight": (3, 5), "b.weight": (8,), "c": (7, 11, 13)}
 def masks():
     found = PackedMasks(SHAPES)
     draw = torch.Generator().manual_seed(0)
-    for slot in range(70):  # more than lie together
+    for slot in range(70):  # more than `AT_ONCE`, so that there are two blocks
         found.commit(slot, {name: torch.rand(shape, generator=draw) < 0.3 for name, shape in SHAPES.items()})
     return found
 

@@ -1,4 +1,4 @@
-"""Properties that hold for any input: packing, unions, codes, top-k, phases."""
+"""Properties that hold for any input, of packing, unions, codes, top-k and phases."""
 
 import numpy as np
 import torch

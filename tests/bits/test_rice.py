@@ -1,4 +1,4 @@
-"""Codes of masks: exact, close to the entropy bound, and safe against bytes that are no code."""
+"""Codes of masks are exact and close to the entropy bound, and bytes that are no code are refused."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The combination of masks against a stack of float masks and autograd."""
+"""The combination of masks agrees with a stack of float masks and autograd."""
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_compiled_loops_give_the_bits_of_single_operators(n, monkeypatch):
     codes = encode([{name: masks[i] for name, (masks, _, _) in drawings.items()} for i in range(n)])
     weights = {name: weight for name, (_, weight, _) in drawings.items()}
     a = {name: a for name, (_, _, a) in drawings.items()}
-    a["image"] = a["small"]  # shared
+    a["image"] = a["small"]  # Two layers share their coefficients.
     learning = [a["large"], a["small"]]
     upstream = [torch.randn(shape) for shape in shapes.values()]
 
@@ -102,7 +102,7 @@ def test_one_table_for_all_layers_gives_the_bits_of_one_a_layer(n, monkeypatch):
     codes = encode([{name: masks[i] for name, (masks, _, _) in drawings.items()} for i in range(n)])
     weights = {name: weight for name, (_, weight, _) in drawings.items()}
     a = {name: a for name, (_, _, a) in drawings.items()}
-    a["image"] = a["small"]  # shared
+    a["image"] = a["small"]  # Two layers share their coefficients.
     learning = [a["large"], a["small"], a["one"]]
     upstream = [torch.randn(shape) for shape in shapes.values()]
     mixer = Mixer(codes)
@@ -113,7 +113,7 @@ def test_one_table_for_all_layers_gives_the_bits_of_one_a_layer(n, monkeypatch):
 
     expected, gradients = found()
     monkeypatch.setattr(weighted_sums, "_by_lists", lambda tensors: True)
-    for _ in range(2):  # the second step writes over what the first one has left
+    for _ in range(2):  # The second step overwrites the tensors of the first.
         at_once, ours = found()
         assert all(torch.equal(x, y) for x, y in zip(at_once, expected, strict=True))
         torch.testing.assert_close(ours, gradients, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Every image is shifted and mirrored on its own, and nothing else happens to it."""
+"""Every image is shifted and mirrored independently, and is not changed otherwise."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ IMAGE = torch.arange(1, 3 * 6 * 5 + 1, dtype=torch.uint8).reshape(3, 6, 5)
 
 
 def every_outcome(padding, flip):
-    """Oracle: all crops of the padded image, and their mirror images."""
+    """Return all crops of the padded image and their mirror images, computed directly."""
     padded = F.pad(IMAGE, [padding] * 4)
     crops = [
         padded[:, top : top + 6, left : left + 5] for top in range(2 * padding + 1) for left in range(2 * padding + 1)
@@ -28,7 +28,7 @@ def test_each_outcome_comes_about_equally_often(padding, flip, dtype):
     assert seen.dtype == dtype
     counts = {outcome: 0 for outcome in outcomes}
     for image in seen.flatten(1).long().tolist():
-        counts[tuple(image)] += 1  # a KeyError is an image that no crop gives
+        counts[tuple(image)] += 1  # A KeyError means that the image is none of the crops.
     assert min(counts.values()) > 300
     assert max(counts.values()) < 500
 

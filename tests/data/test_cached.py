@@ -40,7 +40,7 @@ def test_it_serves_every_strategy_the_same_data(strategy_class):
             train_epochs=3,
         )
         stream = class_stream(1)
-        train_all(strategy, stream)  # one batch an epoch: the order within it does not matter
+        train_all(strategy, stream)  # There is one batch per epoch, so the order within it does not matter.
         strategy.eval(stream.test_stream)
         return net(inputs()).detach()
 
@@ -48,7 +48,7 @@ def test_it_serves_every_strategy_the_same_data(strategy_class):
 
 
 class Watch(SupervisedPlugin):
-    """Notes where batches come from and what is in them."""
+    """Record the type of the loader and the inputs of every batch."""
 
     def __init__(self):
         super().__init__()
@@ -155,7 +155,7 @@ def test_evaluation_data_are_kept_up_to_the_bound_and_never_in_a_checkpoint():
 
 
 def slow_tensors(dataset):
-    """Oracle: sample by sample."""
+    """Return the tensors of a data set, read sample by sample."""
     samples = [dataset[i] for i in range(len(dataset))]
     return [torch.stack([torch.as_tensor(sample[k]) for sample in samples]) for k in range(3)]
 

@@ -1,4 +1,4 @@
-"""What the processes of a group do in the tests: learn a stream together, and return what they hold."""
+"""Functions that the processes of a group run in the tests: learn a stream together, and return the results."""
 
 import copy
 
@@ -28,7 +28,7 @@ OPTIONS = {
 
 
 def evaluator():
-    """All of Avalanche's common metrics and all of ours."""
+    """Return an evaluator with Avalanche's common metrics and all metrics of this package."""
     return EvaluationPlugin(
         accuracy_metrics(epoch=True, experience=True, stream=True),
         loss_metrics(epoch=True, experience=True, stream=True), supermask_metrics(), loggers=[],
@@ -43,7 +43,7 @@ def strategy_of(name, network, **options):
 
 
 def learn(rank, name, network, options=None, n_tasks=3, **stream):
-    """Digests of the model, drift of the old tasks, by task; and what the metrics said."""
+    """Learn a stream; return digests of the model, drifts of old tasks, and metrics, after each task."""
     options = {"evaluator": evaluator(), **(options or {})}
     return observe(strategy_of(name, network, **options), class_stream(n_tasks, n=50, **stream))
 

@@ -1,4 +1,4 @@
-"""Groups of gloo processes that stay alive from test to test, as importing Avalanche takes seconds."""
+"""Groups of gloo processes that stay alive from test to test, because importing Avalanche takes seconds."""
 
 import contextlib
 import multiprocessing
@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-TIMEOUT = timedelta(seconds=120)  # of one exchange: a process that waits in vain ends its group
+TIMEOUT = timedelta(seconds=120)  # of one exchange; after it, a waiting process ends its group
 _groups = {}
 
 
 class Group:
-    """Processes that run the same function and return what each of them found."""
+    """Processes that run the same function; `run` returns the results of all."""
 
     def __init__(self, size):
         context = multiprocessing.get_context("forkserver")
@@ -32,7 +32,7 @@ class Group:
             self.processes.append(process)
 
     def run(self, function, *arguments):
-        """What ``function(rank, *arguments)`` returned in every process, by rank."""
+        """Return the result of ``function(rank, *arguments)`` in every process, by rank."""
         for pipe in self.pipes:
             pipe.send((function, arguments))
         answers = [_answer(pipe) for pipe in self.pipes]
@@ -50,7 +50,7 @@ class Group:
 
 
 def group_of(size):
-    """The group of this size; started once, and again after a failure."""
+    """Return the group of this size; it is started once, and again after a failure."""
     if size not in _groups:
         _groups[size] = Group(size)
     return _groups[size]

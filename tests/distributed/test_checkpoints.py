@@ -1,4 +1,4 @@
-"""Rank 0 writes a checkpoint, every process goes on from it, and the group ends as if nobody had stopped it."""
+"""Rank 0 writes a checkpoint, and a group that resumes from it ends with the bits of an uninterrupted group."""
 
 import os
 
@@ -14,9 +14,9 @@ from tests.streams import NETWORKS, class_stream
 
 
 def run(rank, path, name, network, cut, seed=0, mine_only=True):
-    """Learn three tasks from the checkpoint on; with ``cut``, as if the power failed after so many batches."""
+    """Learn three tasks, from the checkpoint on if there is one; ``cut`` stops the run after that many batches."""
     if mine_only and rank:
-        path = f"{path}.of_another_machine"  # nothing is shared but the data
+        path = f"{path}.of_another_machine"  # The processes share only the data.
     plugins = [CheckpointPlugin(path), CachedTensors(), *([CutAfter(cut)] if cut else [])]
     strategy = strategy_of(name, network, plugins=plugins, evaluator=evaluator(), train_epochs=3)
     torch.manual_seed(seed + rank)

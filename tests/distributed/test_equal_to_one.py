@@ -1,4 +1,4 @@
-"""Two processes with half the batch each, beside one process with the whole batch."""
+"""Two processes with half of each batch learn the same as one process with whole batches."""
 
 import copy
 
@@ -102,7 +102,7 @@ def test_avalanches_own_loader_shuffles_each_epoch_anew_and_shows_every_sample_o
 def multi_head(rank, size):
     net = as_multitask(SimpleMLP(num_classes=2, input_size=36, hidden_size=16), "classifier")
     if size > 1:
-        torch.rand(3 + rank)  # the random states are not alike any more: the second head must be, all the same
+        torch.rand(3 + rank)  # The random states differ now; the second head must be equal nevertheless.
     return observe(supsup(size, net=net), class_stream(3, n=48))
 
 
@@ -164,7 +164,7 @@ def stopped_early(rank, one_only):
 def test_one_process_that_stops_stops_all(one_only):
     (first, steps), (second, others) = group_of(2).run(stopped_early, one_only)
     assert first["digests"] == second["digests"]
-    assert steps == others == 2 * 3  # the vote of the second batch is heard at the third
+    assert steps == others == 2 * 3  # The vote of the second batch takes effect at the third.
 
 
 def early_stopping(rank, size):
@@ -199,7 +199,7 @@ def test_metrics_of_inferred_tasks_are_of_all_data():
 
 
 def batch_norm(rank, size):
-    """Statistics of two batches, from three and from one sample."""
+    """Return the statistics of two batches, of three and of two samples, before and after averaging."""
     from avalanche_supermask.distributed import average_statistics
 
     norm = nn.BatchNorm1d(2)

@@ -1,4 +1,4 @@
-"""What differs between the processes is found early and told in words; what cannot run there says so."""
+"""Differences between processes raise clear errors early; methods that do not support groups are refused."""
 
 import pytest
 import torch
@@ -83,13 +83,13 @@ def test_different_labels():
 
 
 def diverging(rank):
-    """A plugin changes what learns in one process only."""
+    """Train with a plugin that changes scores in one process only; return the error."""
 
     class Nudge:
         supports_distributed = True
 
         def after_training_epoch(self, strategy, **kwargs):
-            # In the last epoch: scores that went on learning would choose another mask as well.
+            # In the last epoch, so that the scores are not trained any more and only they differ.
             if rank == 1 and strategy.clock.train_exp_epochs == strategy.train_epochs - 1:
                 with torch.no_grad():
                     strategy.model.subnetworks.scores["3.weight"].mul_(-2.0)

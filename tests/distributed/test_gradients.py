@@ -1,4 +1,4 @@
-"""The gradient that every process holds after its backward pass is that of the whole batch."""
+"""After its backward pass, every process has the gradient of the whole batch."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def data(n):
 
 
 def shares(n, rank, size):
-    """Uneven on purpose: rank 0 has one sample, the last one the rest."""
+    """Return the share of a process. Shares are uneven: the last process has all samples that remain."""
     edges = [*range(size), n]
     return slice(edges[rank], edges[rank + 1])
 

@@ -1,4 +1,4 @@
-"""Several processes end every task with the same bits, and leave the old tasks as they were, by every method."""
+"""With every method, several processes end each task with the same bits, and old tasks do not change."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tests.distributed.learning import OPTIONS, learn
 from tests.distributed.processes import group_of
 from tests.streams import NETWORKS
 
-REFUSED = [("clnp", "transformer"), ("clnp", "lstm")]  # by CLNP itself
+REFUSED = [("clnp", "transformer"), ("clnp", "lstm")]  # CLNP refuses these networks.
 PAIRS = [
     (name, network) for name in OPTIONS for network in NETWORKS if (name.partition("+")[0], network) not in REFUSED
 ]

@@ -1,4 +1,4 @@
-"""Shares of batches, batches put together again, and random numbers that are alike where they must be."""
+"""Shares of batches, joined batches, and random numbers that must be equal in all processes."""
 
 import random
 

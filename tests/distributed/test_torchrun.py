@@ -1,4 +1,4 @@
-"""The example, as a user starts it; and groups that are really killed, whose full count is in the result file."""
+"""The example runs under `torchrun`, and killed groups resume; the result file has the full number of kills."""
 
 import os
 import re

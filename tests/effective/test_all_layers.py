@@ -1,4 +1,4 @@
-"""All layers at once: the bits of one layer at a time, by lists, by compiled loops, and by numpy."""
+"""Computing all layers at once gives the bits of single layers: with lists, compiled loops and numpy."""
 
 import copy
 import pickle
@@ -25,7 +25,7 @@ SHAPES = {"a": (40, 30), "b": (7,), "c": (5, 3, 3, 3), "d": (64, 50)}
 
 @pytest.fixture
 def way(request, monkeypatch):
-    """The passes over the layers: on lists as on a device, compiled, or by numpy."""
+    """Select how layers are computed: on lists as on a GPU, with compiled loops, or with numpy."""
     monkeypatch.setattr(all_layers, "_by_lists", lambda tensors: request.param == "lists")
     if request.param == "compiled":
         pytest.importorskip("numba")
@@ -38,7 +38,7 @@ def way(request, monkeypatch):
 def drawn(kind, shape, generator):
     scores = torch.randn(shape, generator=generator)
     if kind == "ties":
-        scores = scores.mul(4).round().div(4)  # also +0.0 and -0.0
+        scores = scores.mul(4).round().div(4)  # Both +0.0 and -0.0 occur.
     if kind == "equal":
         scores = torch.full(shape, -0.5)
     return scores
@@ -51,7 +51,7 @@ def test_the_bits_of_one_layer_at_a_time(way, kind, learns):
     generator = torch.Generator().manual_seed(0)
     chooser = Chooser()
     for step in range(8):
-        scale = 1.0 + 0.01 * step if step < 6 else 100.0  # thresholds move on, and jump
+        scale = 1.0 + 0.01 * step if step < 6 else 100.0  # The thresholds move slowly, and then jump.
         scores = {n: (scale * drawn(kind, s, generator)).requires_grad_() for n, s in SHAPES.items()}
         weights = {n: torch.randn(s, generator=generator).requires_grad_(learns == "both") for n, s in SHAPES.items()}
         keeps = {n: [1, max(1, s.numel() // 10), s.numel()][step % 3] for n, s in scores.items()}
@@ -97,7 +97,7 @@ def test_a_count_that_no_layer_can_keep_is_refused(way):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_one_sort_of_many_layers_is_exact_in_any_type(dtype, monkeypatch):
-    monkeypatch.setattr(one_sort, "AT_ONCE", 1500)  # several sorts
+    monkeypatch.setattr(one_sort, "AT_ONCE", 1500)  # forces several sorts
     scores = [torch.randn(shape).to(dtype) for shape in (*SHAPES.values(), (30, 40), (3,))]
     keeps = [100, 7, 60, 1, 1199, 2]
     choose = one_sort.TopKAtOnce([s.shape for s in scores], keeps, torch.device("cpu"), dtype)
@@ -151,7 +151,7 @@ def test_compiled_loops_are_absent_without_numba(monkeypatch):
 
 
 class Count(TorchDispatchMode):
-    """Operators that are dispatched: on a device, each starts at least one kernel."""
+    """Count the dispatched operators; on a GPU, each starts at least one kernel."""
 
     def __init__(self):
         super().__init__()
@@ -163,7 +163,7 @@ class Count(TorchDispatchMode):
 
 
 def operators(call, *args):
-    call(*args)  # what is made once
+    call(*args)  # The first call creates tensors that are kept.
     with Count() as count:
         out = call(*args)
         if out.requires_grad:
@@ -216,7 +216,7 @@ def test_a_coefficient_step_takes_as_many_operators_for_any_number_of_layers(mon
         for p in (*model.parameters(), *dense.parameters()):
             p.grad = torch.zeros_like(p) if p.requires_grad else None
         extra[name] = operators(model, x, torch.zeros(len(x), dtype=torch.long)) - operators(dense, x)
-    # The dense network adds up a gradient a layer, and the mixture those of its coefficients.
+    # The dense network accumulates one gradient per layer, and the mixture only those of its coefficients.
     layers = {"3 layers": 3, "21 layers": 21}
     assert extra["3 layers"] + layers["3 layers"] == extra["21 layers"] + layers["21 layers"] <= 40
 

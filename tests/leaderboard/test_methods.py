@@ -1,4 +1,4 @@
-"""Rows of the leaderboard, and what their methods have to be told."""
+"""Rows of the leaderboard, and whether their methods need task labels."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The Ray engine, two workers on this machine: the pool's numbers, logs and failures; a cell that died comes back."""
+"""The Ray engine with two workers has the pool's numbers, logs and failures, and repeats a cell that died."""
 
 import json
 import sys
@@ -13,11 +13,11 @@ ray = pytest.importorskip("ray")
 from leaderboard.on_ray import run_cells_on_ray  # noqa: E402
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves its own sockets and files to the collector
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray does not close its sockets and files.
     pytest.mark.filterwarnings("ignore:.*unclosed:pytest.PytestUnraisableExceptionWarning"),
 ]
 
-# A module that kills its process the first time that it is imported, as a machine that goes down would.
+# A module that kills its process at the first import, as if the machine failed.
 DIES_ONCE = """
 import os, pathlib
 marker = pathlib.Path({marker!r})
@@ -33,7 +33,7 @@ def cell(method, **changed):
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """Two workers, which can import what lies in ``tmp_path``."""
+    """Start two workers that can import modules from ``tmp_path``."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield

@@ -1,4 +1,4 @@
-"""The page: what is in it, that nothing in it is markup of somebody else's, and that it works in a browser."""
+"""The page has the results, escapes markup in them, loads nothing from elsewhere, and works in a browser."""
 
 import contextlib
 import json
@@ -59,7 +59,7 @@ def test_it_needs_no_network(tmp_path):
 
 
 class Browser:
-    """Headless Chromium by its driver's own protocol."""
+    """Headless Chromium, controlled by the protocol of its driver."""
 
     def __init__(self, folder, width):
         self.driver = subprocess.Popen(["chromedriver", f"--port={PORT}"], stdout=subprocess.DEVNULL)
@@ -72,7 +72,7 @@ class Browser:
         ]
         options = {"goog:chromeOptions": {"args": arguments}, "goog:loggingPrefs": {"browser": "ALL"}}
         for _ in range(50):
-            with contextlib.suppress(OSError):  # until it listens
+            with contextlib.suppress(OSError):  # The driver does not listen yet.
                 self.session = self._ask("POST", "", {"capabilities": {"alwaysMatch": options}})["sessionId"]
                 return
             time.sleep(0.2)
@@ -108,7 +108,7 @@ class Browser:
 
 
 def within(size):
-    """Rows of split-digits that keep so many bytes at most."""
+    """Return the rows of split-digits whose total bytes are at most ``size``."""
     (stream,) = data_of(page([r for r in load_results(RESULTS) if r["stream"] == "split-digits"]))
     return {row["method"] for row in stream["rows"] if row["bytes_total"]["value"] <= size}
 
@@ -122,7 +122,7 @@ def test_it_is_clicked_through_in_a_browser(tmp_path, width):
     try:
         browser.open(tmp_path / "index.html")
         accuracies = names.replace("cells[0].textContent", "cells[1].textContent.split(' ')[0]")
-        best_first = browser.run(accuracies)  # rows may tie, and tied ones may stand in any order
+        best_first = browser.run(accuracies)  # Rows with equal accuracy may be in any order.
         expected = {r["method"] for r in load_results(RESULTS) if r["stream"] == "split-digits"}
         assert set(browser.run(names)) == expected
         assert best_first == sorted(best_first, reverse=True)

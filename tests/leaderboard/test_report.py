@@ -36,7 +36,7 @@ def test_rows_without_ids_are_compared_among_themselves():
     config = {**result()["config"], **inferred}
     rows = [result("naive", accuracy=0.5), result("exssnet")]
     rows += [result("exssnet+entropy", accuracy=0.4, config=config, train_cpu_seconds=8.0)]
-    rows += [result("naive", stream="split-digits-class", accuracy=0.2)]  # of a stream that has no ids
+    rows += [result("naive", stream="split-digits-class", accuracy=0.2)]  # This stream has no task ids.
     given, unknown, without = markdown(rows).split("### scenario: ")[1:]
     assert given.startswith("task id given")
     assert "exssnet+entropy" not in given

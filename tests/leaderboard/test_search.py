@@ -1,4 +1,4 @@
-"""Settings are chosen on held-out training data, by one rule, and rows find what was chosen for them."""
+"""One rule chooses settings on held-out training data, and each row uses the settings chosen for it."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What was asked for last is kept, within the bound; and a model answers by it only while it is true."""
+"""The most recently used tensors are kept within the bound, and a model uses them only while they are valid."""
 
 import torch
 

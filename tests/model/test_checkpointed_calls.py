@@ -1,4 +1,4 @@
-"""Activation checkpointing: the gradients are those without it, in every phase."""
+"""With activation checkpointing, gradients equal those without it, in every phase."""
 
 import pytest
 import torch
@@ -34,12 +34,12 @@ class Method(Net):
         return self.c(run(self.way, self.block, self.a(x)))
 
 
-class FromTheFirstLayer(Net):  # of what is checkpointed first, no input needs a gradient
+class FromTheFirstLayer(Net):  # No input of the first checkpointed part needs a gradient.
     def forward(self, x):
         return self.c(run(self.way, lambda x: self.b(self.a(x).relu()), x).relu())
 
 
-class Functional(Net):  # no module is called
+class Functional(Net):  # The checkpointed part calls no module.
     def block(self, x):
         return nn.functional.linear(x.tanh(), self.b.weight, self.b.bias).relu()
 
@@ -85,7 +85,7 @@ NETWORKS = [Method, FromTheFirstLayer, Functional, Nested, UsedInTwoParts, Seque
 
 
 def learning(net, phase):
-    """A model with a finished task, in a phase of learning the next."""
+    """Return a model with a finished task, in a phase of the next task."""
     model = learn_nothing(MaskedModel(net, seed=0, per_task="all"), 0).train()
     model.begin(1, 1)
     model.subnetworks.set_scores(model.fresh_scores(1))
@@ -127,11 +127,11 @@ def test_gradients_are_those_without_checkpointing(network, phase, way):
     same(found[1], found[0])
 
 
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch's, wherever none has
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # PyTorch's warning if no input has
 @pytest.mark.parametrize("way", [True, False])
 @pytest.mark.parametrize("network", [Method, Nested])
 def test_several_calls_before_one_backward_pass(network, way):
-    """A batch of mixed tasks, as replay makes, and a second forward pass: each part runs again with its own weights."""
+    """In the backward pass of a mixed batch and a second forward pass, each part uses the weights of its own call."""
     found = []
     for how in (None, way):
         model = learning(network(how), "scores")
@@ -155,7 +155,7 @@ def test_the_network_has_its_own_tensors_after_the_backward_pass(way):
 
 @pytest.mark.parametrize("way", [True, False])
 def test_the_users_saved_tensor_hooks_are_theirs(way):
-    """As `torch.autograd.graph.save_on_cpu` or activation offloading does."""
+    """`torch.autograd.graph.save_on_cpu` and activation offloading use such hooks."""
     model, packed = learning(Method(way), "scores"), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t):
         loss = model(X, 1).square().sum()

@@ -1,4 +1,4 @@
-"""Dense, sparse, or what was measured: equal to rounding, each bit-identical for ever, and bounded in memory."""
+"""Executions agree up to rounding; each is bit-identical over time and bounded in memory."""
 
 import copy
 import pickle
@@ -25,7 +25,7 @@ def learned(net=None, keys=range(3), **options):
 
 @pytest.fixture
 def sparse_wins(monkeypatch):
-    """Every measurement says that sparse layers are twice as fast; returns how many there were."""
+    """Make every measurement find sparse layers twice as fast; return a list with one entry per measurement."""
     measured = []
 
     def timed(ours, dense):
@@ -44,7 +44,7 @@ def dense_wins(monkeypatch):
 
 
 def held(model):
-    """Sparse weights that the model keeps, by task."""
+    """Return the number of sparse weights in the cache, by task."""
     return {
         key[0]: sum(isinstance(t, SparseWeight) for t in kept.tensors.values())
         for key, kept in model._recent._kept.items()
@@ -109,18 +109,18 @@ def test_auto_measures_once_and_never_changes_what_it_chose(sparse_wins, monkeyp
     x = inputs(40)
     before = outputs(model, x, 0)
     measured = len(sparse_wins)
-    assert measured == 4  # three layers, then the network
+    assert measured == 4  # three layers and then the network
     choices = copy.deepcopy(model.subnetworks.choices)
-    monkeypatch.setattr(execution, "timed", lambda ours, dense: (2.0, 1.0))  # from now on dense ones would win
+    monkeypatch.setattr(execution, "timed", lambda ours, dense: (2.0, 1.0))  # Now dense layers are faster.
     assert torch.equal(outputs(model, x, 0), before)
-    model.to("cpu")  # forgets what it keeps
+    model.to("cpu")  # clears the cache
     assert torch.equal(outputs(model, x, 0), before)
     assert torch.equal(outputs(copy.deepcopy(model), x, 0), before)
     assert torch.equal(outputs(pickle.loads(pickle.dumps(model)), x, 0), before)
-    outputs(model, inputs(64), 0)  # of the same class
+    outputs(model, inputs(64), 0)  # a batch of the same class
     assert model.subnetworks.choices == choices
     assert held(model) == {0: 3}
-    outputs(model, inputs(2), 0)  # another class, in which dense ones win
+    outputs(model, inputs(2), 0)  # a batch of another class, in which dense layers are faster
     assert len(model.subnetworks.choices[0]) == 2
     assert torch.equal(outputs(model, x, 0), before)
 
@@ -244,7 +244,7 @@ def test_threads_that_ask_at_once_agree(sparse_wins):
         with torch.no_grad():
             found[i] = [model(xs[i], i % 3) for _ in range(5)]
 
-    for i in range(4):  # the network itself is not to be called by two threads at once; the model is called in turn
+    for i in range(4):  # The threads run one after another.
         thread = threading.Thread(target=ask, args=(i,))
         thread.start()
         thread.join()

@@ -1,4 +1,4 @@
-"""Backbones that are brought frozen, wholly or in part."""
+"""Networks whose parameters are frozen before wrapping, wholly or in part."""
 
 import copy
 

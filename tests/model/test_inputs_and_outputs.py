@@ -1,4 +1,4 @@
-"""Networks with inputs and outputs of any form, by position and by keyword, of one task and of several."""
+"""Networks with inputs and outputs of any form, by position and by keyword, for one task and for several."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ from tests.streams import class_stream
 
 
 class Net(nn.Module):
-    """Takes a tensor, a dictionary or two tensors; returns what it is told to."""
+    """A network that takes a tensor, a dictionary or two tensors, and returns outputs in a given form."""
 
     def __init__(self, form="tensor"):
         super().__init__()
@@ -160,7 +160,7 @@ def test_inference_finds_the_logits(how, form, where):
 
 
 class Dense(nn.Module):
-    """A label for every pixel, the classes first or last."""
+    """A network with outputs for every pixel; the dimension of the classes is the second or the last."""
 
     def __init__(self, last=False):
         super().__init__()

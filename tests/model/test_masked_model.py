@@ -87,7 +87,7 @@ def test_running_statistics_are_per_task_and_safe_in_training_mode():
     before = [m.clone() for m in means]
     model.train()
     for key in model.task_keys:
-        model(inputs(8), key)  # as LwF's or a user's forward in training mode would
+        model(inputs(8), key)  # as a forward pass of LwF or of a user in training mode
     assert all(torch.equal(a, b) for a, b in zip(means, before, strict=True))
 
 
@@ -116,7 +116,7 @@ def test_tied_weights_share_one_mask():
 
 
 class CountsItsCalls(nn.Sequential):
-    """Moves buffers whenever it is called: one in place, one by replacing it."""
+    """A network that changes two buffers in every call: one in place, and one by replacing it."""
 
     def __init__(self):
         super().__init__(nn.Flatten(), nn.Linear(36, 4))
@@ -160,7 +160,7 @@ def test_a_layer_used_twice_has_one_mask_and_one_set_of_statistics():
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_effective_weights_are_weight_times_mask(network):
-    """Oracle: the same architecture, its weights multiplied by the mask by hand."""
+    """The reference is the same network, whose weights are multiplied by the mask."""
     net = NETWORKS[network]()
     model = learn_nothing(MaskedModel(net, init="keep", seed=0), 0)
     mask = model.subnetworks.task_mask(0)
@@ -181,7 +181,7 @@ def test_multi_head_models(net):
     x, recorded = inputs(), {}
 
     def after_task(index):
-        strategy.eval(class_stream(3).test_stream)  # unseen heads must not be made
+        strategy.eval(class_stream(3).test_stream)  # Evaluation must not create heads of tasks that were not trained.
         recorded[index] = outputs(strategy.model, x, index)
         for key, before in recorded.items():
             assert torch.equal(outputs(strategy.model, x, key), before)
@@ -333,7 +333,7 @@ def test_scores_and_weights_learn_together_where_no_task_owns_them():
 
 
 def test_a_task_with_nothing_of_its_own_adds_no_module():
-    """Every move and every search for parameters passes over all modules, at each new task."""
+    """Each new task searches all modules for parameters and moves them, so more modules would make this slower."""
     model = MaskedModel(mlp(outputs=4), seed=0)
     learn_nothing(model, 0)
     before = len(list(model.modules()))

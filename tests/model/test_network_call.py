@@ -1,4 +1,4 @@
-"""The direct call does what `torch.func.functional_call` does, bit for bit, and leaves the network as it was."""
+"""A direct call equals `torch.func.functional_call`, bit for bit, and does not change the network."""
 
 import copy
 import pickle
@@ -55,7 +55,7 @@ ALL = {
 
 
 def other_tensors(net):
-    """Numbers in the place of every parameter, one name each, and of every buffer."""
+    """Return random tensors for all parameters, one name each, and copies of all buffers."""
     tensors = {name: torch.randn_like(p).div(8).requires_grad_() for name, p in net.named_parameters()}
     return {**tensors, **{name: b.clone() for name, b in net.named_buffers()}}
 
@@ -78,7 +78,7 @@ def test_outputs_gradients_and_buffers_of_functional_call(network, training):
     before = state_of(net)
 
     def found(call):
-        torch.manual_seed(1)  # dropout; and the same tensors
+        torch.manual_seed(1)  # Both calls use the same tensors and the same dropout.
         tensors = other_tensors(net)
         out = call(tensors)
         learning = [t for t in tensors.values() if t.requires_grad]

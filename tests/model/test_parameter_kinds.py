@@ -23,7 +23,7 @@ class LlamaRMSNorm(RMSNorm):
     pass
 
 
-class Rescale(RMSNorm):  # a norm by its place alone
+class Rescale(RMSNorm):  # recognised as a norm only by the name of its module
     pass
 
 
@@ -97,7 +97,7 @@ def test_no_norm_at_all_is_said():
 
 
 class Words(nn.Module):
-    """Tokens read off the pixels; 0 is padding."""
+    """A network on tokens that are computed from the pixels; 0 is padding."""
 
     def __init__(self, kind=nn.Embedding, tied=False, **options):
         super().__init__()
@@ -176,7 +176,7 @@ def test_an_embedding_that_shortens_its_rows(method, kind):
         key = experience.current_experience
         recorded[key] = outputs(strategy.model, x, key)
         for old, before in recorded.items():
-            for _ in range(2):  # a call must not change what the next one sees
+            for _ in range(2):  # A call must not change the next one.
                 assert torch.equal(outputs(strategy.model, x, old), before)
             with torch.no_grad():
                 assert torch.equal(strategy.model.export(old)(x), before)

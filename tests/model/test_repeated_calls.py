@@ -1,4 +1,4 @@
-"""The short way of repeated calls: the same answers as the long one, whatever has changed in between."""
+"""Repeated calls take a shorter path with the same outputs, whatever has changed in between."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ X = torch.rand(6, 5, generator=torch.Generator().manual_seed(0))
 
 
 def learn(model: MaskedModel, key: int, label: int) -> None:
-    """One more task, with a mask of fresh scores."""
+    """Add a task whose mask is made from fresh scores."""
     model.train().begin(key, label)
     model.set_scores(model.fresh_scores(key))
     model.learn_scores(selection(model.masked_shapes, density=0.5))
@@ -27,7 +27,7 @@ def learn(model: MaskedModel, key: int, label: int) -> None:
 
 
 def made(*tasks: int) -> MaskedModel:
-    """A model with these tasks."""
+    """Return a model with these tasks."""
     net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
     model = MaskedModel(net, seed=0)
     for task in tasks:
@@ -36,18 +36,18 @@ def made(*tasks: int) -> MaskedModel:
 
 
 def labels(label: int) -> Tensor:
-    """One label for all samples."""
+    """Return one label for all samples."""
     return torch.full((len(X),), label)
 
 
 def is_short(model: MaskedModel, label: int) -> bool:
-    """Whether a call of this label has the short way."""
+    """Return whether a call with this label takes the short path."""
     return model._again(X, labels(label)) is not MISSED
 
 
 @pytest.mark.parametrize("form", [int, labels])
 def test_the_second_call_is_short_and_equal(form: Any) -> None:
-    """Outputs of a task are those of its export, in every call."""
+    """In every call, the outputs of a task equal those of its export."""
     model = made(0, 1)
     for task in (0, 1):
         expected = model.export(task)(X)
@@ -58,7 +58,7 @@ def test_the_second_call_is_short_and_equal(form: Any) -> None:
 
 
 def test_what_learns_answers_itself() -> None:
-    """A task that begins under a finished one's label answers in its place, and training is never short."""
+    """A task that begins with the label of a finished task is used for that label; training has no short path."""
     model = made(0)
     before = model(X, labels(0))
     model.begin(1, 0)
@@ -74,7 +74,7 @@ def test_what_learns_answers_itself() -> None:
 
 
 def test_a_new_task_under_a_forgotten_key_is_seen() -> None:
-    """What is kept of a task goes with it."""
+    """When a task is forgotten, its cached tensors are dropped."""
     model = made(0, 1)
     model(X, labels(1))
     model.forget(1)
@@ -84,7 +84,7 @@ def test_a_new_task_under_a_forgotten_key_is_seen() -> None:
 
 
 def test_two_tasks_of_one_label_take_the_long_way_with_its_warning() -> None:
-    """The label no longer tells which task it is."""
+    """The label stands for two tasks."""
     model = made(0)
     model(X, labels(0))
     learn(model, 1, 0)
@@ -94,7 +94,7 @@ def test_two_tasks_of_one_label_take_the_long_way_with_its_warning() -> None:
 
 
 def test_an_assigned_task_answers() -> None:
-    """Whatever was called before."""
+    """The assigned task is used, whatever was called before."""
     model = made(0, 1)
     model(X, labels(0))
     model.router.assigned = 1
@@ -102,7 +102,7 @@ def test_an_assigned_task_answers() -> None:
 
 
 def test_inference_and_other_executions_are_seen() -> None:
-    """A setting that changes after the first call holds from then on."""
+    """A setting that changes after the first call takes effect in the next call."""
     model = made(0, 1)
     model(X, labels(0))
     model.task_inference = "entropy"
@@ -113,7 +113,7 @@ def test_inference_and_other_executions_are_seen() -> None:
 
 
 def test_a_replaced_layer_is_called() -> None:
-    """The places of the tensors are looked up anew where a module was replaced."""
+    """The places of the tensors are looked up again if a module was replaced."""
     model = made(0)
     model(X, labels(0))
     expected = model(X, labels(0))
@@ -125,7 +125,7 @@ def test_a_replaced_layer_is_called() -> None:
 
 
 def test_the_network_has_its_own_tensors_back_after_an_error() -> None:
-    """A short call that fails leaves nothing behind."""
+    """A short call that fails does not change the network."""
     model = made(0)
     model(X, labels(0))
     own = {name: p for name, p in model.net.named_parameters()}
@@ -142,7 +142,7 @@ def test_the_network_has_its_own_tensors_back_after_an_error() -> None:
 
 
 def test_threads_and_mixed_batches() -> None:
-    """Short calls of two tasks at once, and of both in one batch, answer as single ones do."""
+    """Concurrent short calls of two tasks, and mixed batches, have the outputs of single calls."""
     model = made(0, 1)
     expected = [model(X, labels(task)) for task in (0, 1)]
     with ThreadPoolExecutor(4) as pool:

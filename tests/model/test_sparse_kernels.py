@@ -1,4 +1,4 @@
-"""The sparse layers against the dense ones, every shape and thread count; equal bits whatever the number of threads."""
+"""Sparse layers agree with dense ones for every shape, and their bits do not depend on the number of threads."""
 
 import threading
 
@@ -24,7 +24,7 @@ def two_threads():
 
 @pytest.fixture(params=["both", "mkl", "numba"])
 def library(request, monkeypatch):
-    """Which kernels there are."""
+    """Select which kernels are available."""
     if request.param == "mkl":
         monkeypatch.setattr(sparse_loops, "installed", lambda: False)
     if request.param == "numba":
@@ -61,7 +61,7 @@ def test_a_convolution_is_the_dense_one(shape, stride, padding, dilation):
     batch, channels, height, width, outputs, *kernel = shape
     x, w, bias = torch.randn(batch, channels, height, width), weight(outputs, channels, *kernel), torch.randn(outputs)
     csr = CSR(w)
-    for images in (x, x[:, :, 1:, 1:], x[:1]):  # the same weight, other geometries
+    for images in (x, x[:, :, 1:, 1:], x[:1]):  # the same weight with other geometries
         for b in (bias, None):
             out = convolution(images, csr, b, stride=stride, padding=padding, dilation=dilation)
             torch.testing.assert_close(out, F.conv2d(images, w, b, stride, padding, dilation))

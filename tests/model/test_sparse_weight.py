@@ -1,4 +1,4 @@
-"""A sparse weight in the place of a dense one: the same network, to rounding, whatever is done with it."""
+"""A network with sparse weights agrees with the dense network up to rounding, also after copies and moves."""
 
 import copy
 import pickle
@@ -44,7 +44,7 @@ CASES = {
 
 
 def pair(make, density=0.3):
-    """A network with thin dense weights, and the same with sparse ones."""
+    """Return a network whose dense weights are mostly zero, and a copy with sparse weights."""
     dense = make().eval()
     names = sparse_places(dense)
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Networks that are refused at wrapping, each in one line that says what to pass."""
+"""Networks that cannot be wrapped are refused with an error of one line that names what to pass instead."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_what_is_refused(make, error, said):
     assert "\n" not in str(caught.value)
 
 
-class DistributedDataParallel(nn.Module):  # named as PyTorch's, and not PyTorch's
+class DistributedDataParallel(nn.Module):  # It has the name of PyTorch's class but is another class.
     def __init__(self, module):
         super().__init__()
         self.module = module

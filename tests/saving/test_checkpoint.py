@@ -1,4 +1,4 @@
-"""A run that is saved, and resumed in a fresh process with another seed, equals the uninterrupted one."""
+"""A run that is saved and then resumed in a fresh process with another seed equals the uninterrupted run."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ def make(name, optimizer="sgd"):
 
 
 def run(name, path, stop_after=None, seed=0, optimizer="sgd"):
-    """Logits of all tasks after the last one, starting from the checkpoint if there is one."""
+    """Train from the checkpoint on, if there is one, and return the logits of all tasks after the last task."""
     torch.manual_seed(seed)
     strategy, first = maybe_load_checkpoint(make(name, optimizer), path)
     stream = class_stream(3)
@@ -117,7 +117,7 @@ def test_a_logger_goes_on_printing_where_one_looks(tmp_path, capsys):
 
     first, path = strategy(), tmp_path / "checkpoint.pkl"
     first.train(class_stream(1).train_stream[0])
-    save_checkpoint(first, path)  # capsys has replaced sys.stdout, as a notebook does
+    save_checkpoint(first, path)  # capsys replaces sys.stdout, as a notebook does.
     capsys.readouterr()
     resumed, _ = maybe_load_checkpoint(strategy(), path)
     resumed.train(class_stream(2).train_stream[1])

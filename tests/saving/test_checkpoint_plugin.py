@@ -1,4 +1,4 @@
-"""A run that stops inside an experience, and goes on from a checkpoint, equals the uninterrupted one."""
+"""A run that stops within an experience and resumes from a checkpoint equals the uninterrupted run."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ class PowerCutError(RuntimeError):
 
 
 class CutAfter(SupervisedPlugin, supports_distributed=False):
-    """Ends everything after so many iterations."""
+    """Raise an error after a number of iterations, like a power failure."""
 
     def __init__(self, iterations):
         super().__init__()
@@ -41,7 +41,7 @@ class CutAfter(SupervisedPlugin, supports_distributed=False):
 
 
 def make(name, plugins):
-    """With metrics, whose state must survive too."""
+    """Return a strategy with metrics, because their state must be restored too."""
     evaluator = EvaluationPlugin(
         accuracy_metrics(epoch=True, experience=True), loss_metrics(epoch=True), forgetting_metrics(experience=True),
         supermask_metrics(), strict_checks=False, loggers=[],
@@ -59,7 +59,7 @@ def make(name, plugins):
 
 
 def run(name, path, *, seed=0, cut=0, every=1, cached=True, at_once=False):
-    """Logits of all tasks and all metrics after the last one; None where the power was cut."""
+    """Return the logits of all tasks and all metrics after the last task; None if the run was cut."""
     torch.manual_seed(seed)
     plugins = [CheckpointPlugin(path, every=every), *([CachedTensors()] if cached else [])]
     strategy, first = maybe_load_checkpoint(make(name, [*plugins, CutAfter(cut)]), path)
@@ -115,7 +115,7 @@ def test_all_experiences_in_one_call(tmp_path):
 
 def test_at_most_one_interval_is_lost(tmp_path):
     path = tmp_path / "cut.pkl"
-    run("supsup", path, cut=11, every=2)  # dies in the fourth epoch; the last checkpoint is after the second
+    run("supsup", path, cut=11, every=2)  # The run stops in the fourth epoch; the last checkpoint is after the second.
     strategy, first = maybe_load_checkpoint(make("supsup", [CheckpointPlugin(path)]), path)
     assert (first, strategy.clock.train_exp_epochs) == (0, 2)
 

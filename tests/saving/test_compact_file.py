@@ -1,4 +1,4 @@
-"""The compact file: every method, small on disk, and never a wrong load from a damaged one."""
+"""The compact file: it works for every method, is small, and a damaged file is never loaded as a wrong model."""
 
 import json
 import pickletools
@@ -122,7 +122,7 @@ def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-# ------------------------------------------------------------------ files that are no good
+# ------------------------------------------------------------------ files that cannot be loaded
 
 
 def test_another_network_is_told_by_its_first_weight(tmp_path):
@@ -155,7 +155,7 @@ def test_a_later_format_asks_for_an_upgrade(tmp_path, monkeypatch):
 
 
 def test_1500_damaged_files_give_an_error_or_the_very_same_model(tmp_path):
-    """Header, manifest, weights and masks: a third of the damage is aimed at the head of the file."""
+    """Header, manifest, weights and masks are damaged; a third of the damage is in the head of the file."""
     model, path = saved(tmp_path, build("exssnet", mlp(8)))
     data, rng = path.read_bytes(), random.Random(0)
     expected = {key: outputs(model, inputs(), key) for key in model.task_keys}
@@ -176,7 +176,7 @@ def test_1500_damaged_files_give_an_error_or_the_very_same_model(tmp_path):
 
 
 def test_the_checksum_is_what_finds_a_changed_weight(tmp_path, monkeypatch):
-    """Negative control: without it, the same damage is loaded."""
+    """Negative control: without the checksum, the same damaged file is loaded."""
     model, path = saved(tmp_path, build("supsup", mlp()))
     data = bytearray(path.read_bytes())
     size = int.from_bytes(data[:8], "little")
@@ -191,7 +191,7 @@ def test_the_checksum_is_what_finds_a_changed_weight(tmp_path, monkeypatch):
 
 
 def test_a_file_of_an_earlier_version_answers_and_learns_on(tmp_path):
-    """Written at commit 40fc73a, before the wrapping had ``scores``; what it answered then lies beside it."""
+    """The file was written at commit 40fc73a, before ``scores`` was added; its outputs of that time are stored too."""
     folder = Path(__file__).parent
     model = load(folder / "format1.safetensors", mlp())
     expected = load_file(folder / "format1_answers.safetensors")

@@ -1,4 +1,4 @@
-"""``python -m avalanche_supermask FILE`` says what a file holds."""
+"""``python -m avalanche_supermask FILE`` prints the contents of a file."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Checkpoints of version 0.1.0, made before its modules moved, load into today's strategies with the same answers."""
+"""Checkpoints of version 0.1.0, written before modules were moved, load with the same outputs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""One task as a file: it answers as before, in any model of the same base, and in no other."""
+"""The file of one task: outputs are the same in any model with the same base; other models refuse the file."""
 
 import copy
 import json
@@ -64,7 +64,7 @@ def test_where_the_entries_are_taken_the_values_are_kept_with_the_task(tmp_path)
     assert key == 7
     assert torch.equal(outputs(model, inputs(), 7), outputs(one.model, inputs(), 0))
     assert all(torch.equal(outputs(model, inputs(), key), old) for key, old in before.items())
-    assert two.tasks_left == free  # it owns none of the shared entries
+    assert two.tasks_left == free  # The loaded task owns none of the shared entries.
     entries = sum(int(m.sum()) for m in model.task_mask(7).values())
     assert model.bytes_per_task()[7] == model.bytes_per_task()[0] + 4 * entries
     two.train(class_stream(3).train_stream[2])
@@ -95,7 +95,7 @@ def test_a_file_has_the_bytes_of_the_task_alone(tmp_path):
     strategy = tuned(1, nn.Sequential(nn.Flatten(), nn.Linear(36, 2000), nn.ReLU(), nn.Linear(2000, 2)), density=0.01)
     save_task(strategy.model, 0, tmp_path / "task.safetensors")
     entries, own = 720, 2 * 2001
-    mask = 72_000 * 0.0808 / 8  # its entropy
+    mask = 72_000 * 0.0808 / 8  # entropy of the mask, in bytes
     assert (tmp_path / "task.safetensors").stat().st_size < 4 * (entries + own) + 1.1 * mask + 1500
 
 
@@ -117,7 +117,7 @@ def test_masks_that_cut_move_too(tmp_path, method):
     one = train_all(method(mlp(), density=0.3, **SETTINGS), class_stream(2)).model
     two = train_all(method(mlp(), density=0.3, **{**SETTINGS, "seed": 4}), class_stream(1)).model
     save_task(one, 1, tmp_path / "task.safetensors")
-    two.shared.update(one.shared)  # biases of another draw would be another base
+    two.shared.update(one.shared)  # Other biases would be another base.
     before = outputs(two, inputs(), 0)
     load_task(two, tmp_path / "task.safetensors")
     assert torch.equal(outputs(two, inputs(), 1), outputs(one, inputs(), 1))

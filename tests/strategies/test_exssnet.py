@@ -10,7 +10,7 @@ QUICK = {"train_mb_size": 16, "evaluator": None, "seed": 0, "density": 0.3, "tra
 
 
 def watch(strategy, stream):
-    """Masks, and frozen weights before and after every task."""
+    """Train on the stream; return the frozen weights before and after every task, and the masks."""
     weights = [{n: w.clone() for n, w in strategy.model.subnetworks.frozen.items()}]
 
     def after_task(_):
@@ -90,7 +90,7 @@ def test_no_weight_left_to_train():
 
 
 def test_random_masks_overlap_as_chance_says():
-    """Share of a mask that no earlier one holds: (1 - k)^(t - 1), within three standard deviations."""
+    """The share of a mask that is in no earlier mask is (1 - k)^(t - 1), within three standard deviations."""
     strategy = ExSSNeT(
         mlp(width=96), **(QUICK | {"density": 0.2, "train_epochs": 1, "mask_lr": 0.0}), layer_densities="uniform"
     )
@@ -137,7 +137,7 @@ def test_kkt_copies_the_mask_and_strength_softens_it():
 
 
 def test_kkt_finds_the_task_that_is_the_same():
-    """Task 2 is task 0 again under another label; task 1 is noise of another shape."""
+    """Task 2 has the data of task 0 and another label; the inputs of task 1 are noise."""
     from avalanche.benchmarks import tensors_benchmark
 
     from avalanche_supermask.data.cached import load_tensors

@@ -1,4 +1,4 @@
-"""The Hopfield memory, against the rule written out entry by entry."""
+"""The Hopfield memory agrees with the learning rule, computed entry by entry."""
 
 import torch
 
@@ -10,7 +10,7 @@ def patterns(n, units, seed=0):
 
 
 def storkey(stored, units):
-    """The naive oracle: sums over indices."""
+    """Compute the rule naively, as sums over indices."""
     psi = [[0.0] * units for _ in range(units)]
     for z in stored.tolist():
         h = [sum(psi[i][k] * z[k] for k in range(units)) for i in range(units)]

@@ -1,4 +1,4 @@
-"""HopSupSup: unit masks that are stored together and found again from inputs alone."""
+"""HopSupSup stores unit masks together and retrieves them from inputs alone."""
 
 import copy
 

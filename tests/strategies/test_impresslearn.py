@@ -123,7 +123,7 @@ def test_the_basis_decides_which_tasks_are_mixtures():
 
 
 def test_homogeneous_masks_are_trained_on_the_first_task():
-    """A drawn mask is at chance on it; each homogeneous one, used alone, is far above."""
+    """A random mask is near chance on the first task; each homogeneous mask alone is far above chance."""
     stream = class_stream(1, n=96)
     x, y, _ = load_tensors(stream.test_stream[0].dataset, torch.device("cpu"))
 

@@ -1,4 +1,4 @@
-"""Sparse fine-tuning: what it chooses, what it leaves alone, and what it says when entries run out."""
+"""Sparse fine-tuning: the chosen entries, the unchanged tensors, and the errors when no entries are free."""
 
 import copy
 import math
@@ -103,7 +103,7 @@ def test_the_seed_decides_alone(choose):
 
     for one, two in zip(masks(0, 1), masks(0, 1), strict=True):
         assert torch.equal(one, two)
-    assert torch.equal(masks(0, 1)[0], masks(0, 2)[0])  # only later tasks may depend on how training went
+    assert torch.equal(masks(0, 1)[0], masks(0, 2)[0])  # Only later tasks may depend on the training.
     assert not torch.equal(masks(0, 1)[0], masks(7, 1)[0])
 
 
@@ -177,7 +177,7 @@ def test_how_many_more_tasks_fit():
     for experience in class_stream(3).train_stream:
         strategy.train(experience)
         left.append(strategy.tasks_left)
-    assert left == [9, 8, 7, 6]  # 58 of 576 entries a task
+    assert left == [9, 8, 7, 6]  # 58 of 576 entries per task
     strategy.model.forget(1)
     assert strategy.tasks_left == 7
 
@@ -302,7 +302,7 @@ def test_what_was_left_out_by_default_is_printed_once(capsys):
 
 
 def finetuned(net):
-    """A copy in which every weight is a little different."""
+    """Return a copy in which every weight is slightly different."""
     tuned = copy.deepcopy(net)
     with torch.no_grad():
         for p in tuned.parameters():

@@ -50,7 +50,7 @@ def test_the_order_of_tasks_does_not_matter():
     def masks(order):
         strategy = SupSup(mlp(), **QUICK)
         for index in order:
-            torch.manual_seed(index)  # the same batches for the same task
+            torch.manual_seed(index)  # A task has the same batches in both orders.
             strategy.train(stream.train_stream[index])
         return {key: strategy.model.subnetworks.task_mask(key) for key in (0, 1)}
 

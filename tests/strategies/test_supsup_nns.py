@@ -1,4 +1,4 @@
-"""NNs: tasks found in a stream that says nothing of them."""
+"""SupSupNNs finds tasks in a stream without task labels and boundaries."""
 
 import copy
 
@@ -24,7 +24,7 @@ def samples(task, n, seed):
 
 
 def experiences(tasks, *, batches=BATCHES):
-    """One experience an entry, without task labels."""
+    """Return one experience per entry of ``tasks``, without task labels."""
     splits = [samples(task, batches * BATCH, 10 + i) for i, task in enumerate(tasks)]
     return tensors_benchmark(train_tensors=splits, test_tensors=splits, task_labels=[0] * len(splits)).train_stream
 

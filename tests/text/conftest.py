@@ -1,4 +1,4 @@
-"""A vocabulary of words, a tiny encoder that was never trained, and two tasks that a word decides."""
+"""A small vocabulary, a tiny untrained encoder, and three tasks in which one word determines the label."""
 
 import random
 
@@ -11,7 +11,7 @@ WORDS = ["dog", "cat", "red", "blue", "sun", "moon", "one", "two", "the", "of", 
 
 
 class WordTokenizer:
-    """Called as Hugging Face's tokenizers are; unknown words are an error."""
+    """A tokenizer with the interface of Hugging Face's; unknown words are an error."""
 
     def __call__(self, texts, *, truncation, max_length):
         assert truncation
@@ -39,7 +39,7 @@ def encoder():
 
 
 def texts(decisive, n, seed):
-    """Texts of filler words with one word that decides the label, as columns."""
+    """Return columns of texts and labels; each text has filler words and one word that determines the label."""
     draw = random.Random(seed)
     labels = [draw.choice(decisive) for _ in range(n)]
     fillers = [draw.choices(WORDS[8:], k=draw.randint(1, 9)) for _ in range(n)]

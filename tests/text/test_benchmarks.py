@@ -1,4 +1,4 @@
-"""The text streams of the leaderboard, and the scripts on them, on data and an encoder that are made here."""
+"""The text streams of the leaderboard and their scripts, with small data and a small encoder."""
 
 import json
 import sys
@@ -13,13 +13,13 @@ from leaderboard.cell import Cell, run_cell, settings_of
 from tests.text.conftest import WORDS, make_encoder
 from tests.text.test_streams import write
 
-# A cell evaluates tasks that come later, which is said once.
+# A cell also evaluates later tasks, for which there is one warning.
 pytestmark = pytest.mark.filterwarnings("ignore:task label .* was never trained")
 CLASSES = {"ag_news": 4, "yelp_review_full": 5, "amazon_review_full": 5, "yahoo_answers": 10, "dbpedia": 14, "mnli": 3}
 
 
 def labelled(classes, each):
-    """Texts whose words spell the number of their class."""
+    """Return texts whose words encode the number of their class."""
     rows = [(c, i) for c in range(classes) for i in range(each)]
     texts = [" ".join([WORDS[c % 12], *["the"] * (c // 12), WORDS[8 + i % 4]]) for c, i in rows]
     return {"text": texts, "label": [f"class {c:03}" for c, _ in rows]}
@@ -99,7 +99,7 @@ def test_masks_inside_an_encoder(root, tmp_path, monkeypatch):
     assert all(row["forgetting"] == 0.0 for row in rows.values())
     weights = 4 * 16 * 16 + 2 * 16 * 24
     assert rows["supsup"]["selection_bytes"] == [weights // 8] * 3
-    assert rows["impresslearn"]["selection_bytes"][2] == 2 * 6 * 4  # two coefficients for each of six matrices
+    assert rows["impresslearn"]["selection_bytes"][2] == 2 * 6 * 4  # two float32 coefficients for each of six matrices
     assert rows["supsup"]["lora_rank8_bytes"] == 4 * (2 * 8 * 32 + 17 * 15)
 
 

@@ -16,7 +16,7 @@ def x(tokenizer):
 
 
 def calls(features):
-    """How often the encoder is called from now on, as a list that grows."""
+    """Return a list that gets one entry at each later call of the encoder."""
     seen = []
     features.encoder.register_forward_pre_hook(lambda *_: seen.append(1))
     return seen

@@ -1,4 +1,4 @@
-"""Without transformers, and with what is no text, one line says what to do."""
+"""Without transformers, and for inputs that are no texts, the error says in one line what to do."""
 
 import sys
 

@@ -41,7 +41,7 @@ def test_csv_files_say_the_same_as_columns(tokenizer, tmp_path):
 
 
 def test_a_hugging_face_dataset_will_do(tokenizer):
-    class Dataset:  # what text_stream uses of datasets.Dataset
+    class Dataset:  # the part of datasets.Dataset that text_stream uses
         column_names = ("sentence", "stars", "id")
 
         def __getitem__(self, name):

@@ -1,4 +1,4 @@
-"""Networks whose layers are joined in unusual ways, on images of shape (1, 6, 6)."""
+"""Networks whose layers are connected in unusual ways, for images of shape (1, 6, 6)."""
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ class Depthwise(nn.Module):
 
 
 class DepthwiseFirst(nn.Module):
-    """The depthwise layer reads the inputs, of which there are four."""
+    """The first layer is a depthwise convolution on four input channels."""
 
     def __init__(self):
         super().__init__()
@@ -28,7 +28,7 @@ class DepthwiseFirst(nn.Module):
 
 
 class Branches(nn.Module):
-    """Two convolutions side by side, read by a third behind a concatenation; two more, pooled, by the output layer."""
+    """Two parallel convolutions are concatenated, twice: first for convolutions, then pooled for the output layer."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +42,7 @@ class Branches(nn.Module):
 
 
 class FlatBranches(nn.Module):
-    """Flattened before they are concatenated, with blocks of different size."""
+    """Two outputs of different sizes are flattened before they are concatenated."""
 
     def __init__(self):
         super().__init__()
@@ -55,7 +55,7 @@ class FlatBranches(nn.Module):
 
 
 class ChannelsLast(nn.Module):
-    """Flattened with the channels last."""
+    """The outputs are flattened with the channels last."""
 
     def __init__(self):
         super().__init__()
@@ -66,7 +66,7 @@ class ChannelsLast(nn.Module):
 
 
 class Joined(nn.Module):
-    """Two convolutions with something between them: what, is chosen by name."""
+    """Two convolutions with an operation between them, which is selected by name."""
 
     def __init__(self, how):
         super().__init__()
@@ -94,7 +94,7 @@ class Joined(nn.Module):
 
 
 class Tied(nn.Module):
-    """Two hidden layers with one weight."""
+    """Two hidden layers share one weight."""
 
     def __init__(self):
         super().__init__()
@@ -106,7 +106,7 @@ class Tied(nn.Module):
 
 
 class TwoInputs(nn.Module):
-    """One layer that is called twice: first on an input, then on its own output."""
+    """One layer is called twice: first on the input, then on its own output."""
 
     def __init__(self):
         super().__init__()

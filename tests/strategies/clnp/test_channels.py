@@ -1,4 +1,4 @@
-"""Which channel an input comes from, against what the forward pass says in so many words."""
+"""The found sources of a layer's inputs agree with the forward pass of the network."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ X = (inputs(2),)
 
 
 def reads(net, reader, *producers):
-    """What the only call of a layer reads from each of these layers."""
+    """Return the channels of each producer that the only call of a layer reads."""
     (call,) = sources(net, X)[reader]
     assert set(call) == set(producers)
     return [call[producer].tolist() for producer in producers]

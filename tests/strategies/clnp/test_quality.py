@@ -1,4 +1,4 @@
-"""What CLNP's margin is measured in, on targets of every kind."""
+"""The quality that CLNP's margin limits, for targets of every kind."""
 
 import math
 
@@ -65,7 +65,7 @@ def test_with_negative_losses_more_of_the_loss_is_still_better():
     ("targets", "outputs", "counted"),
     [
         (torch.arange(2000) % 3, 3, True),
-        (torch.arange(2000) % 3, 1, False),  # integers to regress on: one output has no class
+        (torch.arange(2000) % 3, 1, False),  # Integers as regression targets: one output has no classes.
         ((torch.arange(2000) % 3).float(), 3, False),
         (torch.rand(2000, 3), 3, False),
     ],

@@ -1,4 +1,4 @@
-"""The slim copy, against the network with the same units silenced."""
+"""The slim copy agrees with the network in which the same units are set to zero."""
 
 import warnings
 
@@ -23,12 +23,12 @@ X = (inputs(2),)
 JOINED = ("input", "flip", "dense", "residual", "plain norm")
 NETWORKS = [mlp, lenet, ResNet, Depthwise, Branches, FlatBranches, ChannelsLast, Tied]
 CUT = {**{make.__name__: make for make in NETWORKS}, **{how: lambda how=how: Joined(how) for how in JOINED}}
-# Their first layers count their channels, or read an input each.
+# Their first layers depend on the number of channels, or each channel reads one input.
 WHOLE = {how: lambda how=how: Joined(how) for how in ("shuffle", "roll")} | {"depthwise": DepthwiseFirst}
 
 
 def silenced(net, seed=0):
-    """Half of the units, chosen at random, with zeros in all that computes and all that reads them."""
+    """Set the entries of a random half of the units to zero, in the layers that compute and that read them."""
     net.eval()
     units = find_units(net, X, masked=frozenset(name for name, _ in net.named_parameters()))
     keep = torch.rand(units.count, generator=torch.Generator().manual_seed(seed)) < 0.5

@@ -34,7 +34,7 @@ def learned(make=mlp, n_tasks=3, plugins=(), width=None, **arguments):
 
 
 def sides(method, name):
-    """Oracle: when the target and source of every entry were claimed, entry by entry."""
+    """Return when the target and the source of every entry were claimed, computed entry by entry."""
     rows, columns = method.claims.units.rows[name], method.claims.units.columns.get(name)
     claimed = [*method.claims.claimed.tolist(), -1]
     targets = [claimed[int(r)] for r in rows]
@@ -75,7 +75,7 @@ def test_the_three_classes_partition_every_weight():
         if name == "1.weight":
             assert a_below == len(sources)
             assert not interference.any()
-        # Interference includes pairs of claimed units in the wrong order: a later source, an earlier target.
+        # Interference includes entries from a unit that was claimed later to one that was claimed earlier.
         assert (model.subnetworks.frozen[name][interference] == 0).all()
 
 
@@ -141,7 +141,7 @@ ACTIVE = {"reads": "active", "finetune_epochs": 2, "activity": "relative", "widt
 
 @pytest.mark.parametrize("head", ["own", "gated"])
 def test_units_read_active_ones_only_and_every_later_task_sees_them_do_so(head):
-    """A pair of units that is not read has weight zero, so that a unit is the same under all later tasks."""
+    """An entry that a unit does not read is zero, so the unit is the same under all later tasks."""
     strategy = learned(n_tasks=3, head=head, **ACTIVE)
     method, model = strategy.method, strategy.model
     masks = [model.subnetworks.task_mask(key) for key in model.task_keys]
@@ -197,7 +197,7 @@ def test_free_units_start_anew():
 
 
 def test_without_the_gate_a_shared_head_forgets():
-    """Negative control: let every task see all columns of the shared output layer."""
+    """Negative control: every task uses all columns of the shared output layer."""
     strategy = learned(n_tasks=1, head="gated")
     x = inputs()
 
@@ -293,7 +293,7 @@ def test_the_held_out_data_are_not_trained_on():
 
 
 class WeightsByEpoch(SupervisedPlugin):
-    """The trainable weights after every epoch of the latest task."""
+    """Record the trainable weights after every epoch of the latest task."""
 
     def before_training_exp(self, strategy, **kwargs):
         self.weights = []
@@ -327,7 +327,7 @@ def test_fine_tuning_leaves_an_epoch_to_training():
 
 @pytest.mark.parametrize("statistic", ["mean", "rate", "relative"])
 def test_activity_against_a_network_done_by_hand(statistic):
-    """Mean over samples and positions, after the ReLU, in eval mode; dropout has no influence."""
+    """Activity is a mean over samples and positions, after the ReLU and in evaluation mode, so without dropout."""
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Dropout(0.9), nn.Flatten(), nn.Linear(48, 2))
     strategy = CLNP(net, **(QUICK | {"train_epochs": 1, "margin": 0.0}))
     method = strategy.method
@@ -402,7 +402,7 @@ def test_the_forecast_is_free_over_new_and_in_tensorboards_curves():
 
 
 class WideResNet(ResNet):
-    """Wide enough for channels to be left free."""
+    """A network that is wide enough that some channels stay free."""
 
     def __init__(self):
         super().__init__()
@@ -430,7 +430,7 @@ def test_claimed_channels_keep_gain_shift_and_statistics():
 
 @pytest.mark.parametrize("reads", [{}, {"reads": "active", "finetune_epochs": 2}])
 def test_a_claimed_unit_computes_the_same_for_every_later_task(reads):
-    """What is reused is what was learned: the same pre-activation, BatchNorm included, under task 0 and task 2."""
+    """Units of task 0 have the same pre-activations, including BatchNorm, under task 0 and task 2."""
     strategy = learned(WideResNet, n_tasks=3, l1=1e-2, **reads)
     model = strategy.model.eval()
     mine = (strategy.method.claims.claimed == 0)[strategy.method.claims.units.rows["bn1.weight"]]
@@ -525,7 +525,7 @@ def test_a_network_without_hidden_units():
 
 
 def test_labels_in_one_experience_only():
-    """A stream with one sample a class still prunes: the held-out share falls back to what there is."""
+    """With one or two samples per class, pruning still works: the held-out part falls back to the training samples."""
     x, y = inputs(3), torch.tensor([0, 1, 1])
     stream = tensors_benchmark([(x, y)], [(x, y)], task_labels=[0])
     strategy = CLNP(mlp(), **QUICK)
