@@ -1,8 +1,8 @@
-"""Another method in one file: WSN, winning subnetworks (Kang et al. 2022), weights and mask learned together.
+"""Another method in one file: WSN, winning subnetworks (Kang et al. 2022), which trains weights and mask together.
 
-Every step trains the scores, and with them the weights that no earlier task has; a task's mask may reuse the others.
+Every step trains the scores, and also the weights that no earlier task uses. The mask of a task may reuse the others.
 
-    W_eff = M ⊙ W     M = top_c(|S|)     dL/dS straight-through     dL/dW only where no earlier task's mask is
+    W_eff = M ⊙ W     M = top_c(|S|)     dL/dS straight-through     dL/dW only outside the masks of earlier tasks
 
     python -m leaderboard run --suite digits --methods wsn,exssnet --import examples.wsn --out runs/wsn
     python -m pytest -p examples.wsn -k wsn tests/test_contract.py
@@ -19,11 +19,11 @@ from avalanche_supermask.selection import selection
 
 
 class WSNPlugin(SubnetworkPlugin):
-    """Weights and scores learn at once.
+    """WSN as a plugin: weights and scores are trained together.
 
     Args:
-        density: c, the fraction of weights a task selects.
-        arguments: see `SubnetworkPlugin`.
+        density: fraction c of the weights that a task selects (default 0.3).
+        arguments: arguments of `SubnetworkPlugin`.
     """
 
     def __init__(self, *, density: float = 0.3, **arguments: Any) -> None:
@@ -31,28 +31,28 @@ class WSNPlugin(SubnetworkPlugin):
         self.density = density
 
     def phases(self, epochs: int) -> list[Phase]:
-        """One."""
+        """Return a single phase."""
         return [Phase("both", epochs)]
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Scores go on from those of the task before, as in the paper."""
+        """Do nothing: the scores continue from those of the previous task, as in the paper."""
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
-        """What no task has may learn."""
+        """Train the scores, and the weights that no finished task uses."""
         free = {name: ~owned for name, owned in model.owned().items()}
         model.learn_scores(selection(model.masked_shapes, density=self.density), trainable=free)
 
 
 @register("wsn")
 class WSN(SubnetworkStrategy):
-    """Winning subnetworks.
+    """Winning subnetworks (Kang et al. 2022).
 
     Args:
         model: any module.
-        density: c, the fraction of weights a task selects (default 0.3).
-        lr: Adam's learning rate where no optimizer is given (default 5e-3, for few epochs; the paper's is 1e-3).
-        optimizer: used as it is; None for Adam with a cosine schedule.
-        arguments: of `MaskedModel` and of any Avalanche strategy.
+        density: fraction c of the weights that a task selects (default 0.3).
+        lr: learning rate of Adam if no optimizer is passed (default 5e-3, for few epochs; 1e-3 in the paper).
+        optimizer: an optimizer with the parameters of ``model``; None (default): Adam with a cosine schedule.
+        arguments: arguments of `MaskedModel` and of any Avalanche strategy.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class WSN(SubnetworkStrategy):
 
 
 def main() -> None:
-    """Learn five tasks with it."""
-    from digits import learn, network  # beside this file
+    """Learn five tasks with this method."""
+    from digits import learn, network  # the file digits.py in this folder
 
     torch.manual_seed(0)
     strategy = learn(methods()["wsn"], network(), description=__doc__, epochs=6)
