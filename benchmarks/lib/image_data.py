@@ -1,4 +1,4 @@
-"""Images as tensors: the data sets of the named streams, downloaded into a folder if they are not there."""
+"""The image data sets of the named streams, as tensors; most are downloaded into a folder if they are not there."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ __all__ = [
 ]
 
 Split = tuple[Tensor, Tensor]  # inputs, integer labels
-MEAN, DEVIATION = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # of CIFAR's channels
+MEAN, DEVIATION = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # means and standard deviations of CIFAR's channels
 
 
 def load_digits(_: Path | None) -> tuple[Split, Split]:
-    """scikit-learn's 8x8 digits, a fifth of them for testing; pixels from 0 to 1."""
+    """Load scikit-learn's 8x8 digits; a fifth of them are test data. Pixels are from 0 to 1."""
     x, y = sklearn_datasets.load_digits(return_X_y=True)
     parts = train_test_split(x.astype(np.float32) / 16, y, test_size=0.2, random_state=0, stratify=y)
     train_x, test_x, train_y, test_y = (torch.as_tensor(part) for part in parts)
@@ -79,29 +79,29 @@ def _folder(root: Path | None) -> Path:
 
 
 def load_mnist(root: Path | None) -> tuple[Split, Split]:
-    """MNIST, pixels from 0 to 1."""
+    """Load MNIST with pixels from 0 to 1."""
     return _grey(MNIST, root)
 
 
 def load_fashion(root: Path | None) -> tuple[Split, Split]:
-    """FashionMNIST, pixels from 0 to 1."""
+    """Load FashionMNIST with pixels from 0 to 1."""
     return _grey(FashionMNIST, root)
 
 
 def load_cifar10(root: Path | None) -> tuple[Split, Split]:
-    """CIFAR-10 as it is stored, uint8 ``(n, 32, 32, 3)``."""
+    """Load CIFAR-10 as uint8 ``(n, 32, 32, 3)``."""
     return _colour(CIFAR10, root)
 
 
 def load_cifar100(root: Path | None) -> tuple[Split, Split]:
-    """CIFAR-100 as it is stored, uint8 ``(n, 32, 32, 3)``."""
+    """Load CIFAR-100 as uint8 ``(n, 32, 32, 3)``."""
     return _colour(CIFAR100, root)
 
 
 def load_cifar100_superclasses(root: Path | None) -> tuple[Split, Split]:
-    """CIFAR-100 with its classes in the order of its superclasses: 0 to 4 belong to the first one, and so on.
+    """Load CIFAR-100 with classes in the order of the superclasses: 0 to 4 belong to the first, and so on.
 
-    Images are uint8 ``(n, 32, 32, 3)``. Within a superclass, classes keep their own order.
+    Images are uint8 ``(n, 32, 32, 3)``. Within a superclass, classes keep their original order.
     """
     (train_x, train_y), (test_x, test_y) = load_cifar100(root)
     file = _folder(root) / CIFAR100.base_folder / CIFAR100.train_list[0][0]
@@ -112,35 +112,35 @@ def load_cifar100_superclasses(root: Path | None) -> tuple[Split, Split]:
 
 
 def load_tiny_imagenet(root: Path | None) -> tuple[Split, Split]:
-    """TinyImageNet, 200 classes, its validation images for testing: uint8 ``(n, 64, 64, 3)``."""
+    """Load TinyImageNet (200 classes) as uint8 ``(n, 64, 64, 3)``; its validation images are the test data."""
     return _files(TinyImagenet, "tinyimagenet", root)
 
 
 def load_core50(root: Path | None) -> tuple[Split, Split]:
-    """CORe50, 50 objects, its own three sessions for testing: uint8 ``(n, 32, 32, 3)``."""
+    """Load CORe50 (50 objects) as uint8 ``(n, 32, 32, 3)``; the data set's three test sessions are the test data."""
     return _files(partial(CORe50Dataset, mini=True), "core50", root)
 
 
 def five_classes(split: Split, task: int) -> Split:
-    """Five of CIFAR-100's classes in their natural order, labelled from 0; pixels standardised."""
+    """Return one task of CIFAR-100: five classes in their natural order, labelled from 0; pixels are standardised."""
     x, y = split
     rows = (y // 5 == task).nonzero().flatten()
     return standardised(x[rows]), y[rows] % 5
 
 
 def standardised(pixels: Tensor) -> Tensor:
-    """Pixels uint8 ``(n, h, w, 3)`` as float32 ``(n, 3, h, w)``, by the means and deviations of CIFAR's channels."""
+    """Convert uint8 pixels ``(n, h, w, 3)`` to float32 ``(n, 3, h, w)``, standardised by CIFAR's channel statistics."""
     x = uint8_pixels(pixels).float().div(255)
     return (x - _channel(MEAN)) / _channel(DEVIATION)
 
 
 def uint8_pixels(pixels: Tensor) -> Tensor:
-    """Pixels ``(n, h, w, 3)`` as ``(n, 3, h, w)``, still uint8: a quarter of the memory; the network standardises."""
+    """Reorder pixels ``(n, h, w, 3)`` to ``(n, 3, h, w)``; uint8 takes a quarter of the memory of float32."""
     return pixels.permute(0, 3, 1, 2)
 
 
 def normalise(x: Tensor) -> Tensor:
-    """Pixels from 0 to 1, standardised."""
+    """Standardise pixels from 0 to 1."""
     return (x - 0.1307) / 0.3081  # Avalanche's constants for MNIST
 
 

@@ -1,4 +1,4 @@
-"""The networks of the leaderboard: one body, with a shared output layer or a head for each task."""
+"""The networks of the leaderboard, with a shared output layer, one head per task, or one network per task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["MultiHead", "Separate", "SlimResNet18", "lenet5", "mlp"]
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, *, bias: bool = True) -> nn.Sequential:
-    """Fully connected ReLU network on flattened inputs; 784-300-100-10 is the papers' LeNet."""
+    """Return a fully connected ReLU network on flattened inputs; 784-300-100-10 is the LeNet of the papers."""
     layers: list[nn.Module] = [nn.Flatten()]
     widths = [inputs, *hidden]
     for fan_in, fan_out in zip(widths, hidden, strict=False):
@@ -25,7 +25,7 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, *, bias: bool = True) 
 
 
 def lenet5(outputs: int) -> nn.Sequential:
-    """The LeNet of WSN's table (Kang et al. 2022) for images ``(batch, 3, 32, 32)``; no layer has a bias."""
+    """Return the LeNet of WSN's table (Kang et al. 2022) for images ``(batch, 3, 32, 32)``; no layer has a bias."""
     return nn.Sequential(
         nn.Conv2d(3, 20, 5, padding=2, bias=False), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1),
         nn.Conv2d(20, 50, 5, padding=2, bias=False), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1),
@@ -35,10 +35,10 @@ def lenet5(outputs: int) -> nn.Sequential:
 
 
 class MultiHead(MultiTaskModule):
-    """A network with one linear output layer a task in the place of its own, made when its task is first met.
+    """A network whose output layer is replaced by one linear head per task; a head is created at the task's first use.
 
     Args:
-        net: a sequence that ends in its output layer, or a module that calls it ``fc``; its body is used.
+        net: a sequence that ends in its output layer, or a module with an output layer ``fc``; it is changed in place.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -51,17 +51,17 @@ class MultiHead(MultiTaskModule):
         self.classifier = MultiHeadClassifier(last.in_features, initial_out_features=last.out_features)
 
     def forward(self, x: Tensor, task_labels: Tensor) -> Tensor:
-        """Logits under the heads of the task labels."""
+        """Return the logits, each computed by the head of the sample's task label."""
         out: Tensor = self.classifier(self.body(x), task_labels)
         return out
 
 
 class Separate(MultiTaskModule):
-    """A network of its own for every task, made when its task is first met: nothing shared, nothing forgotten.
+    """One network per task, created at the task's first use; tasks share nothing, so nothing is forgotten.
 
     Args:
-        make: makes a network.
-        outputs: of it.
+        make: creates a network.
+        outputs: number of outputs of a network.
     """
 
     def __init__(self, make: Callable[[], nn.Module], outputs: int) -> None:
@@ -71,14 +71,14 @@ class Separate(MultiTaskModule):
         self.max_class_label = outputs
 
     def adaptation(self, experience: Any) -> None:
-        """Make the networks of tasks that are not known."""
+        """Create the networks of the experience's new task labels."""
         super().adaptation(experience)
         for label in set(experience.task_labels):
             if str(label) not in self.networks:
                 self.networks[str(label)] = self._make()
 
     def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
-        """Logits under one task's network."""
+        """Return the logits of one task's network."""
         out: Tensor = self.networks[str(task_label)](x)
         return out
 
@@ -103,13 +103,13 @@ class _Block(nn.Module):
 
 
 class SlimResNet18(nn.Module):
-    """ResNet-18 for 3x32x32 with ``width`` base channels: at 20, the papers' network for SplitCIFAR100.
+    """ResNet-18 for 3x32x32 images; with ``width=20``, the papers' network for SplitCIFAR100.
 
     Args:
         outputs: number of logits.
-        width: channels of the first stage.
-        bfloat16: compute in bfloat16 with the channels last, the parameters staying float32: faster on a core that
-            has instructions for it.
+        width: number of channels of the first stage (default 20).
+        bfloat16: whether to compute in bfloat16 with the channels last (default False), which is faster on processors
+            with instructions for bfloat16; parameters remain float32.
     """
 
     def __init__(self, outputs: int, width: int = 20, *, bfloat16: bool = False) -> None:
@@ -129,7 +129,7 @@ class SlimResNet18(nn.Module):
         self.fc = nn.Linear(8 * width, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of images ``(batch, 3, 32, 32)``, float32; uint8 ones are standardised first."""
+        """Return float32 logits of images ``(batch, 3, 32, 32)``; uint8 images are standardised first."""
         if x.dtype == torch.uint8:
             x = (x.float() / 255 - self.mean) / self.deviation
         if self._in_bfloat16:

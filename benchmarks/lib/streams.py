@@ -1,11 +1,11 @@
-"""Named streams of tasks: what the leaderboard runs on.
+"""The named streams of tasks on which the leaderboard runs.
 
-Task labels 0, 1, … and classes from 0 in every task; the streams that end in ``-class`` have no task labels, and every
-class its own number (class-incremental).
+Task labels are 0, 1, 2 and so on, and classes are numbered from 0 in every task. In the streams whose names end in
+``-class`` or ``-class-ordered`` there are no task labels, and every class has its own number (class-incremental).
 
-The MNIST streams are Avalanche's ``SplitMNIST``, ``PermutedMNIST`` and ``RotatedMNIST``, sample for sample (a
-test compares them), but transformed a whole experience at a time: Avalanche's per-sample chain takes 1 ms for a
-rotated image, ten minutes for ten rotations.
+The MNIST streams have the same samples as Avalanche's ``SplitMNIST``, ``PermutedMNIST`` and ``RotatedMNIST`` (a test
+compares them). Here a whole experience is transformed at once, because Avalanche's transformation of single samples
+takes 1 ms for a rotated image, which is ten minutes for ten rotations.
 """
 
 from __future__ import annotations
@@ -52,26 +52,28 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream by name, and the protocol that every method follows on it.
+    """A stream, and the protocol that every method follows on it.
 
     Attributes:
         build: ``(seed, dataset_root) -> benchmark``.
         tasks: number of tasks.
-        classes: outputs of a task.
-        network: makes the network, with an output layer that all tasks share.
-        shape: how results name it: the widths of its layers, or its name.
-        epochs: epochs a task, all phases included.
-        batch_size: of training.
-        distinct_classes: whether tasks have different classes, under the same numbers.
-        task_labels: whether tasks are named; without, classes are numbered through.
-        settings_from: stream on whose held-out data settings were chosen, for methods without any of its own.
-        head: name of the output layer that each task has for itself, dense and without a mask, in every method; None:
-            one output layer is shared, or masked like the other layers, as each method's row has it.
-        paper_settings: what the stream's paper fixes for a method, by the method's name; not searched.
-        sample: which part of the data is used, where it is a part that was drawn.
-        offline: whether its data come with scikit-learn; others need a folder, and are downloaded into it.
-        network_reads_data: whether ``network`` takes the folder of the data, for an encoder that lies there, and
-            answers with what makes the networks: `at` calls it, once.
+        classes: number of outputs of a task; without task labels, of all tasks together.
+        network: creates the network, with an output layer that all tasks share.
+        shape: description of the network in results: the widths of its layers, or its name.
+        epochs: number of epochs per task, including all phases.
+        batch_size: batch size of training.
+        distinct_classes: whether tasks have different classes under the same numbers (default False).
+        task_labels: whether the stream has task labels (default True); otherwise every class has its own number.
+        settings_from: name of another stream whose settings are used for methods that have no settings for this
+            stream; they were chosen on held-out data of that stream (default None).
+        head: name of the output layer of which every method gives each task its own, dense and without a mask; None
+            (default): one output layer is shared, or masked like the other layers, depending on the method.
+        paper_settings: settings by method that the paper of the stream fixes, and that are not searched (default none).
+        sample: description of the part of the data that is used, if only a sample of them is used (default None).
+        offline: whether the data come with scikit-learn (default False); other data need a folder, and most of them
+            are downloaded into it.
+        network_reads_data: whether ``network`` must first be called with the folder of the data, which contains an
+            encoder, and then returns the function that creates networks (default False); `at` makes this call.
     """
 
     build: Callable[[int, Path | None], Any]
@@ -91,12 +93,12 @@ class Stream:
     network_reads_data: bool = False
 
     def at(self, dataset_root: Path | None) -> Stream:
-        """The same stream, its networks made from what is in this folder."""
+        """Return the same stream, with networks that use the contents of the folder, if they need it."""
         return replace(self, network=self.network(dataset_root)) if self.network_reads_data else self
 
 
 def _benchmark(train: Sequence[Split], test: Sequence[Split], *, labels: bool = True) -> Any:
-    """Of tasks whose classes count from 0; without labels they are numbered through."""
+    """Return a benchmark from tasks whose classes are numbered from 0; without labels, class numbers become unique."""
     if labels:
         return tensors_benchmark(train_tensors=train, test_tensors=test, task_labels=list(range(len(train))))
     n = 1 + int(train[0][1].max())
@@ -115,10 +117,10 @@ def _split_classes(
     shuffle: bool = True,
     labels: bool = True,
 ) -> Any:
-    """Tasks of so many classes, in the order that ``nc_benchmark(seed=seed, shuffle=shuffle)`` draws."""
+    """Split the classes into tasks, in the order that ``nc_benchmark(seed=seed, shuffle=shuffle)`` draws."""
     n = tasks * classes
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)) if shuffle else torch.arange(n)
-    place = order.argsort()  # of a class in the order
+    place = order.argsort()  # by class: its position in the order
 
     def split(data: Split) -> list[Split]:
         x, places = data[0], place[data[1]]
@@ -130,7 +132,7 @@ def _split_classes(
 
 
 def _permuted(load: Callable[..., tuple[Split, Split]], n_tasks: int, seed: int, root: Path | None) -> Any:
-    """The pixels of every task in an order of its own."""
+    """Permute the pixels of every task in a different order."""
     train, test = load(root)
     random = np.random.RandomState(seed)
     orders = [torch.from_numpy(random.permutation(train[0][0].numel())) for _ in range(n_tasks)]
@@ -143,7 +145,7 @@ def _permuted(load: Callable[..., tuple[Split, Split]], n_tasks: int, seed: int,
 
 
 def _rotated(load: Callable[..., tuple[Split, Split]], n_tasks: int, seed: int, root: Path | None) -> Any:
-    """Every task turned by an angle of its own, whole degrees from -180 to 180."""
+    """Rotate the images of every task by a different angle, in whole degrees from -180 to 180."""
     train, test = load(root)
     random = np.random.RandomState(seed)
     angles = [int(random.randint(-180, 181)) for _ in range(n_tasks)]
@@ -159,7 +161,7 @@ def _mlp_stream(build: Callable[[int, Path | None], Any], *widths: int, **protoc
     return Stream(build, classes=classes, network=partial(mlp, inputs, hidden, classes), shape=widths, **protocol)
 
 
-# The paper trains everything with Adam at 1e-3. Our own methods choose their rates by their rule.
+# The paper uses Adam at 1e-3 for all methods. The methods of this package choose their rates by their rule.
 _WSN_SETTINGS: dict[str, dict[str, Any]] = {"wsn": {"lr": 1e-3}, "packnet": {"optimizer": ("adam", 1e-3)}}
 
 
@@ -201,7 +203,7 @@ def _resnet_streams(
     prepare: Callable[[Tensor], Tensor] = standardised,
     settings_from: str | None = None,
 ) -> dict[str, Stream]:
-    """A data set's classes in their natural order, as in the published runs: with task labels, and without."""
+    """Return two streams of a data set, with and without task labels; classes are in natural order, as published."""
     build = partial(_split_classes, load, tasks=tasks, classes=classes, prepare=prepare, shuffle=False)
     network = partial(SlimResNet18, bfloat16=True)
     with_labels = Stream(
@@ -265,7 +267,8 @@ STREAMS: dict[str, Stream] = {
     ),
     "permuted-digits": _mlp_stream(partial(_permuted, load_digits, 5), 64, 100, 100, 10, **_DIGITS),
     "split-mnist": _mlp_stream(partial(_split_classes, load_mnist), 784, 300, 100, 2, **_SPLIT),
-    # 0 or 1, 2 or 3, …: the order of the published runs. How hard a pair is differs more than methods do.
+    # The pairs 0 and 1, 2 and 3, and so on, are those of the published runs. Accuracy differs more between pairs than
+    # between methods.
     "split-mnist-ordered": _mlp_stream(
         partial(_split_classes, load_mnist, shuffle=False), 784, 300, 100, 2, settings_from="split-mnist", **_SPLIT
     ),
@@ -281,7 +284,7 @@ STREAMS: dict[str, Stream] = {
     "rotated-mnist": _mlp_stream(
         partial(_rotated, load_mnist, 10), 784, 300, 100, 10, settings_from="permuted-mnist", **_TEN
     ),
-    # CLNP's network; too wide for a suite that two cores run in an hour.
+    # CLNP's network. It is too wide for a suite that two cores run in an hour.
     "permuted-mnist-wide": _mlp_stream(
         _PERMUTED, 784, 2000, 2000, 10, tasks=10, epochs=4, batch_size=256, settings_from="permuted-mnist"
     ),
@@ -302,7 +305,7 @@ STREAMS: dict[str, Stream] = {
         "split-tinyimagenet", load_tiny_imagenet, 10, 20, prepare=uint8_pixels, settings_from="split-cifar100"
     ),
     **_resnet_streams("core50", load_core50, 10, 5, prepare=uint8_pixels, settings_from="split-cifar100"),
-    # On a frozen encoder. webnlp has its data sets in the fourth of their standard orders, the published code's.
+    # These streams use a frozen encoder. The data sets of webnlp are in the fourth standard order, as published.
     "webnlp": _webnlp(4),
     **{f"webnlp-order{order}": _webnlp(order) for order in (1, 2, 3)},
     "glue": _text_stream(
@@ -320,10 +323,10 @@ SUITES: dict[str, tuple[str, ...]] = {
 
 
 def stream_of(name: str) -> Stream:
-    """The protocol of a stream, by its name here or, of a stream of yours, by its import path ``module:attribute``.
+    """Return a stream by its name in `STREAMS` or, for your own stream, by its import path ``module:attribute``.
 
     Raises:
-        ValueError: neither.
+        ValueError: the name is neither of these.
     """
     if name in STREAMS:
         return STREAMS[name]
@@ -340,21 +343,21 @@ def stream_of(name: str) -> Stream:
 
 
 def build_stream(name: str, *, seed: int, dataset_root: Path | None = None) -> Any:
-    """The Avalanche benchmark of a name.
+    """Return the Avalanche benchmark of a stream.
 
     Args:
-        name: see `stream_of`.
-        seed: of class orders, permutations and angles.
-        dataset_root: where torchvision keeps its data; the digits need none.
+        name: name or import path of the stream, as in `stream_of`.
+        seed: seed of class orders, permutations and angles.
+        dataset_root: folder of torchvision's data; None (default) for the digits.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
     """
     return stream_of(name).build(seed, dataset_root)
 
 
 def with_validation(benchmark: Any, *, share: float, seed: int) -> Any:
-    """A benchmark whose test stream is a share of the training data, taken out of them. For choosing settings."""
+    """Return a benchmark for choosing settings, whose test stream is a held-out share of the training data."""
     train, held_out = [], []
     for experience in benchmark.train_stream:
         generator = torch.Generator().manual_seed(seed + experience.current_experience)

@@ -1,8 +1,9 @@
 """Text streams of the leaderboard: topics and reviews, GLUE, and intents by domain, on a frozen encoder.
 
-Data are read from ``DIR/text/NAME/train.csv`` and ``test.csv`` with columns ``label,text``, the encoder from
-``DIR/encoder`` (a folder as ``save_pretrained`` writes it) or else from the Hugging Face hub. Features of all texts are
-computed by the first run, which shows a progress bar, and kept in ``DIR/text/features-*.safetensors``.
+Data are read from ``DIR/text/NAME/train.csv`` and ``test.csv``, with the columns ``label,text``. The encoder is read
+from ``DIR/encoder`` (a folder as ``save_pretrained`` writes it), or from the Hugging Face hub if there is no such
+folder. The first run computes the features of all texts with a progress bar, and stores them in
+``DIR/text/features-*.safetensors``.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ __all__ = [
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 WEBNLP = ("ag_news", "yelp_review_full", "amazon_review_full", "yahoo_answers", "dbpedia")
-# The four orders of this family of benchmarks (first used by d'Autume et al. 2019), as places in WEBNLP.
+# The four orders of this family of benchmarks (first used by d'Autume et al. 2019), as indices into WEBNLP.
 WEBNLP_ORDERS = {1: (1, 0, 4, 2, 3), 2: (4, 3, 0, 2, 1), 3: (1, 3, 2, 4, 0), 4: (0, 1, 2, 3, 4)}
 GLUE = ("qqp", "cola", "mnli", "sst2", "rte")
 
 MAX_LENGTH = 48
-PER_CLASS = (200, 100)  # training and test texts that a class has at most, where a data set is sampled
+PER_CLASS = (200, 100)  # largest numbers of training and test texts per class, if a data set is sampled
 
 
 def encoder(root: Path | None) -> str:
-    """Folder or name of the encoder."""
+    """Return the folder of the encoder if it exists, otherwise its name on the hub."""
     folder = _folder(root).parent / "encoder"
     return str(folder) if folder.exists() else ENCODER
 
@@ -52,14 +53,14 @@ def encoder(root: Path | None) -> str:
 def datasets(
     names: Sequence[str], features: str, _seed: int, root: Path | None, *, max_per_class: tuple[int, int] = PER_CLASS
 ) -> Any:
-    """A task a data set; at most so many training and test texts a class."""
+    """Return a stream with one task per data set; ``max_per_class`` limits training and test texts per class."""
     folder = _folder(root)
     tasks = {name: tuple(_existing(folder / name / f"{side}.csv") for side in ("train", "test")) for name in names}
     return _encoded(tasks, features, root, max_per_class=max_per_class)
 
 
 def clinc150(_seed: int, root: Path | None, *, max_per_class: tuple[int, int] | None = None) -> Any:
-    """Ten domains of fifteen intents each; all 100 training and 30 test texts a class, or at most so many."""
+    """Return a stream of ten domains with fifteen intents each: 100 training and 30 test texts per intent, or fewer."""
     folder = _folder(root) / "clinc150"
     domains = json.loads(_existing(folder / "domains.json").read_text())
     sides = [read_csv(_existing(folder / f"{side}.csv")) for side in ("train", "test")]
@@ -68,17 +69,17 @@ def clinc150(_seed: int, root: Path | None, *, max_per_class: tuple[int, int] | 
 
 
 def out_of_scope(root: Path | None) -> list[str]:
-    """CLINC150's texts that belong to none of its intents."""
+    """Return the texts of CLINC150 that belong to none of its intents."""
     return read_csv(_existing(_folder(root) / "clinc150" / "oos_test.csv"))["text"]
 
 
 def cnn(classes: int, features: str, root: Path | None) -> Callable[[], nn.Module]:
-    """Makes ExSSNeT's network for text with 100 filters a width, all on the features that the stream has left."""
+    """Return a function that creates ExSSNeT's network for text, with 100 filters per width, on the stored features."""
     return partial(text_cnn, TokenFeatures(encoder(root), file=features_file(features, root)), classes, filters=100)
 
 
 def _encoded(tasks: dict[str, Any], features: str, root: Path | None, **options: Any) -> Any:
-    """The stream of these tasks, once the features of all its texts are in their file."""
+    """Return the stream of the tasks, after the features of all its texts were computed and stored."""
     stream = text_stream(tasks, tokenizer=encoder(root), max_length=MAX_LENGTH, **options)
     file = features_file(features, root)
     known = TokenFeatures(encoder(root), file=file)
@@ -100,7 +101,7 @@ def _folder(root: Path | None) -> Path:
 
 
 def features_file(features: str, root: Path | None) -> Path:
-    """Where the features of a stream's texts are kept."""
+    """Return the path of the file with the features of a stream's texts."""
     return _folder(root) / f"features-{features}.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""Baselines do what their names say: each forgets less than naive, and the corrected SI has importances."""
+"""Baselines work: each forgets less than naive, and the corrected SI has importances."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""The leaderboard as its user meets it: commands, files, a second run, a failure."""
+"""The leaderboard from the command line: commands, files, a second run, a failure."""
 
 import json
 import os
@@ -26,7 +26,7 @@ SMALL = ["--streams", "split-digits", "--tasks", "2", "--epochs", "2", "--seeds"
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    """A finished small run."""
+    """Return the folder of a finished small run."""
     folder = tmp_path_factory.mktemp("leaderboard")
     command = [
         sys.executable,
@@ -194,7 +194,7 @@ def test_an_estimate_goes_by_tasks_and_epochs(tmp_path, monkeypatch):
     }  # fmt: skip
     path = tmp_path / whole.path
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(measured))  # 30 s for five tasks of six epochs
+    path.write_text(json.dumps(measured))  # a run of 30 s with five tasks of six epochs
     half = [Cell("split-digits", row, 0, {}, epochs=3) for row in ("naive", "ewc")]
     other = [*half, Cell("permuted-digits", "naive", 0, {})]
     lines = forecast([whole, *other], out=tmp_path, workers=2).splitlines()
@@ -211,7 +211,7 @@ def test_a_method_of_somebody_else_joins_by_its_module(tmp_path, capsys):
     command = ["run", *SMALL, "--out", str(tmp_path), "--methods", "piggyback"]
     assert main(command) == 2
     assert "unknown method 'piggyback'" in capsys.readouterr().err
-    # In a process of its own: a registration stays.
+    # The command runs in another process, because a registration is permanent.
     script = [sys.executable, "-m", "leaderboard", *command, "--import", "examples.own_method"]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
