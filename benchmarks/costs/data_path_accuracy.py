@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="result file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore", DeprecationWarning)  # Avalanche's own, of its replay plugin
+    warnings.simplefilter("ignore", DeprecationWarning)  # raised by Avalanche's replay plugin
     rows: list[dict[str, Any]] = []
     for method in METHODS:
         differences = []

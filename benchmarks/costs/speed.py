@@ -162,7 +162,7 @@ def measure(
 
 
 def on_disk(weights: int = 266_200) -> dict[str, float]:
-    """Return the bytes of a mask's code over the entropy bound ``n H(k) / 8``, by density; n is LeNet-300-100's."""
+    """Return the bytes of a mask's code over the entropy bound ``n H(k) / 8``, by density, for n weights."""
     order = np.random.default_rng(0).permutation(weights)
     found = {}
     for density in (0.02, 0.05, 0.1, 0.5):
