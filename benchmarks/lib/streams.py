@@ -166,7 +166,7 @@ _WSN_SETTINGS: dict[str, dict[str, Any]] = {"wsn": {"lr": 1e-3}, "packnet": {"op
 
 
 def _wsn_streams() -> dict[str, Stream]:
-    """Return the two streams of WSN's table (Kang et al. 2022) that a CPU can run, without biases and with own heads."""
+    """Return the two streams of WSN's table (Kang et al. 2022) that a CPU can run: no biases, a dense head per task."""
     superclasses = partial(
         _split_classes, load_cifar100_superclasses, tasks=20, classes=5, prepare=standardised, shuffle=False
     )
