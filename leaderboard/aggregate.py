@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.lib.streams import STREAMS
 from leaderboard.methods import parse_row, rows
-from leaderboard.scores import forward_transfer
+from leaderboard.scores import forward_transfer, paired_p
 
 __all__ = [
     "NOTHING",
     "UNKNOWN",
+    "AgainstBest",
     "Comparison",
     "Result",
+    "against_best",
+    "against_searched",
     "by_method",
     "by_stream",
     "comparisons",
@@ -122,6 +125,50 @@ def mean(values: Sequence[float | None]) -> float | None:
     """Mean of the values that are there; None if none is."""
     found = [value for value in values if value is not None]
     return statistics.fmean(found) if found else None
+
+
+class AgainstBest(NamedTuple):
+    """Rows of at least three seeds, compared with the best of them.
+
+    Attributes:
+        best: the row with the highest mean accuracy.
+        p: of each other row, by a paired t-test over the seeds that both have, where these are three at least.
+    """
+
+    best: str
+    p: dict[str, float]
+
+    @property
+    def level(self) -> list[str]:
+        """Rows that the test does not tell apart from the best one."""
+        return [name for name, p in self.p.items() if p >= SIGNIFICANCE]
+
+
+SIGNIFICANCE = 0.05
+
+
+def against_best(results: Sequence[Result]) -> AgainstBest | None:
+    """The rows of one comparison against the best one; None where fewer than two have three seeds."""
+    accuracies = {name: _by_seed(cells) for name, cells in by_method(results).items()}
+    enough = [name for name, found in accuracies.items() if len(found) >= 3]
+    if len(enough) < 2:
+        return None
+    best = max(enough, key=lambda name: statistics.fmean(accuracies[name].values()))
+    p = {name: paired_p(accuracies[best], accuracies[name]) for name in enough if name != best}
+    return AgainstBest(best, {name: value for name, value in p.items() if value is not None})
+
+
+def against_searched(name: str, groups: Mapping[str, Sequence[Result]]) -> float | None:
+    """Accuracy of a row at defaults minus that of the searched row, over the seeds that both have; else None."""
+    searched = name.replace("+default", "")
+    if searched == name or searched not in groups:
+        return None
+    mine, theirs = _by_seed(groups[name]), _by_seed(groups[searched])
+    return mean([mine[seed] - theirs[seed] for seed in mine.keys() & theirs.keys()])
+
+
+def _by_seed(cells: Sequence[Result]) -> dict[int, float]:
+    return {r["seed"]: r["average_accuracy"] for r in cells}
 
 
 def frontier(results: Sequence[Result]) -> list[tuple[float, float, str]]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from leaderboard.aggregate import (
     UNKNOWN,
+    AgainstBest,
     Result,
+    against_best,
+    against_searched,
     by_method,
     comparisons,
     free_of,
@@ -57,10 +60,14 @@ def write_page(results_dir: Path, file: Path) -> None:
 
 
 def _rows(results: Sequence[Result], naive: Sequence[Result]) -> list[dict[str, Any]]:
-    return [_row(name, cells, naive) for name, cells in by_method(results).items()]
+    tested, groups = against_best(results), by_method(results)
+    return [_row(name, groups, naive, tested) for name in groups]
 
 
-def _row(name: str, cells: Sequence[Result], naive: Sequence[Result]) -> dict[str, Any]:
+def _row(
+    name: str, groups: Mapping[str, Sequence[Result]], naive: Sequence[Result], tested: AgainstBest | None
+) -> dict[str, Any]:
+    cells = groups[name]
     n_tasks = len(cells[0]["accuracy_matrix"][0])
     # Cells of a row may have been run over fewer tasks; those of most tasks make its curves.
     same = [r["accuracy_matrix"] for r in cells if len(r["accuracy_matrix"][0]) == n_tasks]
@@ -69,6 +76,9 @@ def _row(name: str, cells: Sequence[Result], naive: Sequence[Result]) -> dict[st
     free = [r["free_share"] for r in cells if len(r.get("free_share") or []) == n_tasks]
     return {
         "method": name,
+        "best": tested is not None and name == tested.best,
+        "level": f"{tested.p[name]:.2f}" if tested is not None and name in tested.level else None,
+        "against_searched": _cell([against_searched(name, groups)], lambda v: f"{v:+.4f}"),
         "accuracy": _cell([r["average_accuracy"] for r in cells], _four),
         "forgetting": _cell([r["forgetting"] for r in cells], _four),
         "bwt": _cell([r["bwt"] for r in cells], _four),
@@ -99,8 +109,11 @@ def _cell(values: Sequence[float | None], form: Callable[[float], str]) -> dict[
     found = [value for value in values if value is not None]
     if not found:
         return None
-    deviation = f" ± {form(statistics.stdev(found))}" if len(found) > 1 and form is _four else ""
-    return {"value": statistics.fmean(found), "text": form(statistics.fmean(found)) + deviation}
+    mean = statistics.fmean(found)
+    if len(found) < 2 or form is not _four:
+        return {"value": mean, "text": form(mean)}
+    deviation = statistics.stdev(found)
+    return {"value": mean, "text": f"{form(mean)} ± {form(deviation)}", "deviation": deviation}
 
 
 def _four(value: float) -> str:

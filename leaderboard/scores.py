@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp
 
 __all__ = ["forgetting_curve", "forward_transfer", "paired_p", "summarise"]
 
@@ -71,7 +71,9 @@ def forgetting_curve(matrix: Sequence[Sequence[float]]) -> list[float]:
 
 
 def paired_p(first: Mapping[int, float], second: Mapping[int, float]) -> float | None:
-    """Two-sided p of a paired t-test over the seeds that both have; None with fewer than three, 1 if all are equal.
+    """Two-sided p of a paired t-test over the seeds that both have; None with fewer than three.
+
+    Where every seed has the same difference, p is 1 for a difference of zero, else 0.
 
     Args:
         first: accuracy by seed.
@@ -84,7 +86,7 @@ def paired_p(first: Mapping[int, float], second: Mapping[int, float]) -> float |
     common = sorted(first.keys() & second.keys())
     if len(common) < 3:
         return None
-    a, b = [first[seed] for seed in common], [second[seed] for seed in common]
-    if a == b:
-        return 1.0
-    return float(ttest_rel(a, b).pvalue)
+    differences = [first[seed] - second[seed] for seed in common]
+    if max(differences) - min(differences) < 1e-9:  # no spread to compare with: the test has no value
+        return 1.0 if abs(differences[0]) < 1e-9 else 0.0
+    return float(ttest_1samp(differences, 0.0).pvalue)

@@ -1,6 +1,8 @@
 """The page has the results, escapes markup in them, loads nothing from elsewhere, and works in a browser."""
 
 import contextlib
+import csv
+import io
 import json
 import shutil
 import subprocess
@@ -42,6 +44,34 @@ def test_numbers_are_those_of_the_files():
     assert row["matrix"][-1][0] == pytest.approx(
         sum(r["accuracy_matrix"][-1][0] for r in results) / len(results), abs=1e-4
     )
+
+
+def test_rows_that_the_seeds_do_not_tell_from_the_best_one_are_marked():
+    (base, *_) = load_results(RESULTS)
+    accuracies = {
+        "best": (0.90, 0.91, 0.92),
+        "level": (0.91, 0.90, 0.91),
+        "worse": (0.80, 0.81, 0.82),
+        "few": (0.7, 0.7),
+    }
+    results = [
+        {**base, "method": name, "seed": seed, "average_accuracy": value}
+        for name, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+    rows = {row["method"]: row for row in data_of(page(results))[0]["rows"]}
+    assert [name for name, row in rows.items() if row["best"]] == ["best"]
+    assert [name for name, row in rows.items() if row["level"]] == ["level"]
+    assert float(rows["level"]["level"]) > 0.05
+
+
+def test_a_row_at_defaults_is_compared_over_the_seeds_that_both_have():
+    (base, *_) = load_results(RESULTS)
+    cells = [("supsup", 0, 0.5), ("supsup", 1, 0.9), ("supsup+default", 1, 0.8), ("supsup+default", 2, 0.1)]
+    results = [{**base, "method": m, "seed": seed, "average_accuracy": value} for m, seed, value in cells]
+    rows = {row["method"]: row for row in data_of(page(results))[0]["rows"]}
+    assert rows["supsup"]["against_searched"] is None
+    assert rows["supsup+default"]["against_searched"]["text"] == "-0.1000"
 
 
 def test_a_method_named_like_a_tag_is_text():
@@ -88,8 +118,9 @@ class Browser:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read())["value"]
 
-    def open(self, file):
-        self._ask("POST", f"/{self.session}/url", {"url": file.as_uri()})
+    def open(self, file, fragment=""):
+        self._ask("POST", f"/{self.session}/url", {"url": "about:blank"})  # a new fragment alone loads nothing again
+        self._ask("POST", f"/{self.session}/url", {"url": f"{file.as_uri()}#{fragment}"})
 
     def run(self, script):
         return self._ask("POST", f"/{self.session}/execute/sync", {"script": f"return {script}", "args": []})
@@ -130,6 +161,19 @@ def test_it_is_clicked_through_in_a_browser(tmp_path, width):
         assert browser.run(accuracies) == best_first[::-1]
         browser.run("document.querySelectorAll('#head button')[0].click()")
         assert browser.run(names) == sorted(expected)
+        assert browser.run("document.querySelectorAll('#head th').length") == 5, "few columns, until more are chosen"
+        box = (
+            "[...document.querySelectorAll('#columns label')].find(l => l.textContent.includes('searched')).firstChild"
+        )
+        browser.run(f"{box}.click()")
+        assert browser.run("document.querySelectorAll('#head th').length") == 6
+        table = browser.run("decodeURIComponent(document.getElementById('csv').href.split(',').slice(1).join(','))")
+        lines = list(csv.DictReader(io.StringIO(table)))
+        assert {line["method"] for line in lines} == expected
+        (searched,) = (line for line in lines if line["method"] == "exssnet")
+        (default,) = (line for line in lines if line["method"] == "exssnet+default")
+        gap = float(default["accuracy"]) - float(searched["accuracy"])
+        assert float(default["at defaults, minus searched"]) == pytest.approx(gap), "their seeds are the same"
         browser.enter("filter", "exss", "input")
         assert browser.run(names) == sorted(name for name in expected if "exss" in name)
         chosen = "document.querySelectorAll('tr.chosen').length"
@@ -148,6 +192,11 @@ def test_it_is_clicked_through_in_a_browser(tmp_path, width):
         browser.enter("stream", "permuted-mnist", "change")
         assert "10 tasks" in browser.run("document.getElementById('protocol').textContent")
         assert browser.run("document.querySelectorAll('#matrix rect').length") == 100
+        link = browser.run("document.getElementById('link').href")
+        seen = browser.run("document.body.innerText")
+        browser.open(tmp_path / "index.html", link.partition("#")[2])
+        assert browser.run("document.body.innerText") == seen, "the link shows the same view"
+        assert "exssnet" in browser.run("document.getElementById('lead').textContent")
         assert browser.run("document.documentElement.scrollWidth <= window.innerWidth"), "no sideways scrolling"
         assert [e for e in browser.errors() if e["level"] == "SEVERE"] == []
     finally:
