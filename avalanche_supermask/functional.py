@@ -273,14 +273,19 @@ def top_k_free(scores: Tensor, taken: Tensor, keep: int) -> Tensor:
     Args:
         scores: tensor of any shape.
         taken: bool tensor of the same shape.
-        keep: number of entries.
+        keep: number of entries, 0 or more.
+
+    Raises:
+        ValueError: ``keep`` is negative.
 
     Example:
         >>> top_k_free(torch.tensor([0.1, -0.9, 0.5]), torch.tensor([False, True, False]), 1)
         tensor([False, False,  True])
     """
     free = (~taken).reshape(-1).nonzero().squeeze(1)
-    if 0 < keep < len(free):
+    if keep == 0:
+        free = free[:0]
+    elif keep < len(free):
         free = free[top_k_mask(scores.reshape(-1)[free], keep)]
     chosen = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     chosen[free] = True

@@ -13,6 +13,7 @@ from avalanche_supermask.functional import (
     overlap,
     signed_constant,
     threshold_weight,
+    top_k_free,
     top_k_mask,
     top_k_weight,
     uniform_counts,
@@ -48,6 +49,19 @@ def test_top_k_equals_a_naive_sort(keep, kind):
 def test_top_k_says_what_it_cannot_keep(keep):
     with pytest.raises(ValueError, match=f"6 weights cannot keep {keep}"):
         top_k_mask(torch.zeros(6), keep)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3, 4, 9])
+def test_top_k_of_free_entries_equals_a_naive_sort(keep):
+    scores, taken = torch.randn(2, 4), torch.tensor([[True, False, True, False], [False, False, True, True]])
+    free = [i for i in range(8) if not taken.flatten()[i]]
+    chosen = sorted(free, key=lambda i: -abs(float(scores.flatten()[i])))[:keep]
+    assert top_k_free(scores, taken, keep).flatten().nonzero().flatten().tolist() == sorted(chosen)
+
+
+def test_top_k_of_free_entries_refuses_a_negative_number():
+    with pytest.raises(ValueError, match="cannot keep -1"):
+        top_k_free(torch.randn(3), torch.zeros(3, dtype=torch.bool), -1)
 
 
 def test_top_k_refuses_nan():

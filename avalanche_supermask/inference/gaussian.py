@@ -110,7 +110,6 @@ class Gaussian:
                         rank=rank,
                         covariance="class" if self._of_classes(name) else "task",
                         shrinkage=self.shrinkage,
-                        device=features.device,
                     )
                 moments[name].add(features, _classes(y, len(features)).to(features.device))
         found = {name: each.finish() for name, each in moments.items()}

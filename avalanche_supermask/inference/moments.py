@@ -38,7 +38,6 @@ class Moments:
         covariance: ``"class"``: one covariance per class; ``"task"``: one for all classes.
         shrinkage: for ``"class"``, the weight of the task's covariance in that of a class, as a number of samples
             (default 0). Without shrinkage, the covariance of a class with few samples would be degenerate.
-        device: device of the features (default: CPU).
         exact: greatest number of features for which the whole ``(d, d)`` second moment is accumulated (default: 1024,
             or 2048 for one covariance of all classes). For more features, its product with ``2 * rank + 40`` random
             directions is accumulated.
@@ -59,7 +58,6 @@ class Moments:
         rank: int,
         covariance: Covariance = "class",
         shrinkage: float = 0.0,
-        device: torch.device | str = "cpu",
         exact: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -73,7 +71,7 @@ class Moments:
         self._sums: dict[int, Tensor] = {}
         self._squares: dict[int, Tensor] = {}
         self._seconds: dict[int, Tensor] = {}
-        self._directions = self._sketch(device) if width > (EXACT[covariance] if exact is None else exact) else None
+        self._directions = self._sketch("cpu") if width > (EXACT[covariance] if exact is None else exact) else None
 
     @torch.no_grad()
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -87,9 +85,11 @@ class Moments:
         if self._shift is None:  # any value near the data is suitable, because it only keeps the sums small
             self._shift = x.mean(dim=0)
         x = x - self._shift
+        if self._directions is not None:
+            self._directions = self._directions.to(x.device)
         for label in y.unique().tolist():
             rows = x[y == label]
-            directed = rows if self._directions is None else rows @ self._directions.to(rows)
+            directed = rows if self._directions is None else rows @ self._directions.to(rows.dtype)
             new = (
                 rows.sum(dim=0, dtype=torch.float64),
                 rows.square().sum(dtype=torch.float64),

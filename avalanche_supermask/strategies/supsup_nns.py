@@ -86,8 +86,8 @@ class SupSupNNsPlugin(SupSupPlugin):
             earlier mask is used; None (default): no mask is dropped.
         density: fraction of weights that a mask keeps (default 0.1); None: masks that keep the weights whose score is
             at least 0.
-        mask_lr: learning rate of the scores that ``settings_used`` records. The plugin does not set it in the
-            optimizer: create the optimizer with this rate.
+        mask_lr: learning rate of the scores; None (default): the optimizer's rate, or a rate chosen for each layer if
+            the strategy created the optimizer.
 
     Attributes:
         looks: one `Look` per check; the first one stands for the opening of the first mask.
@@ -188,7 +188,9 @@ class SupSupNNsPlugin(SupSupPlugin):
             group_by_rate(strategy.optimizer, rates)
             self.settings_used["mask_lr"] = {name: rate for name, (_, rate) in rates.items()}
         else:
-            self.settings_used["mask_lr"] = self.mask_lr or strategy.optimizer.param_groups[0]["lr"]
+            for group in strategy.optimizer.param_groups if self.mask_lr is not None else ():
+                group["lr"] = self.mask_lr
+            self.settings_used["mask_lr"] = strategy.optimizer.param_groups[0]["lr"]
         return key
 
     def close(self, model: MaskedModel) -> int | None:
@@ -284,8 +286,8 @@ class SupSupNNs(SubnetworkStrategy):
     Args:
         model: any module; it is deep-copied and wrapped in a `MaskedModel`.
         optimizer: an optimizer with the parameters of ``model``, whose rate is kept; None (default): Adam.
-        mask_lr: learning rate of the scores if no optimizer was passed; None (default): a rule chooses a rate for each
-            layer (see `learning_rates`). If an optimizer was passed, ``mask_lr`` has no effect on its rate.
+        mask_lr: learning rate of the scores; None (default): a rule chooses a rate for each layer (see
+            `learning_rates`); if an optimizer was passed, None keeps its rate.
         arguments: arguments of `MaskedModel` and of any Avalanche strategy. The default of ``task_inference`` is
             one-shot inference for a whole batch.
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from avalanche.benchmarks import tensors_benchmark
 from torch import nn
+from torch.optim import SGD
 
 from avalanche_supermask import CachedTensors, SupSupNNs
 from tests.building import same_state
@@ -50,6 +51,17 @@ def opened(found):
     return [
         look.batch for i, look in enumerate(found.method.looks) if i == 0 or look.task != found.method.looks[i - 1].task
     ]
+
+
+@pytest.mark.parametrize(("mask_lr", "expected"), [(0.02, 0.02), (None, 0.5)])
+def test_a_given_rate_is_that_of_the_callers_optimizer_too(mask_lr, expected):
+    net = nn.Sequential(nn.Linear(SIZE, 8), nn.Linear(8, CLASSES))
+    found = SupSupNNs(
+        net, optimizer=SGD(net.parameters(), lr=0.5), mask_lr=mask_lr, seed=0, train_mb_size=BATCH, evaluator=None
+    )
+    found.train(experiences([0], batches=2)[0])
+    assert [group["lr"] for group in found.optimizer.param_groups] == [expected]
+    assert found.method.settings_used["mask_lr"] == expected
 
 
 def test_every_task_is_found_where_it_begins():
