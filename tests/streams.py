@@ -5,7 +5,22 @@ from avalanche.benchmarks import tensors_benchmark
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-SHAPE = (1, 6, 6)
+from benchmarks.lib.assorted_networks import SMALL as NETWORKS
+from benchmarks.lib.assorted_networks import SMALL_SHAPE as SHAPE
+from benchmarks.lib.assorted_networks import ResNet, lenet, mlp
+
+__all__ = [
+    "NETWORKS",
+    "ResNet",
+    "Stranger",
+    "TiedEmbedding",
+    "class_stream",
+    "inputs",
+    "lenet",
+    "mlp",
+    "outputs",
+    "train_all",
+]
 
 
 def class_stream(n_tasks=3, *, task_labels=None, n=48, n_classes=2, seed=0):
@@ -24,61 +39,6 @@ def class_stream(n_tasks=3, *, task_labels=None, n=48, n_classes=2, seed=0):
         test_tensors=[split(p, n) for p in prototypes],
         task_labels=labels,
     )
-
-
-def mlp(width=24, outputs=2):
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(36, width),
-        nn.ReLU(),
-        nn.Linear(width, width),
-        nn.ReLU(),
-        nn.Linear(width, outputs),
-    )
-
-
-def lenet():
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 16), nn.ReLU(),
-        nn.Linear(16, 2),
-    )  # fmt: skip
-
-
-class ResNet(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(1, 8, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(8)
-        self.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8, 2)
-
-    def forward(self, x):
-        x = self.bn1(self.stem(x)).relu()
-        x = (x + self.bn2(self.conv(x))).relu()
-        return self.fc(x.mean(dim=(2, 3)))
-
-
-class Transformer(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Linear(6, 16)
-        self.position = nn.Parameter(torch.randn(1, 6, 16) * 0.1)
-        self.block = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True)
-        self.fc = nn.Linear(16, 2)
-
-    def forward(self, x):
-        return self.fc(self.block(self.embed(x.squeeze(1)) + self.position).mean(dim=1))
-
-
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lstm = nn.LSTM(6, 16, batch_first=True)
-        self.fc = nn.Linear(16, 2)
-
-    def forward(self, x):
-        return self.fc(self.lstm(x.squeeze(1))[0][:, -1])
 
 
 class TiedEmbedding(nn.Module):
@@ -122,15 +82,6 @@ class Stranger(nn.Module):
         ids = (x.flatten(1) > 0).long().cumsum(1) % 11
         h = self.frozen(self.tokens(ids)).relu()
         return self.fc(self.norm(self.blocks["in/out"](h).relu()).mean(dim=1))
-
-
-NETWORKS = {
-    "mlp": mlp,
-    "lenet": lenet,
-    "resnet": ResNet,
-    "transformer": Transformer,
-    "lstm": Recurrent,
-}
 
 
 def inputs(n=16, seed=1):

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "benchmarks" / "README.md").read_text()
 
@@ -32,3 +34,20 @@ def test_no_link_is_dead():
     links = re.findall(r"\]\(([^)]+)\)", PAGE)
     assert links
     assert all((ROOT / "benchmarks" / link).exists() for link in links)
+
+
+MAY_IMPORT = {
+    "benchmarks/lib": r"benchmarks\.lib\b",
+    "leaderboard": r"(benchmarks\.lib|leaderboard)\b|benchmarks$",
+    "benchmarks": r"(benchmarks|leaderboard)\b",
+}
+IMPORTED = re.compile(r"(?m)^ *(?:from|import) ((?:benchmarks|leaderboard|tests|examples)\b[\w.]*)")
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_scripts_stand_on_the_leaderboard_and_both_on_what_they_share(folder):
+    imports = {
+        (path.name, name) for path in (ROOT / folder).rglob("*.py") for name in IMPORTED.findall(path.read_text())
+    }
+    assert imports
+    assert not {(file, name) for file, name in imports if not re.match(MAY_IMPORT[folder], name)}

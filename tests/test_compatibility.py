@@ -8,45 +8,14 @@ from packaging.version import Version
 from torch import nn
 from torch.optim import SGD, Optimizer, RMSprop
 from torch.optim.lr_scheduler import ExponentialLR
-from torchvision.models import ConvNeXt, VisionTransformer, mobilenet_v3_small, resnet18
-from torchvision.models.convnext import CNBlockConfig
 
 from avalanche_supermask import CLNP, ExSSNeT, ImpressLearn, SupSup
 from avalanche_supermask.strategies.clnp.entries import FREE
 from avalanche_supermask.strategies.clnp.pruning import PruningReport
+from benchmarks.lib.assorted_networks import LARGE as NETWORKS
 from tests.streams import class_stream, inputs, mlp, outputs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:task .. no free unit is left")
-
-
-class Causal(nn.Module):
-    """A block as in GPT-2, on a sequence of tokens that are computed from the pixels."""
-
-    def __init__(self):
-        super().__init__()
-        self.tokens, self.places = nn.Embedding(16, 24), nn.Embedding(64, 24)
-        self.norm1, self.norm2 = nn.LayerNorm(24), nn.LayerNorm(24)
-        self.attention = nn.MultiheadAttention(24, 4, batch_first=True)
-        self.mlp = nn.Sequential(nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 24))
-        self.head = nn.Linear(24, 2)
-
-    def forward(self, x):
-        ids = (x[:, 0, ::4, ::4].flatten(1) * 4).long().clamp(0, 15)
-        h = self.tokens(ids) + self.places(torch.arange(ids.shape[1], device=x.device))
-        mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1], device=x.device, dtype=h.dtype)
-        n = self.norm1(h)
-        h = h + self.attention(n, n, n, attn_mask=mask, need_weights=False)[0]
-        h = h + self.mlp(self.norm2(h))
-        return self.head(h[:, -1])
-
-
-NETWORKS = {
-    "resnet18": lambda: resnet18(num_classes=2),
-    "mobilenet_v3": lambda: mobilenet_v3_small(num_classes=2),
-    "vit": lambda: VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=2),
-    "convnext": lambda: ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], num_classes=2),
-    "causal": Causal,
-}
 
 
 def images(n_tasks, n=12):

@@ -17,7 +17,7 @@ from torchvision.datasets import MNIST
 
 from avalanche_supermask.data.cached import load_tensors
 from benchmarks.lib.image_data import load_cifar100, standardised, uint8_pixels
-from benchmarks.lib.networks import SlimResNet18
+from benchmarks.lib.networks import SlimResNet18, bfloat16_is_fast
 from benchmarks.lib.streams import STREAMS, SUITES, build_stream, with_validation
 from leaderboard.cell import Cell, run_cell, settings_of
 
@@ -178,6 +178,21 @@ def test_colour_streams_have_their_classes_in_order(name, tasks, classes, side, 
     assert spec.classes == (classes if labels else classes * tasks)
     with pytest.raises(ValueError, match="pass --dataset-root DIR"):
         build_stream(name, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("capability", "gpu", "expected"),
+    [("AVX512", False, True), ("AVX2", False, False), ("AVX2", True, True), ("DEFAULT", False, False)],
+)
+def test_bfloat16_is_for_machines_that_are_faster_with_it(capability, gpu, expected, monkeypatch):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    assert bfloat16_is_fast() is expected
+
+
+def test_the_network_of_the_colour_streams_has_the_format_that_its_name_says():
+    spec = STREAMS["split-cifar100"]
+    assert spec.network()._in_bfloat16 == spec.shape.endswith("bfloat16") == bfloat16_is_fast()
 
 
 def test_superclasses_are_tasks(colour_data, tmp_path):

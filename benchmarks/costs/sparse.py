@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from avalanche_supermask import MaskedModel
 from avalanche_supermask.model.sparse_kernels import kernels
 from avalanche_supermask.selection import selection
+from benchmarks.lib.assorted_networks import LARGE, LARGE_SHAPE, SMALL, SMALL_SHAPE
 from benchmarks.lib.networks import SlimResNet18, mlp
 from benchmarks.lib.provenance import write_result
 
@@ -150,7 +151,7 @@ def figure(rows: dict[str, dict[str, dict[str, dict[str, float]]]], path: Path) 
 def main() -> None:
     """Measure and write a result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["evaluation", "auto", "figure"], help='"auto": of the networks of the tests')
+    parser.add_argument("part", choices=["evaluation", "auto", "figure"], help='"auto" measures networks of many kinds')
     parser.add_argument("results", type=Path, nargs="*", help="of the figure: files of evaluations, later ones count")
     parser.add_argument("--networks", default="", help="only those whose name has this word")
     parser.add_argument("--repeats", type=int, default=30, help="pairs a ratio (default 30)")
@@ -184,12 +185,9 @@ def main() -> None:
 
 
 def matrix(repeats: int) -> dict[str, float]:
-    """Return the result of `never_slower` for every network of the tests, with batches of 1, 16 and 128."""
-    from tests.streams import NETWORKS as SMALL
-    from tests.test_compatibility import NETWORKS as LARGE
-
+    """Return the result of `never_slower` for every network of `assorted_networks`, with batches of 1, 16 and 128."""
     found = {}
-    for networks, shape in ((SMALL, (1, 6, 6)), (LARGE, (3, 32, 32))):
+    for networks, shape in ((SMALL, SMALL_SHAPE), (LARGE, LARGE_SHAPE)):
         for name, make in networks.items():
             for batch in (1, 16, 128):
                 found[f"{name}, batch {batch}"] = never_slower(make, shape, batch, repeats=repeats)

@@ -38,7 +38,7 @@ from benchmarks.lib.image_data import (
     standardised,
     uint8_pixels,
 )
-from benchmarks.lib.networks import SlimResNet18, lenet5, mlp
+from benchmarks.lib.networks import SlimResNet18, bfloat16_is_fast, lenet5, mlp
 
 __all__ = [
     "STREAMS",
@@ -187,8 +187,11 @@ def _wsn_streams() -> dict[str, Stream]:
 _DIGITS = {"tasks": 5, "epochs": 6, "batch_size": 32, "offline": True}
 _HUNDRED = {**_DIGITS, "tasks": 100}
 _SPLIT = {"tasks": 5, "epochs": 6, "batch_size": 128, "distinct_classes": True}
+# A cell's configuration names the number format, because it depends on the machine and decides the last digits.
+_IN_BFLOAT16 = bfloat16_is_fast()
 _RESNET = {
-    "epochs": 4, "batch_size": 64, "distinct_classes": True, "shape": "slim ResNet-18 (20 channels), bfloat16",
+    "epochs": 4, "batch_size": 64, "distinct_classes": True,
+    "shape": f"slim ResNet-18 (20 channels), {'bfloat16' if _IN_BFLOAT16 else 'float32'}",
 }  # fmt: skip
 _TEN = {"tasks": 10, "epochs": 2, "batch_size": 128}
 _PERMUTED = partial(_permuted, load_mnist, 10)
@@ -205,7 +208,7 @@ def _resnet_streams(
 ) -> dict[str, Stream]:
     """Return two streams of a data set, with and without task labels; classes are in natural order, as published."""
     build = partial(_split_classes, load, tasks=tasks, classes=classes, prepare=prepare, shuffle=False)
-    network = partial(SlimResNet18, bfloat16=True)
+    network = partial(SlimResNet18, bfloat16=_IN_BFLOAT16)
     with_labels = Stream(
         build, tasks, classes, network=partial(network, classes), settings_from=settings_from, **_RESNET
     )
