@@ -1,4 +1,4 @@
-"""What must be alike in every process before they can learn together, compared early and told in words."""
+"""Checks that facts are equal in all processes before they learn together, with an error that names the difference."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def require_alike(facts: Mapping[str, Any], *, remedy: str) -> None:
     """Compare facts over the group.
 
     Args:
-        facts: what it is, and its value here; each can be pickled and compared.
-        remedy: what to do if they differ.
+        facts: values in this process, by a description for the error. Each can be pickled and compared.
+        remedy: advice for the error if a fact differs.
 
     Raises:
-        RuntimeError: in every process, if a fact differs; it says what each of them has.
+        RuntimeError: a fact differs. Every process raises it, and it lists the value of each.
     """
     if not in_group():
         return

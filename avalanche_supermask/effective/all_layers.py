@@ -1,9 +1,10 @@
-"""The effective weights of all layers, by one function of the autograd engine instead of one a layer.
+"""The effective weights of all layers, computed by one function of the autograd engine instead of one per layer.
 
-The engine takes 10 to 20 microseconds of host time for a function, and a device as long for the start of each of its
-operators, which for most networks is longer than the operators run. On a device a step takes the same few operators
-whatever the number of layers: each acts on lists of tensors, or on all layers laid end to end. On a CPU the layers are
-passed over one by one, by compiled loops where numba is installed. The results are those of `functional`, bit for bit.
+The engine takes 10 to 20 microseconds of host time per function, and a device takes as long to launch each operator.
+For most networks this is longer than the operators run. On a device, a step therefore needs the same few operators for
+any number of layers: each operator processes a list of tensors, or the concatenation of all layers. On a CPU the layers
+are processed one by one, with compiled loops if numba is installed. The results equal those of `functional` bit for
+bit.
 """
 
 from __future__ import annotations
@@ -22,37 +23,40 @@ from avalanche_supermask.loops import WORTH_COMPILING, flat, plain
 
 __all__ = ["Chooser", "partly_trained_weights", "top_k_weights"]
 
-# Band around the expected threshold, as a share of it, to each side.
+# Half the width of the band around the expected threshold, as a share of the threshold.
 _NARROWEST, _USUAL, _WIDEST = 1e-4, 2e-3, 2e-2
-_SHORT = 2**12  # scores of a layer: below, the threshold is found as fast without a band
+_SHORT = 2**12  # number of scores; in smaller layers, a search without a band is as fast
 
 
 class Hint(NamedTuple):
-    """Where the threshold of a layer is expected: it moves on as it moved, as an optimizer's steps are much alike."""
+    """The last two thresholds of a layer, from which the next one is extrapolated.
+
+    The extrapolation is good, because successive steps of an optimizer are similar.
+    """
 
     before: float
     last: float
-    width: float  # of a band that would have held the last ones, and some more
+    width: float  # of a band, with a margin, that would have contained the last thresholds
 
     @property
     def expected(self) -> float:
-        """The threshold of the next step."""
+        """The expected threshold of the next step."""
         return max(2 * self.last - self.before, 0.0)
 
 
 class Chooser:
-    """Chooses the masks of all layers step after step; what it keeps between steps changes the time, never the result.
+    """Data that the choice of masks keeps from step to step; they change the time, but never the result.
 
-    Copies and pickles start anew.
+    Copies and pickles start without these data.
     """
 
     def __init__(self) -> None:
         self.hints: dict[str, Hint] = {}
         self.at_once: TopKAtOnce | None = None
-        self.spares: list[Any] = []  # arrays that no call uses at the moment: fresh memory costs as much as a pass
+        self.spares: list[Any] = []  # arrays that no call uses now; allocating memory costs as much as a pass
 
     def spare(self, size: int) -> Any:
-        """An array of floats, at least so many, that no other thread uses; append it to `spares` afterwards."""
+        """Return an array of at least ``size`` floats that no other thread uses; append it to `spares` afterwards."""
         try:
             found = self.spares.pop()
         except IndexError:
@@ -66,16 +70,16 @@ class Chooser:
 def top_k_weights(
     scores: Mapping[str, Tensor], weights: Mapping[str, Tensor], keeps: Mapping[str, int], chooser: Chooser
 ) -> dict[str, Tensor]:
-    """Effective weights ``W * top_k(|S|)`` of all layers; see `functional.top_k_weight` for the gradients.
+    """Return the effective weights ``W * top_k(|S|)`` of all layers; `functional.top_k_weight` has the gradients.
 
     Args:
-        scores: by name, all on one device.
-        weights: by name.
-        keeps: number of entries kept, by name.
-        chooser: that of the earlier steps.
+        scores: scores by name, all on one device.
+        weights: weights by name.
+        keeps: number of entries to keep, by name.
+        chooser: the chooser of the earlier steps.
 
     Raises:
-        ValueError: a layer cannot keep so many; or, on a CPU, scores are NaN.
+        ValueError: a layer has too few entries to keep; or, on a CPU, scores are NaN.
     """
     names = list(scores)
     found = _TopKWeights.apply(
@@ -87,11 +91,11 @@ def top_k_weights(
 def partly_trained_weights(
     live: Mapping[str, Tensor], standing: Mapping[str, tuple[Tensor, Tensor]]
 ) -> dict[str, Tensor]:
-    """``fixed + learns * live`` of all layers; see `functional.partly_trained_weight`.
+    """Return ``fixed + learns * live`` of all layers, as `functional.partly_trained_weight` does for one layer.
 
     Args:
-        live: by name.
-        standing: by name, ``(fixed, learns)``.
+        live: trainable tensors by name.
+        standing: pairs ``(fixed, learns)`` by name.
     """
     fixed, learns = zip(*standing.values(), strict=True)
     found = _PartlyTrainedWeights.apply(fixed, learns, *(live[name] for name in standing))
@@ -109,10 +113,10 @@ class _TopKWeights(torch.autograd.Function):
         if by_lists:
             masks = _at_once(chooser, scores, weights, keeps)
             found = list(torch._foreach_mul(weights, masks))
-            if weights_learn:  # these masks are written over by the next step
+            if weights_learn:  # the next step overwrites these masks
                 masks = list(torch._foreach_mul(masks, 1))
         elif ctx.passes is None or weights_learn:
-            # The gradient of weights needs the mask, which the fused pass never writes.
+            # The gradient of weights needs the mask, which the fused pass does not write to memory.
             masks = [_chosen(chooser.hints, *layer) for layer in zip(names, scores, keeps, strict=True)]
             found = [weight * mask for weight, mask in zip(weights, masks, strict=True)]
         else:
@@ -164,10 +168,12 @@ class _PartlyTrainedWeights(torch.autograd.Function):
 
 
 def _by_lists(tensors: Sequence[Tensor]) -> bool:
-    """Whether the layers are chosen by one sort: where launching an operator is what it costs."""
+    """Whether one sort chooses all masks: on devices where launching an operator is most of its cost."""
     first = tensors[0]
     alike = all(t.device == first.device and t.dtype == first.dtype for t in tensors)
-    return first.device.type != "cpu" and alike and first.dtype != torch.float64  # which leaves no bit for the layer
+    return (
+        first.device.type != "cpu" and alike and first.dtype != torch.float64
+    )  # its keys have no bits left for the layer
 
 
 def _at_once(
@@ -180,14 +186,14 @@ def _at_once(
 
 
 def _passes(tensors: Sequence[Tensor]) -> Passes | None:
-    """The compiled loops, where they serve all these tensors and are worth their compilation."""
+    """Return the compiled loops, if they support all these tensors and save more time than their compilation takes."""
     if sum(t.numel() for t in tensors) < 2 * WORTH_COMPILING or not plain(tensors):
         return None
     return compiled()
 
 
 def _chosen(hints: dict[str, Hint], name: str, scores: Tensor, keep: int) -> Tensor:
-    """The mask of one layer."""
+    """Return the mask of one layer."""
     hint = hints.get(name)
     mask, threshold = top_k_numbers(scores, keep, hint=None if hint is None else hint.expected)
     if threshold is not None:
@@ -196,19 +202,19 @@ def _chosen(hints: dict[str, Hint], name: str, scores: Tensor, keep: int) -> Ten
 
 
 def _selected(passes: Passes, chooser: Chooser, name: str, scores: Tensor, weight: Tensor, keep: int) -> Tensor:
-    """``W * M`` of one layer, by the compiled loops."""
+    """Return ``W * M`` of one layer, computed by the compiled loops."""
     n = scores.numel()
     if not 1 <= keep < n:
-        return weight * top_k_mask(scores, keep)  # all of them, or an error
+        return weight * top_k_mask(scores, keep)  # it keeps all entries, or raises an error
     numbers = flat(scores)
     threshold = _threshold(passes, chooser, name, numbers, keep)
     found = torch.empty_like(weight)
     kept = passes.select(numbers, flat(weight), threshold, flat(found))
-    return found if kept == keep else weight * top_k_mask(scores, keep)  # ties, or an error
+    return found if kept == keep else weight * top_k_mask(scores, keep)  # equal scores, or an error
 
 
 def _threshold(passes: Passes, chooser: Chooser, name: str, scores: Any, keep: int) -> Any:
-    """The k-th largest magnitude, exactly; searched in a band around the expected one, if that holds it."""
+    """Return the exact k-th largest magnitude, with a search in a band around the expected value if it is there."""
     hints = chooser.hints
     hint = hints.get(name)
     if hint is None or len(scores) < _SHORT:
@@ -216,7 +222,7 @@ def _threshold(passes: Passes, chooser: Chooser, name: str, scores: Any, keep: i
         hints[name] = Hint(float(found), float(found), _USUAL)
         return found
     width, found = hint.width, None
-    # Most scores are far from the threshold: those of the widest band that is searched fit here.
+    # Most scores are far from the threshold, so the scores of the widest band fit into this array.
     band = chooser.spare(len(scores) // 8 + BLOCK)
     while found is None and width <= _WIDEST:
         low, high = np.float32(hint.expected * (1 - width)), np.float32(hint.expected * (1 + width))
@@ -241,7 +247,7 @@ def _kth(values: Any, k: int) -> Any:
 def _scores_gradients(
     passes: Passes | None, grads: list[Tensor], weights: list[Tensor], scores: list[Tensor]
 ) -> list[Tensor]:
-    """``dL/dW_eff * W * sign(S)`` of some layers."""
+    """Return ``dL/dW_eff * W * sign(S)`` of some layers."""
     if passes is None or torch.is_grad_enabled() or not plain(grads):
         products = torch._foreach_mul(grads, weights)
         torch._foreach_mul_(products, torch._foreach_sign(scores))
