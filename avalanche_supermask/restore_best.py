@@ -1,7 +1,7 @@
 """At the end of each phase of a task, restore the epoch with the lowest loss on held-out training data.
 
-Several papers report the best epoch instead of the last one, for example WSN (Kang et al. 2022). For this choice, a share
-of the training data of each task is held out; test data are never used.
+Several papers report the best epoch instead of the last one, for example WSN (Kang et al. 2022). For this choice, a
+share of the training data of each task is held out; test data are never used.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class RestoreBest(SupervisedPlugin, supports_distributed=True):  # type: ignore[
         kept: for each phase of the latest task, the epoch that was kept, counted from 0 within the task.
 
     Raises:
-        ValueError: ``share`` is not between 0 and 1; when training starts, the method has no phases, or an experience is
-            too small to hold out a sample.
+        ValueError: ``share`` is not between 0 and 1. When training starts: the method has no phases, or an experience
+            is too small to hold out a sample.
 
     Example:
         >>> from avalanche_supermask import SupSup
