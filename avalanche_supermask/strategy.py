@@ -251,16 +251,18 @@ def check_device(device: str | torch.device) -> None:
 def _check_wrapping(model: MaskedModel, wrapping: Mapping[str, Any]) -> None:
     """Refuse arguments that contradict the way in which a model is already wrapped."""
     as_it_is = {"frozen": "keep", **model.wrapping, "seed": model.seed, "values": None}
-    others = [
-        name
+    others = {
+        name: value
         for name, value in wrapping.items()
         if (name, value) != ("seed", None)
         and (list(value) if name in ("exclude", "own") else value) != as_it_is.get(name)
-    ]
+    }
     if others:
+        wanted = ", ".join(f"{name}={value!r}" for name, value in others.items() if name != "values")
+        wanted = ", ".join(filter(None, (wanted, "values=..." if "values" in others else "")))
         raise ValueError(
-            f"{', '.join(others)}: these say how to wrap a network, but the model is a MaskedModel already; pass them "
-            "to MaskedModel"
+            f"this strategy needs a network that is wrapped with {wanted}, but the model is already a MaskedModel that "
+            f"is wrapped in another way; pass MaskedModel(net, {wanted}), or the network itself"
         )
 
 

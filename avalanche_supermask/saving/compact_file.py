@@ -176,7 +176,8 @@ def _expect_same_network(path: Any, model: MaskedModel, tensors: Mapping[str, Te
     mine = model.masked_shapes
     if stored != mine:
         name = next(n for n in [*stored, *mine] if stored.get(n) != mine.get(n))
+        theirs, ours = (f"a weight of shape {of[name]}" if name in of else "no weight" for of in (stored, mine))
         raise ValueError(
-            f"{path} is of another network: its weight {name!r} has shape {stored.get(name)}, that of "
-            f"{type(model.net).__name__} has {mine.get(name)}; pass the network that was saved"
+            f"{path} is of another network: at {name!r} it has {theirs}, and this {type(model.net).__name__} has {ours}"
+            "; pass the network that was saved"
         )
