@@ -28,6 +28,15 @@ def test_exclude_leaves_weights_out():
     assert model.masked_names == ["3.weight", "5.weight"]
 
 
+@pytest.mark.parametrize("option", ["own", "exclude"])
+def test_expressions_that_do_nothing_are_told(option):
+    with pytest.raises(TypeError, match=rf"{option} is a list .* pass {option}=\['5'\]"):
+        MaskedModel(mlp(), **{option: "5"})
+    with pytest.warns(UserWarning, match=rf"{option}: '5' matches no parameter .* for example '5\\\\.weight'"):
+        model = MaskedModel(mlp(), **{option: ["5", r"1\..*"]})
+    assert model.masked_names == ["3.weight", "5.weight"]
+
+
 def test_signed_constants_by_default_and_the_brought_weights_on_request():
     net = mlp()
     brought = net[1].weight.detach().clone()
