@@ -36,7 +36,7 @@ class Hint(NamedTuple):
 
     before: float
     last: float
-    width: float  # of a band, with a margin, that would have contained the last thresholds
+    width: float  # relative half-width of a band that would have contained the last thresholds, with a margin
 
     @property
     def expected(self) -> float:

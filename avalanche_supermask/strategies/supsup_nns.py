@@ -17,7 +17,7 @@ are few masks, the first trained mask has the largest ν on any inputs. With the
 a mask, and the entropy H under this mask decides. A mask fits inputs if H is at most a little larger than H on the
 inputs that the mask was trained on. With superfluous outputs, H on other inputs is an order of magnitude larger. A
 finished mask never changes: if the stream returns to an earlier task, the model uses that task and trains nothing. The
-published code continues to train the mask of that task. Two additions to the paper were requested by its users. When
+published code continues to train the mask of that task. Two options are additions to the paper. When
 there are ``max_tasks`` masks, the mask that fits best is used, and no new mask is opened. With ``merge_above``, a new
 mask that is too similar to an earlier mask is dropped, and the earlier mask is used.
 """
