@@ -50,7 +50,7 @@ from avalanche_supermask.strategy import AllArguments, Scenario, SubnetworkStrat
 __all__ = ["Look", "SupSupNNs", "SupSupNNsPlugin"]
 
 HORIZON = 10  # number of checks; the rule assumes that a mask trains for this long, because the real length is unknown
-FILLED_UP_TO = 5  # masks in the superposition at least, random masks included
+FILLED_UP_TO = 5  # smallest number of masks in the superposition, random masks included
 Detect = Literal["entropy", "gradient"]
 
 
