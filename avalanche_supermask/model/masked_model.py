@@ -149,7 +149,7 @@ class MaskedModel(MultiTaskModule):
 
     # These defaults are attributes of the class because pickles of 0.1.0 lack the attributes.
     _repeated: RepeatedCalls | None = None  # the fast path of calls; made again after `_clear_kept`
-    _superposition: Superposition | None = None  # made when inference first needs it
+    _superposition: Superposition | None = None  # of the finished tasks, made when inference needs it first
     logits: Logits = None
     class_dimension: int = 1
     frozen_names: frozenset[str] = frozenset()  # parameters that are frozen in the caller's network and never change
