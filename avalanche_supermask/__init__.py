@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from avalanche_supermask.model.masked_model import MaskedModel
     from avalanche_supermask.plugin import Phase, SubnetworkPlugin
     from avalanche_supermask.registry import methods, register
+    from avalanche_supermask.restore_best import RestoreBest
     from avalanche_supermask.saving.checkpoint import maybe_load_checkpoint, save_checkpoint
     from avalanche_supermask.saving.checkpoint_plugin import CheckpointPlugin
     from avalanche_supermask.saving.compact_file import load, save
@@ -61,6 +62,7 @@ _HOME = {
     "OneShot": "inference",
     "Phase": "plugin",
     "RandomCropFlip": "data.augment",
+    "RestoreBest": "restore_best",
     "SSNeT": "strategies.exssnet",
     "SparseFineTuning": "strategies.sparse_finetuning",
     "SparseFineTuningPlugin": "strategies.sparse_finetuning",
@@ -107,6 +109,7 @@ __all__ = [
     "OneShot",
     "Phase",
     "RandomCropFlip",
+    "RestoreBest",
     "SSNeT",
     "SparseFineTuning",
     "SparseFineTuningPlugin",

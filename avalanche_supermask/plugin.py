@@ -233,7 +233,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         self._lrs = [group["lr"] for group in strategy.optimizer.param_groups]
         self._learned_in[key] = strategy.experience.current_experience
         self.settings_used = {"schedule": self.schedule}
-        first, last = self._phase_at(0, strategy.train_epochs)[0], self._phase
+        first, last = self.phase_at(0, strategy.train_epochs)[0], self._phase
         if mask is None:
             self.begin_task(strategy, model)
         else:
@@ -257,14 +257,14 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         self._model = id(strategy.model)
         if self._skips:
             return
-        phase, _ = self._phase_at(strategy.clock.train_exp_epochs, strategy.train_epochs)
+        phase, _ = self.phase_at(strategy.clock.train_exp_epochs, strategy.train_epochs)
         if phase != self._phase:
             self._enter(phase, strategy)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Set the learning rate of this step."""
         self._iterations += 1
-        phase, epoch = self._phase_at(strategy.clock.train_exp_epochs, strategy.train_epochs)
+        phase, epoch = self.phase_at(strategy.clock.train_exp_epochs, strategy.train_epochs)
         if self.schedule == "cosine":
             steps = phase.epochs * len(strategy.dataloader)
             step = epoch * len(strategy.dataloader) + strategy.clock.train_epoch_iterations
@@ -352,7 +352,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             lengths = {phase.name: phase.epochs for phase in phases}
             raise ValueError(f"{name}.phases({epochs}) must fill {epochs} epochs; got {lengths}")
 
-    def _phase_at(self, epoch: int, epochs: int) -> tuple[Phase, int]:
+    def phase_at(self, epoch: int, epochs: int) -> tuple[Phase, int]:
         """Return the phase of an epoch, and the index of the epoch within that phase."""
         phases = [phase for phase in self.phases(epochs) if phase.epochs > 0]
         for phase in phases:

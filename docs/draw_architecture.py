@@ -1,8 +1,8 @@
-"""Draws ``architecture.svg`` from the imports of the package: who builds on whom, floor by floor.
+"""Draws ``architecture.svg`` from the imports of the package, with each part above the parts that it imports.
 
     python docs/draw_architecture.py
 
-The picture carries its list of arrows as metadata, and a test compares that list with the imports of today.
+The picture contains its list of arrows as metadata, and a test compares this list with the current imports.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ENTRANCES = {"__init__", "__main__", "masks"}  # they only pass names on
 
 
 def arrows() -> set[tuple[str, str]]:
-    """Pairs of a part of the package and a part that it imports; a part is a module or a folder of the top level."""
+    """Return pairs of a part and a part that it imports; a part is a module or folder at the package's top level."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
         part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -31,7 +31,7 @@ def arrows() -> set[tuple[str, str]]:
 
 
 def floors(pairs: set[tuple[str, str]]) -> dict[str, int]:
-    """Floor of each part: 0 for one that imports no other, else one above the highest that it imports."""
+    """Return the floor of each part: 0 if it imports no other part, else one above the highest that it imports."""
     parts = {part for pair in pairs for part in pair}
     found: dict[str, int] = {}
     while len(found) < len(parts):
@@ -43,7 +43,7 @@ def floors(pairs: set[tuple[str, str]]) -> dict[str, int]:
 
 
 def ordered(height: dict[str, int], pairs: set[tuple[str, str]]) -> list[list[str]]:
-    """Parts of each floor from left to right, each near the parts that it is joined to, so that few arrows cross."""
+    """Order the parts of each floor from left to right, each near its neighbours, so that few arrows cross."""
     rows = [sorted(part for part, floor in height.items() if floor == level) for level in sorted(set(height.values()))]
     for _ in range(20):
         for row in rows:
@@ -54,7 +54,7 @@ def ordered(height: dict[str, int], pairs: set[tuple[str, str]]) -> list[list[st
 
 
 def described(pairs: set[tuple[str, str]]) -> str:
-    """The arrows in words."""
+    """Return the arrows as text."""
     return "; ".join(f"{of} imports {to}" for of, to in sorted(pairs))
 
 

@@ -1,4 +1,4 @@
-"""Runs the examples and writes what the gallery shows of each: its output and, where there is one, a picture.
+"""Runs the examples and writes for the gallery the output of each and, for some of them, a picture.
 
     python docs/draw_gallery.py [NAME ...]
 
@@ -67,7 +67,7 @@ PICTURES: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
 
 
 def printed(name: str, *arguments: str) -> tuple[str, dict[str, Any]]:
-    """Run an example in an empty folder; its last lines, and the names that it leaves."""
+    """Run an example in an empty folder; return its last lines, and its global names."""
     written, before, folder = io.StringIO(), (sys.argv, Path.cwd()), tempfile.mkdtemp()
     sys.argv = [f"examples/{name}.py", *arguments]
     os.chdir(folder)
@@ -82,7 +82,7 @@ def printed(name: str, *arguments: str) -> tuple[str, dict[str, Any]]:
 
 
 def last_part(text: str) -> str:
-    """What a script prints itself, after the lines of Avalanche's logger."""
+    """Return the lines that a script prints after the last line of Avalanche's logger."""
     lines = text.replace("\r", "\n").rstrip().splitlines()
     logged = [i for i, line in enumerate(lines) if line.startswith((">", "--", "Epoch", "\t")) or not line.strip()]
     return "\n".join(lines[logged[-1] + 1 if logged else 0 :]) + "\n"

@@ -1,3 +1,3 @@
-"""Subnetworks beside Avalanche's own strategies: same streams, networks, budgets and data path."""
+"""Compares subnetworks with Avalanche's own strategies on the same streams, networks, budgets and data path."""
 
-import benchmarks  # noqa: F401  (before Avalanche: it quiets what upstream says on import)
+import benchmarks  # noqa: F401  (it is imported before Avalanche because it silences upstream's import warnings)

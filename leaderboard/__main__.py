@@ -28,7 +28,7 @@ METHODS = "naive,ewc,si,lwf,replay,packnet,joint,separate,supsup,ssnet,exssnet,c
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
+    """Run a command and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m leaderboard", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     _import_argument(run)
     _run_arguments(run)
 
-    add = commands.add_parser("add", help="run one strategy class of yours, and put it on the board in --out")
+    add = commands.add_parser("add", help="run a strategy class of yours and add it to the leaderboard in --out")
     add.add_argument(
         "modules", metavar="module:Class", help="import path of a strategy class, ours or Avalanche's kind"
     )
@@ -46,8 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     report = commands.add_parser("report", help="write LEADERBOARD.md from result files")
     report.add_argument("--results", type=Path, required=True, help="folder of <stream>/<method>/seed<k>.json")
     report.add_argument("--out", type=Path, required=True, help="folder for LEADERBOARD.md")
-    report.add_argument("--page", type=Path, help="the page to look at (default: index.html in the folder)")
-    report.add_argument("--readme", type=Path, help="also put short tables between this file's leaderboard marks")
+    report.add_argument("--page", type=Path, help="file for the HTML page (default: index.html in --out)")
+    report.add_argument("--readme", type=Path, help="also put a short table between the leaderboard marks of this file")
 
     searching = commands.add_parser("search", help="choose settings on held-out training data")
     _methods_argument(searching)
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     searching.add_argument("--settings", type=Path, default=SETTINGS, help="file that the choice is written to")
 
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: no cell is left running
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends like Ctrl-C: no cell keeps running
     try:
         return {"run": _run, "add": _run, "report": _report, "search": _search}[options.command](options)
     except (ValueError, ConnectionError) as error:
@@ -86,8 +86,12 @@ def _stream_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--streams", help=f"comma-separated, instead of the suite's: {known}, or module:attribute of a Stream of yours"
     )
-    parser.add_argument("--dataset-root", type=Path, help="where torchvision keeps MNIST, or puts it")
-    parser.add_argument("--device", default="cpu", help="where cells compute: cpu, cuda, cuda:1 … (default cpu)")
+    parser.add_argument(
+        "--dataset-root", type=Path, help="where torchvision keeps its data, or stores what it downloads"
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="where cells compute: cpu, cuda, or cuda:1, for example (default cpu)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="cells at a time (default 2)")
 
 
@@ -95,18 +99,23 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     _stream_arguments(parser)
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
     parser.add_argument("--out", type=Path, default=Path("runs/leaderboard"), help="output folder")
-    parser.add_argument("--epochs", type=int, help="epochs a task (default: the stream's)")
+    parser.add_argument("--epochs", type=int, help="epochs per task (default: the stream's)")
     parser.add_argument("--tasks", type=int, help="only the first so many tasks (default: all)")
     parser.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="processes here (default), or a Ray cluster"
     )
     parser.add_argument(
-        "--address", help="of a running Ray cluster: auto, host:port, ray://host:port (default: one here)"
+        "--address", help="address of a running Ray cluster: auto, host:port, ray://host:port (default: start one here)"
     )
     parser.add_argument(
-        "--gpus-per-cell", type=float, default=0.0, help="share of a GPU, on Ray: 0.25 puts four on one"
+        "--gpus-per-cell",
+        type=float,
+        default=0.0,
+        help="with Ray: share of a GPU per cell; 0.25 puts four cells on one GPU",
     )
-    parser.add_argument("--retries", type=int, default=2, help="on Ray, of a cell whose machine died (default 2)")
+    parser.add_argument(
+        "--retries", type=int, default=2, help="with Ray: new tries of a cell whose machine died (default 2)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the cells and how long they may take, and stop")
 
 
@@ -144,7 +153,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(forecast(cells, out=options.out, workers=options.workers))
         return 0
-    if options.engine == "local":  # Ray's machines have devices of their own
+    if options.engine == "local":  # with Ray, the devices are on other machines
         check_device(options.device)
     failed = _engine(options)(
         cells,
@@ -166,7 +175,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _engine(options: argparse.Namespace) -> Callable[..., dict[str, str]]:
-    """What runs the cells."""
+    """Return the function that runs the cells."""
     if options.engine == "local":
         if options.address:
             raise ValueError(f"--address {options.address} is of a Ray cluster: add --engine ray")

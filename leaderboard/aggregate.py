@@ -1,4 +1,4 @@
-"""What result files say, and what the cells of a row say together: the numbers behind the report and the page."""
+"""Reads result files and aggregates the cells of each row: the numbers behind the report and the page."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ __all__ = [
 ]
 
 Result = dict[str, Any]
-NOTHING = "–"  # where there is no number
+NOTHING = "–"  # is shown where there is no number
 
 
 def load_results(folder: Path) -> list[Result]:
-    """All results below a folder.
+    """Return all results below a folder.
 
     Raises:
-        ValueError: a file that is no result, or none at all.
+        ValueError: a file is not a result, or the folder has no result.
     """
     results = [_load(path) for path in sorted(folder.glob("*/*/seed*.json"))]
     if not results:
@@ -68,7 +68,7 @@ _OPTIONAL = ("selection_bytes", "pruning", "train_cpu_seconds", "eval_seconds", 
 
 
 def by_stream(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results of each stream; ours in their order, then those of somebody else."""
+    """Return the results of each stream: first this project's streams in their order, then all other streams."""
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         groups[result["stream"]].append(result)
@@ -77,7 +77,7 @@ def by_stream(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results of each row."""
+    """Return the results of each row."""
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         groups[result["method"]].append(result)
@@ -88,13 +88,13 @@ GIVEN, UNKNOWN = "task id given", "task id unknown"  # at test
 
 
 class Comparison(NamedTuple):
-    """Results that are compared with one another: of one stream, and of one scenario.
+    """Results of one stream and one scenario, which are compared with one another.
 
     Attributes:
-        stream: name.
-        scenario: whether tasks are named at test.
-        results: of the rows.
-        naive: of the row whose times are the unit, whatever its scenario.
+        stream: name of the stream.
+        scenario: whether the task of a sample is given at test.
+        results: the results of all rows.
+        naive: the results of the row `naive`, in any scenario; times are divided by its times.
     """
 
     stream: str
@@ -104,7 +104,7 @@ class Comparison(NamedTuple):
 
 
 def comparisons(results: Sequence[Result]) -> list[Comparison]:
-    """Results by stream, and then by whether tasks are named at test."""
+    """Group results by stream, and then by whether the task is given at test."""
     found = []
     for name, of_stream in by_stream(results).items():
         parts: dict[str, list[Result]] = {GIVEN: [], UNKNOWN: []}
@@ -122,17 +122,18 @@ def _scenario(result: Result) -> str:
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Mean of the values that are there; None if none is."""
+    """Return the mean of the values that are not None; None if all are."""
     found = [value for value in values if value is not None]
     return statistics.fmean(found) if found else None
 
 
 class AgainstBest(NamedTuple):
-    """Rows of at least three seeds, compared with the best of them.
+    """A comparison of the rows with at least three seeds with the best of them.
 
     Attributes:
         best: the row with the highest mean accuracy.
-        p: of each other row, by a paired t-test over the seeds that both have, where these are three at least.
+        p: the p-value of each other row, from a paired t-test over the seeds that both rows have. A row that shares
+            fewer than three seeds with the best one has no entry.
     """
 
     best: str
@@ -140,7 +141,7 @@ class AgainstBest(NamedTuple):
 
     @property
     def level(self) -> list[str]:
-        """Rows that the test does not tell apart from the best one."""
+        """The rows whose difference from the best one is not significant."""
         return [name for name, p in self.p.items() if p >= SIGNIFICANCE]
 
 
@@ -148,7 +149,7 @@ SIGNIFICANCE = 0.05
 
 
 def against_best(results: Sequence[Result]) -> AgainstBest | None:
-    """The rows of one comparison against the best one; None where fewer than two have three seeds."""
+    """Compare the rows with the best one; None where fewer than two rows have three seeds."""
     accuracies = {name: _by_seed(cells) for name, cells in by_method(results).items()}
     enough = [name for name, found in accuracies.items() if len(found) >= 3]
     if len(enough) < 2:
@@ -159,7 +160,10 @@ def against_best(results: Sequence[Result]) -> AgainstBest | None:
 
 
 def against_searched(name: str, groups: Mapping[str, Sequence[Result]]) -> float | None:
-    """Accuracy of a row at defaults minus that of the searched row, over the seeds that both have; else None."""
+    """Return the mean accuracy of a row at defaults minus that of its searched row, over the seeds that both have.
+
+    Returns None for a row that is not at defaults, and where the two rows have no seed in common.
+    """
     searched = name.replace("+default", "")
     if searched == name or searched not in groups:
         return None
@@ -172,7 +176,7 @@ def _by_seed(cells: Sequence[Result]) -> dict[int, float]:
 
 
 def frontier(results: Sequence[Result]) -> list[tuple[float, float, str]]:
-    """Rows that no other one beats at as many bytes or fewer: bytes in all, accuracy, name; ascending."""
+    """Return (bytes in all, accuracy, name) of the rows that no row with as many bytes or fewer beats; ascending."""
     found = sorted(
         (mean([r["bytes_total"] for r in cells]) or 0, -(mean([r["average_accuracy"] for r in cells]) or 0), name)
         for name, cells in by_method(results).items()
@@ -185,48 +189,52 @@ def frontier(results: Sequence[Result]) -> list[tuple[float, float, str]]:
 
 
 def transfer_of(result: Result) -> float | None:
-    """FWT of a result; None of a stream of somebody else's: what a file names is never imported to report it."""
+    """Return the forward transfer (FWT) of a result.
+
+    It needs the number of classes of the stream, so it is None for a stream that this project does not define: a
+    module that a result file names is never imported for a report.
+    """
     stream = STREAMS.get(result["stream"])
     return forward_transfer(result["accuracy_matrix"], 1 / stream.classes) if stream else None
 
 
 def free_of(cells: Sequence[Result]) -> float | None:
-    """Share of the weights that no mask holds in the end, of the cells that have masks."""
+    """Return the mean share of the weights that no mask holds in the end, over the cells with masks."""
     return mean([r["free_share"][-1] for r in cells if r.get("free_share")])
 
 
 def memory_of(cells: Sequence[Result]) -> str:
-    """Peak memory in MB, of the cells that measured it."""
+    """Return the mean peak memory in MB as text, over the cells that measured it."""
     peak = mean([r.get("peak_memory_bytes") for r in cells])
     return NOTHING if peak is None else f"{peak / 1e6:,.0f} MB"
 
 
 def relative_time(key: str, cells: Sequence[Result], naive: Sequence[Result]) -> float | None:
-    """Mean processor time over naive's, of the cells that measured it."""
+    """Return the mean processor time divided by naive's, over the cells that measured it."""
     mine, reference = (mean([r.get(key) for r in found]) for found in (cells, naive))
     return mine / reference if mine and reference else None
 
 
 def protocol_of(config: Result) -> str:
-    """Tasks, network, epochs and batch size in a sentence."""
+    """Return the tasks, network, epochs and batch size as a line of text."""
     shape = config["network"]
     network = shape if isinstance(shape, str) else "-".join(str(width) for width in shape)
     return f"{config['tasks']} tasks, {network}, {config['epochs']} epochs a task, batch {config['batch_size']}.\n"
 
 
 def notes_of(name: str, cells: Sequence[Result]) -> str:
-    """Settings of a row, and what the table has to say about it."""
+    """Return the settings of a row and the remarks that the table shows for it."""
     settings = cells[0]["config"]["settings"]
     shown = ", ".join(f"{key} {_value(value)}" for key, value in settings.items() if value is not None)
     try:
         note = rows()[parse_row(name)[0]].note
-    except ValueError:  # a row of somebody else's package that is not installed here
+    except ValueError:  # the row belongs to another package, which is not installed here
         note = ""
     return "; ".join(part for part in (shown, note, _graceful(cells)) if part)
 
 
 def _graceful(cells: Sequence[Result]) -> str:
-    """What pruning took from the tasks, on held-out training data, where a method prunes."""
+    """Return the accuracy that pruning cost the tasks, on held-out training data; empty for other methods."""
     reports = [report for r in cells for report in (r.get("pruning") or {}).values()]
     lost = [report["accuracy_before"] - report["accuracy_after"] for report in reports]
     return f"graceful forgetting {mean(lost):.4f} a task, at most {max(lost):.4f}, before fine-tuning" if lost else ""

@@ -1,4 +1,4 @@
-"""One cell: one method on one stream with one seed, in a process of its own, into one JSON file."""
+"""Runs one cell: one method on one stream with one seed. A cell has its own process and its own JSON file."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ SETTINGS = Path(__file__).parent / "settings.json"
 
 @dataclass(frozen=True)
 class Cell:
-    """What is run, and where its result goes.
+    """The configuration of one run, from which the path of its result follows.
 
     Attributes:
         stream: name of the stream.
         method: name of the row, options included.
-        seed: of the stream, the network and the batches.
-        settings: of the method, all of them.
-        epochs: a task; None: the stream's.
-        tasks: only the first so many; None: all.
-        validation: hold out this share of the training data and test on it instead; 0 for a real result.
+        seed: seed of the stream, the network and the batches.
+        settings: all settings of the method.
+        epochs: epochs per task; None: the stream's number.
+        tasks: number of tasks, counted from the first; None: all.
+        validation: share of the training data that is held out and replaces the test data; 0 for a real result.
     """
 
     stream: str
@@ -53,11 +53,11 @@ class Cell:
 
     @property
     def path(self) -> Path:
-        """Result file, below the output folder."""
+        """Path of the result file, relative to the output folder."""
         return Path(self.stream.replace(":", ".")) / self.method / f"seed{self.seed}.json"
 
     def arguments(self, device: str) -> list[str]:
-        """Arguments of the command that runs this cell alone."""
+        """Return the arguments of the command that runs this cell alone."""
         words = ["run", "--streams", self.stream, "--methods", self.method, "--seeds", str(self.seed)]
         source = import_path(parse_row(self.method)[0])
         words += ["--import", source] if source else []
@@ -67,7 +67,7 @@ class Cell:
         return words + ([] if stream_of(self.stream).offline else ["--dataset-root", "DIR"])
 
     def config(self) -> dict[str, Any]:
-        """Everything that decides the result; as it reads after a round trip through JSON."""
+        """Return everything that determines the result, in the form in which JSON restores it."""
         spec = stream_of(self.stream)
         config = {
             **asdict(self),
@@ -82,15 +82,20 @@ class Cell:
 
 
 def settings_of(stream: str, row: str) -> dict[str, Any]:
-    """Settings of a row: defaults, what the search chose for the row or else its method, what its name fixes."""
+    """Return the settings of a row.
+
+    Later sources override earlier ones: the defaults of the method, the settings that the search chose for the row or
+    else for its method, the stream's protocol, and the settings that the row's name fixes.
+    """
     method, fixed = parse_row(row)
     if fixed.get("at_default"):
         return {**({} if method in methods() else rows()[method].defaults), **protocol(stream, method), **fixed}
     chosen = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
     found_on = {**chosen.get(stream_of(stream).settings_from, {}), **chosen.get(stream, {})}
-    searched_as = "exssnet" if method == "ssnet" else method  # the control runs at the settings of what it controls
-    pinned = f"{searched_as}@{row.partition('@')[2]}"  # a row with an option runs at the settings of the one without
-    default = f"{searched_as}@{rows()[searched_as].defaults.get('density')}"  # or where it was searched at this density
+    searched_as = "exssnet" if method == "ssnet" else method  # ssnet is the control of exssnet
+    # The first of these names that was searched gives the settings. The last two cover rows without an own search.
+    pinned = f"{searched_as}@{row.partition('@')[2]}"
+    default = f"{searched_as}@{rows()[searched_as].defaults.get('density')}"
     names = (row, pinned, searched_as, default)
     found = next((found_on[name] for name in names if name in found_on), {}).get("settings", {})
     return {**rows()[method].defaults, **found, **protocol(stream, method), **fixed}
@@ -102,18 +107,18 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, devi
     Args:
         cell: what to run.
         dataset_root: where torchvision keeps its data.
-        tb_dir: folder for TensorBoard logs; None for none.
-        device: where it computes; not part of the configuration, but named in the result's machine.
+        tb_dir: folder for TensorBoard logs; None writes no logs.
+        device: device of the computation. It is not part of the configuration, but the result's machine names it.
 
     Returns:
-        The result, as it is written to the file.
+        The result that the file will hold.
     """
-    torch.set_num_threads(1)  # one cell, one core: times are comparable whatever runs beside it
+    torch.set_num_threads(1)  # one core per cell keeps times comparable
     spec = stream_of(cell.stream).at(dataset_root)
     benchmark = build_stream(cell.stream, seed=cell.seed, dataset_root=dataset_root)
     if cell.validation:
         benchmark = with_validation(benchmark, share=cell.validation, seed=cell.seed)
-    # After the benchmark: building one may reset the global random state.
+    # The seeds are set after the benchmark, because building one may reset the global random state.
     random.seed(cell.seed)
     np.random.seed(cell.seed)
     torch.manual_seed(cell.seed)
@@ -167,18 +172,18 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, devi
         "seed": cell.seed,
         **summarise(matrix),
         "accuracy_matrix": matrix,
-        "samples": [[len(experience.dataset) for experience in side] for side in (train, test)],  # training, test
+        "samples": [[len(experience.dataset) for experience in side] for side in (train, test)],  # training, then test
         "output_drift": max(drift),
         **_task_inference(metrics),
         **_pruning(strategy),
         "bytes_per_task": per_task,
         **_selection_bytes(strategy.model),
         "bytes_total": total,
-        "free_share": [share for share in free if share is not None],  # of the weights, after each task
+        "free_share": [share for share in free if share is not None],  # share of free weights after each task
         "mask_overlap": mask_overlap(strategy.model),
         "peak_memory_bytes": peak_memory_bytes(device),
         "train_seconds": round(train_seconds, 3),
-        "train_cpu_seconds": round(train_cpu_seconds, 3),  # of this process: what else runs does not count
+        "train_cpu_seconds": round(train_cpu_seconds, 3),  # only of this process
         "eval_seconds": round(eval_seconds, 3),
         "eval_cpu_seconds": round(eval_cpu_seconds, 3),
         "config": cell.config(),
@@ -197,18 +202,21 @@ def _accuracy(metrics: dict[str, Any], task: int) -> float:
 
 
 def _task_inference(metrics: dict[str, Any]) -> dict[str, float]:
-    """How often the task was inferred rightly, and task and class both, over all tasks; where tasks are inferred."""
+    """Return how often the task was inferred correctly, and how often both task and class, averaged over all tasks.
+
+    The result is empty where tasks are given.
+    """
     names = {"task_id_accuracy": "TaskIdAccuracy/", "unshared_accuracy": "UnsharedAccuracy/"}
     found = {key: [v for name, v in metrics.items() if name.startswith(start)] for key, start in names.items()}
     return {key: sum(values) / len(values) for key, values in found.items() if values}
 
 
 def _selection_bytes(model: Any) -> dict[str, Any]:
-    """Bytes of each task's mask or coefficients alone, without norm statistics and heads."""
+    """Return the bytes of each task's mask or coefficients, without norm statistics and heads."""
     return {"selection_bytes": model.bytes_per_task(private=False)} if isinstance(model, MaskedModel) else {}
 
 
 def _pruning(strategy: Any) -> dict[str, Any]:
-    """What a method that prunes units reports of each task."""
+    """Return the pruning report of each task; empty for methods that do not prune units."""
     reports = next((p.reports for p in strategy.plugins if hasattr(p, "reports")), {})
     return {"pruning": {str(task): asdict(report) for task, report in reports.items()}} if reports else {}

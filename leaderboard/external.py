@@ -1,4 +1,4 @@
-"""Methods of somebody else's on the board, by their import path."""
+"""Adds methods of other packages to the leaderboard by their import path."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ __all__ = ["join"]
 
 
 def join(path: str) -> str | None:
-    """Import a module that registers methods, or give a strategy class a row.
+    """Import a module that registers methods, or add a row for a strategy class.
 
     Args:
-        path: ``module``, or ``module:Class``: a strategy of this package's kind, called as ``cls(model, seed=…, …)``,
-            or any strategy of Avalanche's, called with the model, optimizer and criterion that a baseline gets.
+        path: ``module`` or ``module:Class``. The class is a `SubnetworkStrategy`, which is called as
+            ``cls(model, seed=seed, **arguments)``, or any other Avalanche strategy, which is called with the model,
+            optimizer and criterion of a baseline.
 
     Returns:
-        The row of the class: the name it is registered under, or its own in lower case; None for a module.
+        The row of the class: its registered name, or else its class name in lower case. None for a module.
 
     Raises:
-        ValueError: nothing can be imported from there, or it is no strategy class.
+        ValueError: the path cannot be imported, or it is not a strategy class.
     """
     module, _, name = path.partition(":")
     try:

@@ -1,4 +1,4 @@
-"""How long cells may take: by what cells like them took before."""
+"""Estimates how long cells take, from the times of similar cells."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ COMMITTED = Path(__file__).with_name("results")
 
 
 def forecast(cells: Sequence[Cell], *, out: Path, workers: int) -> str:
-    """A line a cell, done or with its estimate, and the sum.
+    """Return a text with one line per cell, which marks it as done or gives an estimate, and a line with the sum.
 
     Args:
-        cells: what a run would go over.
-        out: its folder; results in it are what estimates are made of, besides the committed ones.
-        workers: cells at a time.
+        cells: the cells of a run.
+        out: folder of the run. Estimates come from the results in it and from the committed results.
+        workers: number of cells that run at the same time.
     """
     known = [*_results(out), *_results(COMMITTED)]
     lines, seconds, unknown = [], 0.0, 0
@@ -48,7 +48,7 @@ def _results(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _seconds(cell: Cell, known: Sequence[dict[str, Any]]) -> float | None:
-    """Mean of the same method's cells on the stream, else of all methods', by the number of tasks and epochs."""
+    """Return the mean time of the same method on the stream, or else of all methods, scaled to the tasks and epochs."""
     on_stream = [result for result in known if result["stream"] == cell.stream]
     alike = [result for result in on_stream if result["method"] == cell.method] or on_stream
     if not alike:

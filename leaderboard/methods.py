@@ -1,7 +1,7 @@
 """The rows of the leaderboard: how each method is built on a stream, and which settings a search may choose.
 
-A row's name is ``method[+option][@density]``: ``exssnet``, ``exssnet@0.05``, ``exssnet+kkt``, ``supsup+oneshot``. Any
-method that is registered with `avalanche_supermask.register` is a row without an entry here.
+A row's name is ``method[+option][@density]``, for example ``exssnet``, ``exssnet@0.05``, ``exssnet+kkt`` or
+``supsup+oneshot``. A method that is registered with `avalanche_supermask.register` has a row without an entry here.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ __all__ = ["Row", "Setup", "add_row", "build_strategy", "import_path", "parse_ro
 
 @dataclass(frozen=True)
 class Setup:
-    """What a row is built from.
+    """The arguments from which the strategy of a row is built.
 
     Attributes:
         stream: protocol of the stream: network, epochs, batch size.
-        settings: of the method.
+        settings: settings of the method.
         common: arguments of every strategy: plugins, evaluator, batch sizes, epochs.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     stream: Stream
@@ -47,16 +47,16 @@ class Setup:
 
 @dataclass(frozen=True)
 class Row:
-    """One method.
+    """One method of the leaderboard.
 
     Attributes:
-        build: makes the strategy.
-        defaults: settings where no search has chosen others.
-        axes: settings that a search may try, one after the other, each with its values.
-        note: what the table has to say about it.
-        task_labels: whether the method needs a stream's task labels, at evaluation too.
-        whole_stream: search on all tasks of a stream: a strength that suits a few tasks can diverge on many, and the
-            first tasks of impresslearn hold no mixture.
+        build: function that builds the strategy.
+        defaults: settings that are used where no search has chosen others.
+        axes: settings that a search may choose, each with the values to try. They are searched one after the other.
+        note: remark that the table shows.
+        task_labels: whether the method needs the stream's task labels, also at evaluation.
+        whole_stream: whether the search uses all tasks of a stream. A strength that suits a few tasks can diverge on
+            many, and the first tasks of impresslearn contain no mixture.
     """
 
     build: Callable[[Setup], SupervisedTemplate]
@@ -67,7 +67,7 @@ class Row:
     whole_stream: bool = False
 
 
-# An optimizer and its learning rate are one axis: neither means anything without the other.
+# An optimizer and its learning rate are one axis, because a good learning rate depends on the optimizer.
 OPTIMIZERS: tuple[tuple[str, float], ...] = (("adam", 1e-3), ("sgd", 0.01), ("sgd", 0.05), ("sgd", 0.1))
 BASE: dict[str, Any] = {"head": "multi", "optimizer": ("adam", 1e-3)}
 BASE_AXES: dict[str, tuple[Any, ...]] = {"optimizer": OPTIMIZERS, "head": ("multi", "shared")}
@@ -78,11 +78,11 @@ def _optimizer(setup: Setup, net: nn.Module) -> Optimizer:
     name, lr = setup.settings["optimizer"]
     if name == "adam":
         return fused_adam(net.parameters(), lr)
-    return SGD(net.parameters(), lr=lr, momentum=0.9)  # fused SGD fails once a head is new
+    return SGD(net.parameters(), lr=lr, momentum=0.9)  # fused SGD fails when a head is added
 
 
 def _plain(setup: Setup, plugins: list[Any], template: Callable[..., Any] = SupervisedTemplate) -> Any:
-    """A baseline: a network, an optimizer, and the plugins that make the method."""
+    """Build a baseline from a network, an optimizer, and the plugins that define the method."""
     make = setup.stream.network
     kinds = {
         "multi": lambda: MultiHead(make()),
@@ -96,7 +96,7 @@ def _plain(setup: Setup, plugins: list[Any], template: Callable[..., Any] = Supe
 
 
 def _der(setup: Setup) -> Any:
-    """DER++, upstream's own strategy; it asks the model for logits without task labels."""
+    """Build DER++ with upstream's own strategy, which calls the model without task labels."""
     net, memory = setup.stream.network(), setup.settings["memory"]
     made = {"model": net, "optimizer": _optimizer(setup, net), "criterion": nn.CrossEntropyLoss(), **setup.common}
     batch = min(memory, setup.stream.batch_size)
@@ -104,7 +104,10 @@ def _der(setup: Setup) -> Any:
 
 
 def _packnet(setup: Setup) -> Any:
-    """Every task gets the same share of the weights; upstream's strategy would ignore the other plugins."""
+    """Build PackNet with the same share of the weights for every task.
+
+    It uses upstream's plugin, because upstream's strategy would ignore the other plugins.
+    """
     net = CorrectedPackNet(setup.stream.network(), head=setup.stream.head)
     tasks = setup.stream.tasks
     share = [1 - 1 / (tasks - task) for task in range(tasks)]
@@ -116,7 +119,10 @@ def _packnet(setup: Setup) -> Any:
 
 
 def _subnetwork(name: str, of_protocol: Callable[[Setup], dict[str, Any]] = lambda _: {}) -> Callable[[Setup], Any]:
-    """Builder of a registered method; ``of_protocol`` gives settings that follow from the stream, unless chosen."""
+    """Return the builder of a registered method.
+
+    ``of_protocol`` returns settings that follow from the stream. Chosen settings override them.
+    """
 
     def build(setup: Setup) -> Any:
         at_default = setup.settings.get("at_default", False)
@@ -129,11 +135,11 @@ def _subnetwork(name: str, of_protocol: Callable[[Setup], dict[str, Any]] = lamb
 
 
 def _head(stream: Stream) -> dict[str, Any]:
-    """The stream's dense head per task, as an argument of our strategies."""
+    """Return the argument that gives each task its own dense head, for the streams that have a head."""
     return {"own": [rf"{stream.head}\..*"]} if stream.head else {}
 
 
-# What the searched rows ran with beside their settings: the methods' own defaults were others when they were searched.
+# The searched rows also run with these settings, which were the methods' defaults when the rows were searched.
 _SEARCHED_WITH = {"init": "signed_constant", "layer_densities": "uniform"}
 _OF_THE_SEARCH: dict[str, dict[str, Any]] = {
     name: _SEARCHED_WITH for name in ("supsup", "exssnet", "ssnet", "impresslearn")
@@ -144,7 +150,8 @@ _MASK_AXES: dict[str, tuple[Any, ...]] = {
     "density": (0.1, 0.2),
     "mask_lr": (2e-2, 1e-3, 5e-3, 5e-2, 1e-1),
 }
-# Half of the epochs, ExSSNeT's own, or the last one: with few epochs their masks need more of them.
+# weight_epochs is half of the epochs (None, the value of the ExSSNeT paper) or only the last epoch: with few epochs in
+# all, the masks need more than half of them.
 _WEIGHT_AXES: dict[str, tuple[Any, ...]] = {
     **_MASK_AXES,
     "weight_lr": (1e-2, 2e-3, 2e-2),
@@ -259,15 +266,15 @@ _ROWS: dict[str, Row] = {
 }
 
 
-# Nobody names the task at evaluation: each sample's is inferred from the sample alone.
+# With these options the task is not given at evaluation: it is inferred from each sample alone.
 _INFERENCE = {
     "oneshot": "oneshot", "entropy": "entropy", "expected": "expected_entropy", "maxlogit": "max_logit",
     "gaussian": "gaussian",
 }  # fmt: skip
 _INFERRING = ("supsup", "exssnet", "clnp", "impresslearn")
 
-# Rows that also run without any search: ours with no setting at all, baselines at upstream's defaults, and where
-# upstream has none (optimizer, strength) at those from which a search starts.
+# These rows also run without any search. The methods of this package then get no setting at all. Baselines get
+# upstream's defaults; where upstream has none (optimizer, strength), they get the values from which a search starts.
 _AT_DEFAULTS = (
     "supsup", "exssnet", "clnp", "impresslearn", "naive", "ewc", "si", "lwf", "replay", "packnet", "joint", "separate"
 )  # fmt: skip
@@ -287,10 +294,10 @@ _IMPORTED_FROM: dict[str, str] = {}  # guest -> import path
 
 
 def add_row(name: str, strategy: Callable[..., SupervisedTemplate]) -> None:
-    """Give a strategy of Avalanche's kind a row; it gets a baseline's network, optimizer and criterion.
+    """Add a row for an Avalanche strategy, which gets the network, optimizer and criterion of a baseline.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: another row has this name.
     """
     if name in rows():
         raise ValueError(f"the row {name!r} is taken; give the class another name")
@@ -299,7 +306,7 @@ def add_row(name: str, strategy: Callable[..., SupervisedTemplate]) -> None:
 
 
 def import_path(method: str) -> str | None:
-    """What ``--import`` has to name, so that a row is known; None where the package or the leaderboard has it.
+    """Return the value of ``--import`` that a row needs; None for a method of this package or of the leaderboard.
 
     Example:
         >>> import_path("exssnet") is None
@@ -314,7 +321,7 @@ def import_path(method: str) -> str | None:
 
 
 def _axes_of(strategy: Callable[..., Any]) -> Mapping[str, tuple[Any, ...]]:
-    """What a search may choose of a registered method: its own ``search_axes``, or the usual ones that it takes."""
+    """Return the axes of a registered method: its ``search_axes``, or else the usual axes among its arguments."""
     own: Mapping[str, tuple[Any, ...]] | None = getattr(strategy, "search_axes", None)
     if own is not None:
         return own
@@ -323,13 +330,13 @@ def _axes_of(strategy: Callable[..., Any]) -> Mapping[str, tuple[Any, ...]]:
 
 
 def _needs_labels(strategy: Any) -> bool:
-    """Whether a registered method must be told the task at test, as its `Scenario` has it; without one: no."""
+    """Return whether a registered method needs the task at test, by its `Scenario`; False if it has none."""
     scenario = getattr(strategy, "scenario", None)
     return scenario is not None and scenario.test
 
 
 def rows() -> dict[str, Row]:
-    """All rows: the ones above, guests, and every other registered method with its own defaults and scenario."""
+    """Return all rows: those defined above, added ones, and every other registered method with its own defaults."""
     others = {
         name: Row(_subnetwork(name), {}, _axes_of(strategy), task_labels=_needs_labels(strategy))
         for name, strategy in methods().items()
@@ -339,10 +346,10 @@ def rows() -> dict[str, Row]:
 
 
 def parse_row(name: str) -> tuple[str, dict[str, Any]]:
-    """The method of a row's name, and the settings that the name itself fixes.
+    """Return the method that a row's name contains, and the settings that the name fixes.
 
     Raises:
-        ValueError: an unknown method, or a density that is no number.
+        ValueError: the method or option is unknown, or the density is not a number.
 
     Example:
         >>> parse_row("exssnet+kkt@0.05")
@@ -371,7 +378,10 @@ _MEMORY = {"split-mnist": 200, "permuted-mnist": 1000, "split-cifar100": 1000}
 
 
 def protocol(stream: str, method: str) -> dict[str, Any]:
-    """Settings that belong to a stream's protocol and are not searched: for a memory, more is always better."""
+    """Return the settings that belong to a stream's protocol and are not searched.
+
+    The size of a memory is one of them, because a larger memory is always better.
+    """
     row, spec = rows()[method], stream_of(stream)
     found: dict[str, Any] = dict(spec.paper_settings.get(method, {}))
     if "memory" in row.defaults:
@@ -383,10 +393,11 @@ def protocol(stream: str, method: str) -> dict[str, Any]:
 
 
 def build_strategy(method: str, setup: Setup) -> SupervisedTemplate:
-    """The strategy of a method.
+    """Build the strategy of a method.
 
     Raises:
-        ValueError: the method needs task labels and the stream has none, or the other way round.
+        ValueError: the method needs task labels and the stream has none, or the stream has task labels that the
+            method does not support.
     """
     if rows()[method].task_labels and not setup.stream.task_labels:
         raise ValueError(f"{method} needs task labels, and this stream has none; leave the row out")

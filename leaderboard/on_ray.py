@@ -1,8 +1,8 @@
-"""Runs cells on a Ray cluster: what the local pool does, past one machine.
+"""Runs cells on a Ray cluster of one or more machines, with the interface of `leaderboard.pool`.
 
-Each cell is a Ray task in a process of its own. The code of this folder travels to the workers; results and TensorBoard
-logs come back and are written here, so machines need no disk in common, only the data at the same place. A cell whose
-process or machine dies is tried again; one whose code fails is reported, as in the pool.
+Each cell is a Ray task in its own process. The code of the project is sent to the workers. Results and TensorBoard logs
+are sent back and written on this machine, so the machines need no shared disk; each needs the data at the same path. A
+cell whose process or machine dies is tried again. A cell whose code fails is reported, as in the local pool.
 """
 
 from __future__ import annotations
@@ -45,21 +45,24 @@ def run_cells_on_ray(
 
     Args:
         cells: what to run, in this order.
-        out: output folder, on this machine.
-        workers: cells at a time, if Ray is started here; a cluster takes as many as it has cores and GPUs for.
-        address: of a running cluster (``auto``, ``host:6379``, ``ray://host:10001``); None starts one on this machine.
-        gpus_per_cell: share of a GPU that a cell asks for; 0.25 puts four cells on one.
+        out: output folder on this machine.
+        workers: number of cells that run at the same time, if Ray is started here. A running cluster starts as many
+            cells as its cores and GPUs allow.
+        address: address of a running cluster (``auto``, ``host:6379``, ``ray://host:10001``); None starts a cluster on
+            this machine.
+        gpus_per_cell: share of a GPU that each cell reserves; 0.25 puts four cells on one GPU.
         retries: how often a cell whose process or machine died is tried again.
-        dataset_root: where torchvision keeps its data, the same on every machine.
-        device: where cells compute.
-        modules: joined in every cell's process (`leaderboard.external.join`); importable on every machine.
-        quiet: no progress bar, no TensorBoard logs (else in ``out/tb``).
+        dataset_root: where torchvision keeps its data; the path is the same on every machine.
+        device: device on which cells compute.
+        modules: import paths for `leaderboard.external.join` in every cell's process; every machine must be able to
+            import them.
+        quiet: True shows no progress bar and writes no TensorBoard logs, which else go to ``out/tb``.
 
     Returns:
-        The traceback of each cell that failed, by its path.
+        The traceback of each failed cell, by the cell's path.
 
     Raises:
-        ConnectionError: no cluster at this address.
+        ConnectionError: there is no cluster at this address.
     """
     waiting = [cell for cell in cells if not is_done(cell, out)]
     failed: dict[str, str] = {}
@@ -68,7 +71,7 @@ def run_cells_on_ray(
     started_here = not ray.is_initialized()
     if started_here:
         _connect(address, workers)
-    # One call a process: torch keeps settings and memory, and cells must not meet each other's.
+    # One call per process: torch keeps settings and memory, and a cell must not inherit those of another cell.
     run = ray.remote(max_calls=1, max_retries=retries, num_cpus=1, num_gpus=gpus_per_cell)(_attempt)
     running = {run.remote(cell, dataset_root, device, tuple(modules), not quiet): cell for cell in waiting}
     done = len(cells) - len(waiting)
@@ -87,7 +90,7 @@ def run_cells_on_ray(
                 _keep(cell, result, logs, out=out, device=device)
             progress.set_postfix_str(f"{cell.stream} {cell.method} {cell.seed}", refresh=False)
             progress.update()
-    finally:  # on Ctrl-C, what is running is lost, what is written stays
+    finally:  # on Ctrl-C, running cells are lost, and written results stay
         progress.close()
         if started_here:
             ray.shutdown()
@@ -95,7 +98,7 @@ def run_cells_on_ray(
 
 
 def _connect(address: str | None, workers: int) -> None:
-    """Join the cluster, or start one here; no usage statistics are sent unless the user asks Ray to."""
+    """Join the cluster, or start one here. Usage statistics are off unless the user's environment turns them on."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
@@ -107,7 +110,7 @@ def _connect(address: str | None, workers: int) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """Fail in seconds where Ray would try for minutes."""
+    """Raise an error within seconds if nothing listens at the address; Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon:
         try:
@@ -119,7 +122,7 @@ def _check_reachable(address: str) -> None:
 def _attempt(
     cell: Cell, dataset_root: Path | None, device: str, modules: Sequence[str], logged: bool
 ) -> tuple[dict[str, Any] | str, dict[str, bytes]]:
-    """On a worker: the cell's result or its traceback, and its TensorBoard files by name."""
+    """Run a cell on a worker; return its result or its traceback, and its TensorBoard files by name."""
     with tempfile.TemporaryDirectory() as folder:
         tb_dir = Path(folder) if logged else None
         result = attempt(cell, dataset_root=dataset_root, tb_dir=tb_dir, device=device, modules=modules)
@@ -128,12 +131,12 @@ def _attempt(
 
 
 def _keep(cell: Cell, result: dict[str, Any], logs: dict[str, bytes], *, out: Path, device: str) -> None:
-    """Write what came back; the result last, as a cell that has one is done."""
+    """Write the logs and the result of a cell. The result is written last, because it marks the cell as done."""
     folder = emptied(out / "tb" / cell.path.with_suffix(""))
     for name, content in logs.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    if result["commit"] == "unknown":  # a worker has the code without its history
+    if result["commit"] == "unknown":  # a worker has the code, but not its Git history
         result["commit"] = provenance("leaderboard", cell.arguments(device))["commit"]
     (out / cell.path).parent.mkdir(parents=True, exist_ok=True)
     write_json(out / cell.path, result)

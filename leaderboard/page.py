@@ -1,4 +1,4 @@
-"""`index.html` from result files: one page without a network, to sort, filter and look at."""
+"""Writes `index.html` from result files: one page to sort and filter, which needs no network connection."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TEMPLATE = Path(__file__).with_name("template.html")
 
 
 def page(results: Sequence[Result], anchors: Sequence[Anchor] = ()) -> str:
-    """The whole page. What a result says goes in as data, never as markup."""
+    """Return the whole page. The content of result files is inserted as data, never as markup."""
     data = [
         {
             "name": f"{stream}, {scenario}" if scenario == UNKNOWN else stream,
@@ -50,7 +50,7 @@ def page(results: Sequence[Result], anchors: Sequence[Anchor] = ()) -> str:
 
 
 def _script(data: Any) -> str:
-    return json.dumps(data).replace("<", "\\u003c")  # or a method's name could end the script
+    return json.dumps(data).replace("<", "\\u003c")  # else a method's name could end the script element
 
 
 def write_page(results_dir: Path, file: Path) -> None:
@@ -69,7 +69,7 @@ def _row(
 ) -> dict[str, Any]:
     cells = groups[name]
     n_tasks = len(cells[0]["accuracy_matrix"][0])
-    # Cells of a row may have been run over fewer tasks; those of most tasks make its curves.
+    # Some cells of a row may have run over fewer tasks; only cells with as many tasks as the first one make the curves.
     same = [r["accuracy_matrix"] for r in cells if len(r["accuracy_matrix"][0]) == n_tasks]
     matrix = [_means(lines) for lines in zip(*same, strict=True)]
     learned = len(matrix) == n_tasks  # joint training has one line only
@@ -101,7 +101,7 @@ def _row(
 
 
 def _means(lines: Sequence[Sequence[float]]) -> list[float]:
-    """Mean over lines, entry by entry."""
+    """Return the mean over the lines, entry by entry."""
     return [statistics.fmean(values) for values in zip(*lines, strict=True)]
 
 

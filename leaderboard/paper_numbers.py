@@ -1,8 +1,9 @@
-"""Numbers of papers beside ours: each with the files ours comes from, their command, and what differs in setting.
+"""Compares numbers of papers with ours. Each comparison gives our result files, their command, and the differences.
 
-``anchors.json`` beside the results lists them. Nothing of ours stands in it but where to find it: ``files`` (a pattern,
-from that folder) and ``value`` (keys into a file, ``*`` for the mean over a list; or ``first_tasks``: mean of the last
-row of the accuracy matrix over so many tasks). Several files are averaged.
+``anchors.json`` beside the results lists the comparisons. It does not contain our numbers, but the place of each:
+``files`` is a pattern of paths, relative to that folder. ``value`` is a list of keys into a file, where ``*`` is the
+mean over a list; or it is ``first_tasks``, for the mean of the last row of the accuracy matrix over so many tasks. The
+values of several files are averaged.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ __all__ = ["Anchor", "anchors_table", "load_anchors"]
 
 @dataclass(frozen=True)
 class Anchor:
-    """One comparison.
+    """One comparison of a paper's number with ours.
 
     Attributes:
         what: method, stream and measure.
-        source: whose number it is.
-        theirs: accuracy, in [0, 1].
-        ours: the same, mean over files.
-        seeds: number of files averaged, one a seed for the leaderboard's own.
-        command: of the first file.
-        differences: in setting.
+        source: the paper or code that the number comes from.
+        theirs: their accuracy, in [0, 1].
+        ours: our accuracy, in [0, 1], as the mean over files.
+        seeds: number of files in the mean; the leaderboard's own results have one file per seed.
+        command: command that wrote the first file.
+        differences: differences in setting.
     """
 
     what: str
@@ -40,10 +41,10 @@ class Anchor:
 
 
 def load_anchors(folder: Path) -> list[Anchor]:
-    """The anchors beside the results in a folder; none where there is no list of them.
+    """Return the comparisons that ``anchors.json`` in a folder lists; none if there is no such file.
 
     Raises:
-        ValueError: an anchor whose files are not there, or do not hold what it names.
+        ValueError: the files of an anchor are missing, or do not contain the value that it names.
     """
     listed = folder / "anchors.json"
     return [_anchor(entry, folder) for entry in json.loads(listed.read_text())] if listed.exists() else []
@@ -71,7 +72,7 @@ def _value(content: Any, where: list[Any] | dict[str, int]) -> float:
 
 
 def anchors_table(anchors: list[Anchor]) -> str:
-    """A Markdown section; empty without anchors."""
+    """Return the comparisons as a Markdown section; empty without anchors."""
     if not anchors:
         return ""
     lines = [

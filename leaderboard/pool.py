@@ -1,7 +1,8 @@
-"""Runs cells, each in a process of its own, a few at a time; a cell that fails does not stop the others.
+"""Runs several cells at a time, each in its own process. A cell that fails does not stop the others.
 
-Processes fork from a server that has imported Avalanche once. Each result is written beside its file and moved
-there, so a file that exists is whole, and the same command after a crash runs only what is missing.
+Processes fork from a server that has imported Avalanche once. Each result is first written to a temporary file and then
+moved to its place. A result file that exists is therefore complete, and the same command after a crash runs only the
+missing cells.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = ["attempt", "emptied", "is_done", "run_cells"]
 
 
 def is_done(cell: Cell, out: Path) -> bool:
-    """Whether the cell's result is there, for the same configuration."""
+    """Return whether a result of the cell with the same configuration exists."""
     try:
         found = json.loads((out / cell.path).read_text())
     except (OSError, ValueError):
@@ -49,14 +50,14 @@ def run_cells(
     Args:
         cells: what to run, in this order.
         out: output folder.
-        workers: cells at a time.
+        workers: number of cells that run at the same time.
         dataset_root: where torchvision keeps its data.
-        device: where cells compute.
-        modules: joined in every cell's process: methods of somebody else's, see `leaderboard.external.join`.
-        quiet: no progress bar, no TensorBoard logs (else in ``out/tb``).
+        device: device on which cells compute.
+        modules: import paths of methods of other packages, for `leaderboard.external.join` in every cell's process.
+        quiet: True shows no progress bar and writes no TensorBoard logs, which else go to ``out/tb``.
 
     Returns:
-        The traceback of each cell that failed, by its path.
+        The traceback of each failed cell, by the cell's path.
     """
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["leaderboard.cell"])
@@ -80,7 +81,7 @@ def run_cells(
                     failed[str(cell.path)] = _read_error(cell, out, process.exitcode)
                 progress.set_postfix_str(f"{cell.stream} {cell.method} {cell.seed}", refresh=False)
                 progress.update()
-    finally:  # on Ctrl-C, what is running is lost, what is written stays
+    finally:  # on Ctrl-C, running cells are lost, and written results stay
         for process, _ in running.values():
             process.terminate()
         progress.close()
@@ -90,17 +91,17 @@ def run_cells(
 def attempt(
     cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, device: str, modules: Sequence[str]
 ) -> dict[str, Any] | str:
-    """The cell's result, or the traceback of what went wrong.
+    """Run a cell and return its result, or the traceback of its failure.
 
     Args:
-        cell: what to run.
+        cell: the cell to run.
         dataset_root: where torchvision keeps its data.
-        tb_dir: folder for TensorBoard logs; None for none.
-        device: where it computes.
-        modules: joined first: methods of somebody else's, see `leaderboard.external.join`.
+        tb_dir: folder for TensorBoard logs; None writes no logs.
+        device: device on which the cell computes.
+        modules: import paths of methods of other packages, for `leaderboard.external.join` before the run.
     """
     try:
-        # Upstream repeats its warnings past every filter; each is kept once, in the result.
+        # Upstream bypasses warning filters and repeats its warnings. The result stores each message once.
         with warnings.catch_warnings(record=True) as caught:
             for name in modules:
                 join(name)
@@ -111,7 +112,7 @@ def attempt(
 
 
 def emptied(folder: Path) -> Path:
-    """The folder, without the event files of an earlier attempt: their curves would be drawn on top."""
+    """Delete the event files of an earlier attempt and return the folder; TensorBoard would draw both curves."""
     for old in folder.glob("events.*"):
         old.unlink()
     return folder

@@ -1,4 +1,4 @@
-"""How much a run takes: of its network's capacity, task by task, and of memory."""
+"""Measures how much of the network's capacity each task uses, and how much memory a run needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["free_share", "mask_overlap", "peak_memory_bytes"]
 
 
 def free_share(model: Any) -> float | None:
-    """Share of the masked weights that no task holds; None of a model without masks."""
+    """Return the share of the masked weights that no task's mask holds; None for a model without masks."""
     if not isinstance(model, MaskedModel):
         return None
     layers = model.capacity().values()
@@ -22,7 +22,10 @@ def free_share(model: Any) -> float | None:
 
 
 def mask_overlap(model: Any) -> list[list[float]] | None:
-    """Share of each task's mask (row) that another one's holds too (column); None of a model without masks."""
+    """Return which share of each task's mask (row) another task's mask (column) also holds.
+
+    Returns None for a model without masks.
+    """
     if not isinstance(model, MaskedModel):
         return None
     entries = [model.task_mask(key).values() for key in model.task_keys]
@@ -33,7 +36,10 @@ def mask_overlap(model: Any) -> list[list[float]] | None:
 
 
 def peak_memory_bytes(device: str) -> int:
-    """Largest memory of this process so far: resident on a CPU, libraries and data included; allocated on a GPU."""
+    """Return the largest memory of this process so far, in bytes.
+
+    On a CPU it is the resident memory, libraries and data included. On a GPU it is the memory that torch allocated.
+    """
     if torch.device(device).type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,7 @@
-"""Numbers from an accuracy matrix R (row t is measured after task t, column i on task i), and from several seeds."""
+"""Scores of an accuracy matrix R, and a test over several seeds.
+
+Row t of R is measured after task t, and column i is measured on task i.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,16 @@ __all__ = ["forgetting_curve", "forward_transfer", "paired_p", "summarise"]
 
 
 def summarise(matrix: Sequence[Sequence[float]]) -> dict[str, float | None]:
-    """Average accuracy, forgetting and backward transfer of a run.
+    """Return average accuracy, forgetting and backward transfer of a run.
 
     Args:
-        matrix: R, in [0, 1]; a single row for a method that learns all tasks at once.
+        matrix: accuracies R in [0, 1]; it has a single row for a method that learns all tasks at once.
 
     Returns:
-        ``average_accuracy``: mean of the last row. ``forgetting`` (Chaudhry et al. 2018): for every task but the
-        last, its best accuracy since it was learned and before the last task, minus its last one; the mean.
-        ``bwt`` (Lopez-Paz & Ranzato 2017): last accuracy minus that right after learning; the mean. Both are
-        None where a single row or task leaves nothing to compare.
+        ``average_accuracy`` is the mean of the last row. The other two are means over every task except the last.
+        ``forgetting`` (Chaudhry et al. 2018) is a task's best accuracy since it was learned and before the last task,
+        minus its final accuracy. ``bwt`` (Lopez-Paz & Ranzato 2017) is the final accuracy minus that right after
+        learning. Both are None if the matrix has only one row or one task.
 
     Example:
         >>> summarise([[0.9, 0.5], [0.8, 0.9]])
@@ -36,16 +39,16 @@ def summarise(matrix: Sequence[Sequence[float]]) -> dict[str, float | None]:
 
 
 def forward_transfer(matrix: Sequence[Sequence[float]], chance: float) -> float | None:
-    """How much better than chance a task is just before it is learned, on average (Lopez-Paz & Ranzato 2017).
+    """Return how much the accuracy on a task exceeds chance just before it is learned (Lopez-Paz & Ranzato 2017).
 
-    Their reference is an untrained network's accuracy; here it is what guessing would have.
+    The paper subtracts the accuracy of an untrained network; this function subtracts that of guessing.
 
     Args:
-        matrix: R, in [0, 1].
-        chance: one over the number of classes.
+        matrix: accuracies R in [0, 1].
+        chance: accuracy of guessing: one over the number of classes.
 
     Returns:
-        Mean over all tasks but the first; None where a single row or task leaves nothing to transfer.
+        Mean over all tasks except the first. None if the matrix has only one row or one task.
 
     Example:
         >>> forward_transfer([[0.9, 0.75], [0.8, 0.9]], chance=0.5)
@@ -57,7 +60,7 @@ def forward_transfer(matrix: Sequence[Sequence[float]], chance: float) -> float 
 
 
 def forgetting_curve(matrix: Sequence[Sequence[float]]) -> list[float]:
-    """Forgetting (Chaudhry et al. 2018) of the tasks learned so far, after each task; 0 after the first.
+    """Return the forgetting (Chaudhry et al. 2018) of the tasks learned so far, after each task; 0 after the first.
 
     Example:
         >>> forgetting_curve([[0.9, 0.5], [0.5, 0.9]])
@@ -71,13 +74,13 @@ def forgetting_curve(matrix: Sequence[Sequence[float]]) -> list[float]:
 
 
 def paired_p(first: Mapping[int, float], second: Mapping[int, float]) -> float | None:
-    """Two-sided p of a paired t-test over the seeds that both have; None with fewer than three.
+    """Return the two-sided p-value of a paired t-test over the common seeds; None with fewer than three.
 
-    Where every seed has the same difference, p is 1 for a difference of zero, else 0.
+    If every seed has the same difference, p is 1 for a difference of zero, else 0.
 
     Args:
-        first: accuracy by seed.
-        second: the same of another method.
+        first: accuracy of one method by seed.
+        second: accuracy of the other method by seed.
 
     Example:
         >>> round(paired_p({0: 0.91, 1: 0.92, 2: 0.93}, {0: 0.90, 1: 0.90, 2: 0.92}), 3)
@@ -87,6 +90,6 @@ def paired_p(first: Mapping[int, float], second: Mapping[int, float]) -> float |
     if len(common) < 3:
         return None
     differences = [first[seed] - second[seed] for seed in common]
-    if max(differences) - min(differences) < 1e-9:  # no spread to compare with: the test has no value
+    if max(differences) - min(differences) < 1e-9:  # without a spread the t statistic is undefined
         return 1.0 if abs(differences[0]) < 1e-9 else 0.0
     return float(ttest_1samp(differences, 0.0).pvalue)

@@ -1,10 +1,10 @@
-"""Chooses settings on held-out training data, for every row with the same rule and within the same budget.
+"""Chooses the settings of every row on held-out training data, with the same rule and within the same budget.
 
-Coordinate search: starting from the defaults, each axis of a row in turn is tried at all its values, the others
-at the best found so far; at most ten trials. A row that is pinned to a density (``exssnet@0.02``) is searched like
-any other, its density left out. A trial trains on 90 % of the training data of the first five tasks (all tasks,
-for a `Row.whole_stream`) and is scored by the average accuracy on the other 10 %, at a seed that no result uses.
-No test data are touched.
+The rule is a coordinate search. It starts from the defaults and goes through the axes of a row one after the other. It
+tries all values of an axis, while the other axes keep the best values so far; a search has at most ten trials. In a row
+that fixes a density (``exssnet@0.02``) the density is not searched. A trial trains on 90 % of the training data of the
+first five tasks, or of all tasks for a `Row.whole_stream`. Its score is the average accuracy on the other 10 %, at a
+seed that no result uses. The search never reads test data.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def search(
 
     Args:
         stream: name of the stream.
-        row: name of the row; what the name fixes (``@density``, ``+kkt``) is not searched.
-        out: folder for the trials' results; finished ones are not run again.
+        row: name of the row; settings that the name fixes (``@density``, ``+kkt``) are not searched.
+        out: folder for the trials' results; finished trials are not run again.
         dataset_root: where torchvision keeps its data.
-        device: where trials compute.
-        modules: to import in the processes of the trials: they register the row's method.
+        device: device on which trials compute.
+        modules: modules that register the row's method; the processes of the trials import them.
 
     Returns:
-        The settings chosen, their validation accuracy, and every trial.
+        The chosen settings, their validation accuracy, and every trial.
 
     Raises:
         ValueError: the row has nothing to search.
@@ -70,8 +70,9 @@ def search(
         if axis in fixed:
             continue
         if axis == "head" and (stream_of(stream).distinct_classes or not stream_of(stream).task_labels):
-            continue  # a shared head would have to answer two ways at once; without labels there is no other one
-        default = [] if axis in best else [best]  # of a class whose own default is not among the values
+            # A shared head cannot fit different classes with the same number; without task labels, only it is possible.
+            continue
+        default = [] if axis in best else [best]  # the class's own default may not be among the values
         candidates = [*default, *({**best, axis: value} for value in values)]
         scores = []
         for settings in candidates:
@@ -94,6 +95,6 @@ def _validation_accuracy(
     )
     for error in failed.values():
         if "FloatingPointError" in error or "contain NaN" in error:
-            return 0.0  # a setting that diverges loses
+            return 0.0  # the settings diverge
         raise RuntimeError(f"{cell.method} on {cell.stream} with {cell.settings} failed:\n{error}")
     return float(json.loads((folder / cell.path).read_text())["average_accuracy"])

@@ -1,4 +1,4 @@
-"""Bytes that must be kept to answer for all tasks and to go on learning, whatever the method."""
+"""Counts the bytes that a method must keep to predict for all tasks and to learn further tasks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["kept_bytes"]
 
 
 def kept_bytes(strategy: Any, stream: Stream, *, n_tasks: int, n_samples: int, sample_bytes: int) -> tuple[float, int]:
-    """What must be kept to answer for all tasks and to go on learning.
+    """Count the bytes that must be kept to predict for all tasks and to learn further tasks.
 
     Args:
-        strategy: after the last task.
-        stream: its protocol.
-        n_tasks: tasks learned.
-        n_samples: training samples of all tasks.
-        sample_bytes: bytes of one of them.
+        strategy: the strategy after the last task.
+        stream: protocol of the stream.
+        n_tasks: number of tasks learned.
+        n_samples: number of training samples of all tasks.
+        sample_bytes: bytes of one training sample.
 
     Returns:
         Bytes that a task adds on average to one plain network, and bytes in all.
@@ -37,7 +37,7 @@ def kept_bytes(strategy: Any, stream: Stream, *, n_tasks: int, n_samples: int, s
     kept = _nbytes(model.state_dict())
     kept += sum(_plugin_bytes(plugin, sample_bytes) for plugin in strategy.plugins)
     kept += n_samples * sample_bytes if isinstance(strategy, (JointTraining, Cumulative)) else 0
-    if isinstance(strategy, DER):  # a sample's logits are kept with it
+    if isinstance(strategy, DER):  # DER stores each sample with its logits
         kept += len(strategy.storage_policy.buffer) * (sample_bytes + 4 * stream.classes)
     return max(0, kept - plain) / n_tasks, int(kept)
 

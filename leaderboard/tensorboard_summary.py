@@ -1,4 +1,4 @@
-"""What a finished cell tells TensorBoard beside its curves: how to sort it, and its figures."""
+"""Writes the hyperparameters, final numbers and figures of a finished cell for TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["write_summary"]
 def write_summary(writer: SummaryWriter, result: dict[str, Any]) -> None:
     """Add hyperparameters with the final numbers (the HParams tab), and figures (the Images tab).
 
-    The figures are the accuracy matrix and, of a method with masks, the overlap of its masks and the capacity left.
+    The figures are the accuracy matrix and, for a method with masks, the overlap of the masks and the capacity left.
 
     Args:
-        writer: of the cell's own folder.
-        result: of the cell, as it goes to its file.
+        writer: writer for the cell's own folder.
+        result: result of the cell, in the form of its file.
     """
     settings = {key: value if isinstance(value, (int, float, str)) else str(value)
                 for key, value in result["config"]["settings"].items()}  # fmt: skip

@@ -1,6 +1,7 @@
-"""Several processes learn one model together: the same bits in each of them, one batch divided among them.
+"""Training of one model by several processes, which divide each batch and hold the same bits.
 
-See ``docs/distributed.md``. Nothing here is needed, and nothing costs anything, where one process learns alone.
+``docs/distributed.md`` explains the use. A process that learns alone does not need this package, and the package does
+not slow it down.
 """
 
 from avalanche_supermask.distributed.digests import require_equal_tensors

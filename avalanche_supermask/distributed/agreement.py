@@ -1,4 +1,4 @@
-"""What must be alike in every process before they can learn together, compared early and told in words."""
+"""Check that facts are equal in all processes before they learn together; an error names the fact that differs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ __all__ = ["require_alike"]
 
 
 def require_alike(facts: Mapping[str, Any], *, remedy: str) -> None:
-    """Compare facts over the group.
+    """Compare facts between all processes of the group.
 
     Args:
-        facts: what it is, and its value here; each can be pickled and compared.
-        remedy: what to do if they differ.
+        facts: values in this process, by the description that the error message uses. Each value can be pickled and
+            compared.
+        remedy: advice at the end of the error message.
 
     Raises:
-        RuntimeError: in every process, if a fact differs; it says what each of them has.
+        RuntimeError: a fact differs. Every process raises the error, which lists the value of each process.
     """
     if not in_group():
         return

@@ -1,4 +1,4 @@
-"""Whether every process holds the same bits: digests, compared; and the name of the first tensor that differs."""
+"""Check by digests whether all processes hold the same bits, and find the name of the first tensor that differs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ __all__ = ["digest", "require_equal_tensors"]
 
 
 def digest(value: Any) -> bytes:
-    """16 bytes that stand for a tensor with its type and shape, or for numbers and words, in lists and dictionaries.
+    """Return a digest of 16 bytes of a value.
 
-    Pickles will not do: equal objects may have unequal ones.
+    The digest of a tensor includes its type and shape. Pickles are not used, because equal objects may have different
+    pickles.
+
+    Args:
+        value: a tensor, a number, a string, or a structure of these in lists, tuples and dictionaries.
     """
     made = hashlib.blake2b(digest_size=16)
     if isinstance(value, Tensor):
@@ -35,14 +39,15 @@ def digest(value: Any) -> bytes:
 
 
 def require_equal_tensors(state: Mapping[str, Any], *, when: str) -> None:
-    """Compare what the processes hold.
+    """Compare the tensors of all processes.
 
     Args:
-        state: by name, as of ``state_dict()``.
-        when: begins the error: what had been done, and what a difference says.
+        state: tensors by name, as in ``state_dict()``.
+        when: start of the error message, which describes the situation and the meaning of a difference.
 
     Raises:
-        RuntimeError: in every process, if they differ; it names the first tensor, and the ranks that differ from 0.
+        RuntimeError: a tensor differs. Every process raises the error, which names the first such tensor and the ranks
+            that differ from rank 0.
     """
     if not in_group():
         return

@@ -1,15 +1,18 @@
-"""Gradients averaged over the group within the backward pass: `GradientAverage`.
+"""Average gradients over the group within the backward pass: `GradientAverage`.
 
-When ``loss.backward()`` returns, every process holds the gradient of the whole batch, whatever a plugin or template
-does with it next: clipping, penalties, a gradient scaler, an optimizer. Gradients are sent in buckets, in the order in
-which the backward pass completes them, while it goes on with the earlier layers.
+When ``loss.backward()`` returns, every process holds the gradient of the whole batch. Therefore the following steps of
+plugins and templates work unchanged: clipping, penalties, a gradient scaler, an optimizer. Gradients are sent in
+buckets. A bucket is sent as soon as the backward pass has computed its gradients, while the pass continues with the
+earlier layers.
 
-With n_r samples in the batch of rank r and its mean gradient g_r, the mean over all samples is Σ n_r g_r / Σ n_r, so a
-smaller last batch counts for what it is. Numbers of samples travel behind the last bucket. Accumulation over several
-backward passes works, as what is averaged already is equal in every process and its mean is itself.
+If rank r has n_r samples with the mean gradient g_r, the mean over all samples is Σ n_r g_r / Σ n_r. So every sample
+has the same weight, also in a smaller last batch. The numbers of samples are sent at the end of the last bucket.
+Gradients may be accumulated over several backward passes, because averaged gradients are equal in every process, and
+averaging them again does not change them.
 
-A wrapper such as ``DistributedDataParallel`` sets its hooks once, for the parameters that learn at that time; with
-phases and heads these change. Here the hooks last for an epoch at most.
+A wrapper such as ``DistributedDataParallel`` registers its hooks once, for the parameters that are trainable at that
+time. Phases and new heads change the trainable parameters. Therefore the hooks of this module last for at most an
+epoch.
 """
 
 from __future__ import annotations
@@ -30,12 +33,14 @@ BUCKET_BYTES = 25 * 2**20  # PyTorch's own default for its wrapper
 
 
 class _Bucket:
-    """Gradients that are sent together, all on one device and of one type.
+    """Gradients that are sent together; all are on one device and have one type.
+
+    The last bucket also sends notes: the number of samples of each process, and the votes to end the training.
 
     Attributes:
-        parameters: whose gradients they are.
-        missing: how many of them the backward pass has not reached.
-        work: the exchange while it runs.
+        parameters: the parameters whose gradients are sent.
+        missing: number of gradients that the backward pass has not computed yet.
+        work: handle of the exchange while it runs; otherwise None.
     """
 
     def __init__(self, parameters: list[nn.Parameter], notes: int) -> None:
@@ -43,15 +48,15 @@ class _Bucket:
         self.missing = 0
         self.work: Any = None
         sizes = [p.numel() for p in parameters]
-        dtype = torch.promote_types(parameters[0].dtype, torch.float32)  # sums of halves would lose bits
-        # What is sent: the gradients, whether each is there, and the notes of the last bucket. Made once, as new memory
-        # of that size for every batch takes about as long as filling it.
+        dtype = torch.promote_types(parameters[0].dtype, torch.float32)  # sums in half precision would lose bits
+        # The message contains the gradients, a flag for each of them that is 1 if the gradient exists, and the notes.
+        # It is allocated once, because allocating it for every batch would take about as long as filling it.
         self._flat = torch.empty(sum(sizes) + len(parameters) + notes, dtype=dtype, device=parameters[0].device)
         *views, self._there, self._notes = self._flat.split([*sizes, len(parameters), notes])
         self._views = [view.view_as(p) for view, p in zip(views, parameters, strict=True)]
 
     def send(self, weight: float, notes: list[float]) -> None:
-        """Begin to add up, over the group, the gradients times a weight; and the notes."""
+        """Start the exchange that sums the notes, and the gradients times ``weight``, over the group."""
         there = [float(p.grad is not None) for p in self.parameters]
         for p, view in zip(self.parameters, self._views, strict=True):
             if p.grad is None:
@@ -64,15 +69,18 @@ class _Bucket:
         self.work = dist.all_reduce(self._flat, async_op=True)
 
     def notes(self) -> list[float]:
-        """What the notes of all processes add up to, once the exchange is done."""
+        """Return the sums of the notes over all processes, after the exchange."""
         return [float(note) for note in self._notes.tolist()]
 
     def write_back(self, total: float) -> None:
-        """Put the sums over the total into the gradients; a parameter that has one in no process is left without."""
+        """Divide the sums by ``total``, and write them to the gradients.
+
+        A parameter that has a gradient in no process keeps the gradient None.
+        """
         there = None
         for i, (p, view) in enumerate(zip(self.parameters, self._views, strict=True)):
             if p.grad is None:
-                if there is None:  # looked at only where needed, as a look waits for the device
+                if there is None:  # read only if needed, because reading waits for the device
                     there = self._there.tolist()
                 if not there[i]:
                     continue
@@ -84,19 +92,21 @@ class _Bucket:
 class GradientAverage:
     """Averages the gradients of some parameters over the group whenever a backward pass has computed them.
 
-    A context manager; hooks are set when it is entered and gone when it is left. All processes must run their backward
-    passes the same number of times.
+    It is a context manager, which registers its hooks at the start and removes them at the end. All processes must run
+    the same number of backward passes.
 
     Args:
-        parameters: the same ones in the same order in every process; those that require no gradient are left out.
-        summed: add the gradients up instead, for a loss that is a sum over samples.
-        bucket_bytes: gradients that are sent together (default 25 MiB, PyTorch's).
+        parameters: parameters of the model, in the same order in every process; parameters that require no gradient
+            are left out.
+        summed: whether gradients are summed instead of averaged, for a loss that is a sum over samples (default False).
+        bucket_bytes: size of the gradients that are sent together, in bytes (default 25 MiB, as in PyTorch).
 
     Attributes:
-        samples: of this process's batch that count, 0 or more; set it before each backward pass.
-        vote: whether this process wants to end the training; set it before a backward pass.
-        samples_by_rank: of the latest backward pass.
-        voted: whether any process wanted to, at the latest backward pass.
+        samples: number of samples in this process's batch that count, 0 or more; the caller sets it before each
+            backward pass.
+        vote: whether this process votes to end the training; the caller sets it before a backward pass.
+        samples_by_rank: number of samples of each process in the latest backward pass.
+        voted: whether any process voted to end the training in the latest backward pass.
     """
 
     def __init__(
@@ -107,7 +117,8 @@ class GradientAverage:
         self.samples_by_rank: list[int] = []
         self.voted = False
         learning = [p for p in parameters if p.requires_grad]
-        self._buckets = _in_buckets(reversed(learning), bucket_bytes)  # the backward pass begins at the end
+        # The order is reversed, because the backward pass starts with the last parameters.
+        self._buckets = _in_buckets(reversed(learning), bucket_bytes)
         self._bucket_of = {id(p): bucket for bucket in self._buckets for p in bucket.parameters}
         self._hooks: list[Any] = []
         self._running = False
@@ -129,10 +140,10 @@ class GradientAverage:
             self._running, self._sent = True, 0
             for bucket in self._buckets:
                 bucket.missing = len(bucket.parameters)
-            # As PyTorch's own wrapper does: called when the whole backward pass is done.
+            # The callback runs at the end of the whole backward pass. PyTorch's own wrapper uses the same call.
             torch.autograd.Variable._execution_engine.queue_callback(self._finish)
         self._bucket_of[id(parameter)].missing -= 1
-        # In the same order in every process, or unlike buckets would be added up.
+        # Every process must send the buckets in the same order, because the n-th messages of all processes are added.
         while self._sent < len(self._buckets) and not self._buckets[self._sent].missing:
             self._send(self._buckets[self._sent])
 
@@ -148,7 +159,7 @@ class GradientAverage:
     @torch.no_grad()
     def _finish(self) -> None:
         self._running = False
-        while self._sent < len(self._buckets):  # some parameters took no part in this loss
+        while self._sent < len(self._buckets):  # the loss did not depend on their parameters
             self._send(self._buckets[self._sent])
         for bucket in self._buckets:
             bucket.work.wait()
@@ -173,11 +184,11 @@ def _in_buckets(parameters: Iterable[nn.Parameter], most: int) -> list[_Bucket]:
 
 @contextlib.contextmanager
 def averaged(parameters: Iterable[nn.Parameter], *, summed: bool = False) -> Iterator[GradientAverage]:
-    """A `GradientAverage` while it is open; where one process learns alone, one that does nothing.
+    """Context in which a `GradientAverage` is active; it does nothing if one process learns alone.
 
     Args:
-        parameters: whose gradients are averaged.
-        summed: see `GradientAverage`.
+        parameters: parameters whose gradients are averaged.
+        summed: whether gradients are summed instead of averaged (default False).
     """
     with GradientAverage(parameters if in_group() else (), summed=summed) as average:
         yield average

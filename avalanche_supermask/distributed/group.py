@@ -1,7 +1,7 @@
-"""The group of processes that learn one model together, and what they can decide as one.
+"""The group of processes that learn one model together, and decisions that are equal in all of them.
 
-A process is known by its rank, from 0. Where only one process learns, every function answers at once and communicates
-nothing, so that callers need no second path.
+The rank of a process is its number in the group, from 0. If only one process learns, the functions do not communicate,
+so callers need no separate code for this case.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ K = TypeVar("K", bound=Hashable)
 
 
 def size() -> int:
-    """Number of processes that learn together; 1 for a process that learns alone."""
+    """Return the number of processes that learn together; 1 for a process that learns alone."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process in its group, from 0."""
+    """Return the number of this process in its group, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def in_group() -> bool:
-    """Whether there is another process to learn with."""
+    """Return whether other processes learn together with this one."""
     return size() > 1
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files: rank 0, or a process that learns alone."""
+    """Return whether this process is the one that writes files: rank 0, or a process that learns alone."""
     return rank() == 0
 
 
 def anywhere(flag: bool) -> bool:
-    """Whether this is so in at least one process."""
+    """Return whether the flag is True in at least one process."""
     return _most(flag) if in_group() else flag
 
 
 def everywhere(flag: bool) -> bool:
-    """Whether this is so in every process."""
+    """Return whether the flag is True in every process."""
     return not _most(not flag) if in_group() else flag
 
 
 def agreed(value: T) -> T:
-    """What rank 0 has found, in every process: for a decision that all of them must take alike.
+    """Return the value of rank 0 in every process, for a decision that must be equal in all of them.
 
     Args:
-        value: anything that can be pickled.
+        value: the value of this process, which can be pickled.
     """
     if not in_group():
         return value
@@ -63,10 +63,10 @@ def agreed(value: T) -> T:
 
 
 def told(value: T) -> list[T]:
-    """What every process has, by rank.
+    """Return the values of all processes, in the order of their ranks.
 
     Args:
-        value: anything that can be pickled.
+        value: the value of this process, which can be pickled.
     """
     if not in_group():
         return [value]
@@ -76,11 +76,11 @@ def told(value: T) -> list[T]:
 
 
 def divided(keys: Iterable[K], measure: Callable[[K], T]) -> dict[K, T]:
-    """``{key: measure(key)}``, each key measured by one process only and known to all.
+    """Return ``{key: measure(key)}`` in every process, where only one process measures each key.
 
     Args:
-        keys: the same, in the same order, in every process.
-        measure: its result can be pickled.
+        keys: keys, in the same order in every process.
+        measure: function of a key; its result can be pickled.
     """
     keys = list(keys)
     parts = told({key: measure(key) for key in keys[rank() :: size()]})
@@ -89,7 +89,7 @@ def divided(keys: Iterable[K], measure: Callable[[K], T]) -> dict[K, T]:
 
 
 def on_backend(tensor: Tensor) -> Tensor:
-    """The tensor where the group's backend can send it from: NCCL sends from a GPU only."""
+    """Return the tensor on a device from which the group's backend can send it, because NCCL sends only from a GPU."""
     if dist.get_backend() == "nccl" and not tensor.is_cuda:
         return tensor.cuda()
     return tensor

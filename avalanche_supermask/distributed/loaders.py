@@ -1,8 +1,8 @@
-"""Avalanche's and PyTorch's loaders in a group of processes: a share for each, and a new order for each epoch.
+"""Give each process its share of the batches of Avalanche's and PyTorch's loaders, in a new order for each epoch.
 
-Avalanche 0.6 makes its ``DistributedSampler`` anew at every pass and never tells it which pass it is, so that all
-epochs have one order; and where an experience has no task labels it takes a plain loader, which gives every process all
-samples.
+Avalanche 0.6 creates a new ``DistributedSampler`` for every pass and never calls its ``set_epoch``, so all epochs have
+the same order. If an experience has no task labels, Avalanche uses a plain loader, which gives all samples to every
+process.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["for_this_process"]
 
 
 def for_this_process(loader: Any, *, seed: int) -> Any:
-    """The loader with the share of this process, in an order of its own for this epoch.
+    """Return a loader of this process's share of the batches, in a new order for this epoch.
 
     Args:
-        loader: of any kind; one of another kind than Avalanche's and PyTorch's is returned as it is.
-        seed: of the order of this epoch, the same in every process.
+        loader: a loader of any kind; a loader that is neither Avalanche's nor PyTorch's is returned unchanged.
+        seed: seed of the order of the samples in this epoch, the same in every process.
     """
     if isinstance(loader, MultiDatasetDataLoader):
         _reorder(loader, seed)
@@ -34,7 +34,7 @@ def for_this_process(loader: Any, *, seed: int) -> Any:
 
 
 def _reorder(loader: MultiDatasetDataLoader, seed: int) -> None:
-    """Let the samplers that it makes at the next pass, or has made for all passes, know which epoch it is."""
+    """Set the epoch of the samplers that the loader creates for the next pass, or has created for all passes."""
     make = type(loader)._create_samplers
 
     def create_samplers(*arguments: Any) -> list[Any]:

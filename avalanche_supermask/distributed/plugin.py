@@ -1,7 +1,8 @@
-"""`DistributedPlugin`: what a strategy does at each of Avalanche's callbacks when several processes learn together.
+"""`DistributedPlugin`: the work at Avalanche's callbacks when several processes learn together.
 
-Every method's plugin adds it behind itself, by `join`, when a process of a group begins to train or to evaluate. The
-method sees gradients of whole batches and needs to know of the group only where it decides something from data.
+The plugin of every method calls `join` when a process of a group starts to train or to evaluate. `join` adds the
+`DistributedPlugin` behind the method's plugin, and the method then works with gradients of whole batches. A method
+needs code for the group only where it makes a decision from data.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ __all__ = ["DistributedPlugin", "join", "refuse"]
 
 
 def join(strategy: Any, method: Any) -> None:
-    """Let a strategy learn with the other processes of its group, if there are any; only rank 0 reports.
+    """Prepare a strategy to learn with the other processes of its group, if there are any.
+
+    The loggers of all processes except rank 0 are removed.
 
     Args:
-        strategy: whose plugins are added to.
-        method: the plugin behind which `DistributedPlugin` goes.
+        strategy: the strategy that gets a `DistributedPlugin`.
+        method: the method's plugin; the `DistributedPlugin` is placed behind it.
 
     Raises:
-        RuntimeError: the method was not made for several processes.
+        RuntimeError: the method does not support several processes.
     """
     if not in_group():
         return
@@ -46,10 +49,13 @@ def join(strategy: Any, method: Any) -> None:
 
 
 def refuse(method: str) -> None:
-    """Say that a method runs in one process only, where there are several.
+    """Raise an error for a method that runs only in one process, if there are several processes.
+
+    Args:
+        method: name of the method, for the error message.
 
     Raises:
-        RuntimeError: there are several.
+        RuntimeError: there are several processes.
     """
     if in_group():
         raise RuntimeError(
@@ -59,24 +65,25 @@ def refuse(method: str) -> None:
 
 
 class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
-    """Keeps the processes of a group alike, and makes their batches one.
+    """Keeps the models of a group of processes equal, and computes gradients and metrics over their whole batches.
 
-    It does nothing in a process that learns alone. Its place is behind the method's plugin, before metrics.
+    It does nothing in a process that learns alone. Its callbacks run after those of the method's plugin and before the
+    metrics.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._compared = False  # whether the networks began alike
-        self._average: GradientAverage | None = None  # within an epoch
+        self._compared = False  # whether the initial networks were compared
+        self._average: GradientAverage | None = None  # active within an epoch
         self._measured = False  # whether the evaluator has metrics
-        self._stop = False  # whether somebody in this process called stop_training() within an epoch
-        self._seen = 0  # samples of the experience that is evaluated
-        self._dealt = False  # whether its samples are dealt out to the processes
+        self._stop = False  # whether stop_training() was called in this process within an epoch
+        self._seen = 0  # number of evaluated samples of the current experience
+        self._dealt = False  # whether the samples of the current experience are divided among the processes
 
     # ------------------------------------------------------------------ before a task
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Compare what the processes start from."""
+        """Compare the strategies and the initial networks of the processes."""
         if not in_group():
             return
         require_alike(
@@ -100,7 +107,7 @@ class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: i
         draw_alike()
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """Compare the data."""
+        """Compare the training data of the processes."""
         if not in_group():
             return
         data = strategy.adapted_dataset
@@ -117,8 +124,8 @@ class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: i
     # ------------------------------------------------------------------ an epoch
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """Share out the data, compare the numbers of batches, and average gradients from here on."""
-        self._end_averaging()  # of an epoch that an error ended
+        """Divide the data, compare the numbers of batches, and start to average gradients."""
+        self._end_averaging()  # an error may have ended the last epoch
         if not in_group():
             return
         strategy._stop_training = anywhere(strategy._stop_training or self._stop)
@@ -136,32 +143,32 @@ class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: i
         self._average.__enter__()
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """Tell how many samples this process's part of the batch has."""
+        """Set the number of samples in this process's part of the batch."""
         if self._average is not None:
-            counts = getattr(strategy.dataloader, "counts", None)  # an empty share holds a sample of another process
+            counts = getattr(strategy.dataloader, "counts", None)  # a share may hold a sample that does not count
             self._average.samples = nested.batch_size(strategy.mb_y) if counts is None else counts
             self._average.vote = self._stop
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Let metrics see the whole batch, and let the processes stop at the same batch."""
+        """Put the whole batch together for the metrics, and stop all processes at the same batch."""
         average = self._average
         if average is None:
             return
-        self._stop = self._stop or strategy._stop_training  # the others learn of it at the next backward pass
+        self._stop = self._stop or strategy._stop_training  # the next backward pass sends this vote
         strategy._stop_training = average.voted
         if self._measured:
             self._show_whole_batch(strategy, average.samples_by_rank)
 
     def _show_whole_batch(self, strategy: Any, samples: list[int]) -> None:
         rows = [max(1, n) for n in samples]
-        loss = torch.as_tensor(strategy.loss).detach().expand(rows[rank()]).clone()  # a row a sample
+        loss = torch.as_tensor(strategy.loss).detach().expand(rows[rank()]).clone()  # one row per sample
         x, *rest = strategy.mbatch
         everyones = whole((strategy.mb_output, rest, loss), rows=rows)
         strategy.mb_output, rest, losses = nested.rows(everyones, slice(0, sum(samples)), n=sum(rows))
         strategy.mbatch, strategy.loss = [x, *rest], losses.mean()
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """Make the processes one again: running statistics and random states."""
+        """Make running statistics and random states equal in all processes."""
         if not in_group():
             return
         self._end_averaging()
@@ -169,7 +176,7 @@ class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: i
         draw_alike()
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Compare what the processes hold, the task that was committed included."""
+        """Compare the models of the processes, including the task that was just committed."""
         self._end_averaging()
         require_equal_tensors(
             strategy.model.state_dict(),
@@ -184,25 +191,25 @@ class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: i
     # ------------------------------------------------------------------ evaluation
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Within a task: one set of running statistics for all."""
+        """Make running statistics equal in all processes, if a task is being trained."""
         if in_group() and strategy.model.active is not None:
             average_statistics(strategy.model.net.buffers())
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """A new experience; its samples are dealt out to the processes."""
+        """Check whether the samples of the new experience are divided among the processes."""
         loader = strategy.dataloader
         dealt = loader.distributed_sampling if isinstance(loader, MultiDatasetDataLoader) else False
         self._dealt = in_group() and (dealt or getattr(loader, "shared_out", False))
         self._seen = 0
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Put the whole batch together, so that loss and metrics are those of all data, in the data's order."""
+        """Put the whole batch together in the order of the data, so that loss and metrics cover all data."""
         if not self._dealt:
             return
         n = nested.batch_size(strategy.mb_y)
         mine = (strategy.mb_output, list(strategy.mbatch), strategy.model.inferred_task)
         everyones = whole(mine, rows=[n] * size(), dealt=True)
-        real = min(n * size(), len(strategy.adapted_dataset) - self._seen)  # the rest made the shares equal
+        real = min(n * size(), len(strategy.adapted_dataset) - self._seen)  # the rest are repeated samples
         strategy.mb_output, strategy.mbatch, strategy.model.inferred_task = nested.rows(
             everyones, slice(0, real), n=n * size()
         )

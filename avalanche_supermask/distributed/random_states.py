@@ -1,8 +1,8 @@
-"""Random states of the processes: one at the borders of epochs, apart within an epoch.
+"""Random states of the processes: all are equal between epochs, and PyTorch's are different within an epoch.
 
-Within an epoch the processes draw different dropout and augmentation. At its end every process goes on from the random
-state of rank 0, so whatever is drawn next, such as a new head or a replay memory, is drawn alike; and a checkpoint
-needs no state but that of rank 0.
+Within an epoch, the processes draw different random numbers for dropout and augmentation. At the end of the epoch,
+every process continues with the random state of rank 0. So all processes draw the same numbers for a new head or a
+replay memory, for example, and a checkpoint needs only the state of rank 0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["draw_alike", "draw_apart", "seed_for"]
 
 
 def draw_alike() -> None:
-    """Give every process the random states of rank 0: Python's, NumPy's, and PyTorch's on the CPU and on its GPU."""
+    """Set the random states of every process to those of rank 0: Python's, NumPy's, PyTorch's on CPU and GPU."""
     if not in_group():
         return
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
@@ -34,12 +34,12 @@ def draw_alike() -> None:
 
 
 def draw_apart() -> None:
-    """Let every process but rank 0 draw numbers of its own, which follow from the state of rank 0 and from its rank."""
+    """Seed PyTorch in every process except rank 0; the seed depends on the random state of rank 0 and on the rank."""
     draw_alike()
     if rank():
         torch.manual_seed(seed_for(rank()))
 
 
 def seed_for(number: int) -> int:
-    """A seed that follows from PyTorch's random state and a number; nothing is drawn."""
+    """Return a seed that depends on PyTorch's random state and on ``number``; the random state does not change."""
     return int.from_bytes(digest((number, digest(torch.get_rng_state())))[:4], "big")

@@ -1,9 +1,10 @@
-"""Which samples of a batch are whose: each process takes every n-th, as PyTorch's ``DistributedSampler`` does.
+"""The division of a batch among n processes: each takes every n-th sample, like PyTorch's ``DistributedSampler``.
 
-The batches of all processes together are those that one process would draw with a batch as large as all of theirs. In
-training, every sample counts exactly once: where a last batch has fewer samples than there are processes, those without
-one take the first of them, and it does not count there. In evaluation the shares are made equal, and what was repeated
-is dropped when the answers are put together again.
+The batches of all processes together equal the batches that one process would draw with the whole batch size. In
+training, every sample counts exactly once. If the last batch has fewer samples than there are processes, each process
+without a sample takes the first sample of the batch, which does not count in this process. In evaluation, samples are
+repeated so that all shares are equally large. The outputs of repeated samples are dropped when the outputs of all
+processes are put together.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ class SampleShare:
     """The share of one process in every batch.
 
     Attributes:
-        rank: of the process.
-        size: of the group.
-        equal: repeat samples so that all shares of a batch are equally large.
+        rank: rank of the process (default 0).
+        size: number of processes in the group (default 1).
+        equal: whether samples are repeated so that all shares of a batch are equally large (default False).
     """
 
     rank: int = 0
@@ -35,14 +36,14 @@ class SampleShare:
 
     @classmethod
     def here(cls, *, equal: bool = False) -> SampleShare:
-        """The share of this process."""
+        """Return the share of this process."""
         return cls(rank(), size(), equal)
 
     def of(self, rows: Tensor) -> Tensor:
-        """The share of a batch.
+        """Return the share of a batch.
 
         Args:
-            rows: places of the whole batch's samples, ``(n,)`` with n > 0.
+            rows: indices of the whole batch's samples, ``(n,)`` with n > 0.
 
         Example:
             >>> [SampleShare(r, 2, equal=True).of(torch.arange(5)).tolist() for r in range(2)]
@@ -54,14 +55,15 @@ class SampleShare:
         return mine
 
     def counts(self, rows: int) -> int:
-        """How many samples of this share count, in a batch of so many."""
+        """Return how many samples of this share count, in a batch of ``rows`` samples."""
         return len(range(self.rank, rows, self.size))
 
 
 def shared_permutation(n: int) -> Tensor:
-    """A random order of n samples, the same one in every process, drawn as rank 0 would draw it alone.
+    """Return a random order of n samples, which is the same in every process.
 
-    The random state of the other processes is not touched: theirs may have moved on, by dropout on larger batches.
+    It equals the order that rank 0 would draw if it learned alone. The random states of the other processes do not
+    change. They may differ from that of rank 0, for example because of dropout on larger batches.
     """
     if not in_group():
         return torch.randperm(n)

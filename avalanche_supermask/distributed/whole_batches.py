@@ -1,4 +1,4 @@
-"""A batch of all processes, put together again in each of them: for metrics, and for what is measured of outputs."""
+"""Put the batches of all processes together in every process, for metrics and measurements of outputs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["gathered", "whole", "whole_outputs"]
 
 @torch.no_grad()
 def gathered(tensors: Sequence[Tensor], *, rows: Sequence[int] | None = None) -> list[list[Tensor]]:
-    """Every process's tensors, by rank.
+    """Return the tensors of all processes, by rank.
 
     Args:
-        tensors: the same number of them in every process, alike but for their first dimension, which is the same
-            within a process.
-        rows: that first dimension by rank, where it is known; else it is exchanged before.
+        tensors: tensors of this process, which all have the same first dimension. Every process passes the same number
+            of tensors, with the same types and the same other dimensions.
+        rows: the first dimension in each process, by rank; None (default): the processes exchange it first.
     """
     if not (in_group() and tensors):
         return [list(tensors)]
@@ -40,13 +40,13 @@ def gathered(tensors: Sequence[Tensor], *, rows: Sequence[int] | None = None) ->
 
 
 def whole(x: Any, *, rows: Sequence[int], dealt: bool = False) -> Any:
-    """A structure of tensors, such as an output or a batch, with the samples of all processes.
+    """Return a structure of tensors, such as an output or a batch, with the samples of all processes.
 
     Args:
-        x: of any form (see `nested`); tensors without a row a sample stay as they are here.
-        rows: samples by rank.
-        dealt: the shares are equal, and dealt out sample by sample; the samples come in the order of the data. Else
-            they come rank by rank.
+        x: structure of tensors (see `nested`); tensors without one row per sample keep the values of this process.
+        rows: number of samples in each process, by rank.
+        dealt: True: the shares are equally large and each process has every n-th sample, so the result has the order
+            of the data. False (default): the result has the samples of rank 0 first, then those of rank 1, and so on.
     """
     mine = rows[rank()]
     parts = gathered([t for t in nested.tensors(x) if _is_column(t, mine)], rows=rows)
@@ -60,11 +60,11 @@ def _is_column(tensor: Tensor, rows: int) -> bool:
 
 
 def whole_outputs(outputs: MutableSequence[Tensor], *, latest: int) -> None:
-    """Replace the outputs of the latest batches, of this process's share, by those of all processes; in place.
+    """Replace this process's outputs of the latest batches by the outputs of all processes, in place.
 
     Args:
-        outputs: by batch, ``(batch, outputs)`` each; may hold fewer batches than there were.
-        latest: batches since the last call, the same number in every process.
+        outputs: outputs of each batch, ``(batch, outputs)``; older batches may be missing.
+        latest: number of batches since the last call, the same in every process.
     """
     n = min(latest, len(outputs))
     if not (n and in_group()):
@@ -74,7 +74,7 @@ def whole_outputs(outputs: MutableSequence[Tensor], *, latest: int) -> None:
 
 
 def _in_order(parts: Sequence[Tensor]) -> Tensor:
-    """The samples of a batch in the order in which they lie in the data, from equal shares (see `shards`)."""
+    """Return the samples of a batch in the order of the data, from equally large shares (see `shards`)."""
     return torch.stack(list(parts), dim=1).flatten(0, 1)
 
 

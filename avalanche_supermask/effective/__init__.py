@@ -1,6 +1,6 @@
-"""Effective weights of all layers at once: few operators on a device, few passes over memory on a CPU.
+"""Effective weights of all layers at once, with few operators on a device and few passes over memory on a CPU.
 
-`functional` has the same for one layer, plainly; the bits are equal.
+`functional` has simpler functions for one layer. Their results are bit-identical.
 """
 
 from avalanche_supermask.effective.all_layers import Chooser, partly_trained_weights, top_k_weights

@@ -1,9 +1,10 @@
-"""The effective weights of all layers, by one function of the autograd engine instead of one a layer.
+"""Compute the effective weights of all layers in one autograd function instead of one function per layer.
 
-The engine takes 10 to 20 microseconds of host time for a function, and a device as long for the start of each of its
-operators, which for most networks is longer than the operators run. On a device a step takes the same few operators
-whatever the number of layers: each acts on lists of tensors, or on all layers laid end to end. On a CPU the layers are
-passed over one by one, by compiled loops where numba is installed. The results are those of `functional`, bit for bit.
+The autograd engine takes 10 to 20 microseconds of host time per function, and launching an operator on a device takes
+as long. In most networks, this is longer than the time in which the operators run. Therefore a step on a device uses
+the same few operators for any number of layers: each operator processes a list of tensors, or the concatenation of all
+layers. On a CPU the layers are processed one by one, with compiled loops if numba is installed. The results equal those
+of `functional` bit for bit.
 """
 
 from __future__ import annotations
@@ -22,37 +23,55 @@ from avalanche_supermask.loops import WORTH_COMPILING, flat, plain
 
 __all__ = ["Chooser", "partly_trained_weights", "top_k_weights"]
 
-# Band around the expected threshold, as a share of it, to each side.
+# Half the width of the band around the expected threshold, as a share of the threshold.
 _NARROWEST, _USUAL, _WIDEST = 1e-4, 2e-3, 2e-2
-_SHORT = 2**12  # scores of a layer: below, the threshold is found as fast without a band
+_SHORT = 2**12  # number of scores; in smaller layers, a search among all scores is as fast as a search in a band
 
 
 class Hint(NamedTuple):
-    """Where the threshold of a layer is expected: it moves on as it moved, as an optimizer's steps are much alike."""
+    """The last two thresholds of a layer, from which the next threshold is extrapolated.
+
+    The extrapolation is accurate, because successive steps of an optimizer are similar.
+
+    Attributes:
+        before: threshold of the step before the last step.
+        last: threshold of the last step.
+        width: half the width of the next band, as a share of the expected threshold. It follows from the errors of
+            earlier extrapolations, with a margin.
+    """
 
     before: float
     last: float
-    width: float  # of a band that would have held the last ones, and some more
+    width: float
 
     @property
     def expected(self) -> float:
-        """The threshold of the next step."""
+        """The expected threshold of the next step."""
         return max(2 * self.last - self.before, 0.0)
 
 
 class Chooser:
-    """Chooses the masks of all layers step after step; what it keeps between steps changes the time, never the result.
+    """Data of earlier steps that make the choice of masks faster; the result does not depend on them.
 
-    Copies and pickles start anew.
+    Copies and pickles start without these data.
+
+    Attributes:
+        hints: latest thresholds by layer, on a CPU.
+        at_once: the sort of all layers, on other devices; None before its first use.
+        spares: arrays that no call uses at present. They are kept, because allocating memory takes as long as a pass
+            over it.
     """
 
     def __init__(self) -> None:
         self.hints: dict[str, Hint] = {}
         self.at_once: TopKAtOnce | None = None
-        self.spares: list[Any] = []  # arrays that no call uses at the moment: fresh memory costs as much as a pass
+        self.spares: list[Any] = []
 
     def spare(self, size: int) -> Any:
-        """An array of floats, at least so many, that no other thread uses; append it to `spares` afterwards."""
+        """Return an array of at least ``size`` floats that no other thread uses.
+
+        The caller appends it to `spares` when it has no more use for it.
+        """
         try:
             found = self.spares.pop()
         except IndexError:
@@ -66,16 +85,17 @@ class Chooser:
 def top_k_weights(
     scores: Mapping[str, Tensor], weights: Mapping[str, Tensor], keeps: Mapping[str, int], chooser: Chooser
 ) -> dict[str, Tensor]:
-    """Effective weights ``W * top_k(|S|)`` of all layers; see `functional.top_k_weight` for the gradients.
+    """Return the effective weights ``W * top_k(|S|)`` of all layers, with the gradients of `functional.top_k_weight`.
 
     Args:
-        scores: by name, all on one device.
-        weights: by name.
-        keeps: number of entries kept, by name.
-        chooser: that of the earlier steps.
+        scores: scores by name, all on one device.
+        weights: weights by name.
+        keeps: number of entries to keep, by name.
+        chooser: the object that was passed in earlier steps for the same layers, or a new one.
 
     Raises:
-        ValueError: a layer cannot keep so many; or, on a CPU, scores are NaN.
+        ValueError: a number of entries to keep is less than 1 or more than the layer has; or scores are NaN (checked
+            only on a CPU).
     """
     names = list(scores)
     found = _TopKWeights.apply(
@@ -87,11 +107,12 @@ def top_k_weights(
 def partly_trained_weights(
     live: Mapping[str, Tensor], standing: Mapping[str, tuple[Tensor, Tensor]]
 ) -> dict[str, Tensor]:
-    """``fixed + learns * live`` of all layers; see `functional.partly_trained_weight`.
+    """Return ``fixed + learns * live`` of all layers, as `functional.partly_trained_weight` does for one layer.
 
     Args:
-        live: by name.
-        standing: by name, ``(fixed, learns)``.
+        live: trainable tensors by name.
+        standing: pairs ``(fixed, learns)`` by name; ``learns`` is 1 at trainable entries, and ``fixed`` has the values
+            of the other entries.
     """
     fixed, learns = zip(*standing.values(), strict=True)
     found = _PartlyTrainedWeights.apply(fixed, learns, *(live[name] for name in standing))
@@ -109,10 +130,10 @@ class _TopKWeights(torch.autograd.Function):
         if by_lists:
             masks = _at_once(chooser, scores, weights, keeps)
             found = list(torch._foreach_mul(weights, masks))
-            if weights_learn:  # these masks are written over by the next step
+            if weights_learn:  # the next step overwrites these masks
                 masks = list(torch._foreach_mul(masks, 1))
         elif ctx.passes is None or weights_learn:
-            # The gradient of weights needs the mask, which the fused pass never writes.
+            # The gradient of weights needs the mask, which the fused pass does not write to memory.
             masks = [_chosen(chooser.hints, *layer) for layer in zip(names, scores, keeps, strict=True)]
             found = [weight * mask for weight, mask in zip(weights, masks, strict=True)]
         else:
@@ -164,10 +185,11 @@ class _PartlyTrainedWeights(torch.autograd.Function):
 
 
 def _by_lists(tensors: Sequence[Tensor]) -> bool:
-    """Whether the layers are chosen by one sort: where launching an operator is what it costs."""
+    """Return whether one sort chooses all masks: on devices, where launching an operator takes most of its time."""
     first = tensors[0]
     alike = all(t.device == first.device and t.dtype == first.dtype for t in tensors)
-    return first.device.type != "cpu" and alike and first.dtype != torch.float64  # which leaves no bit for the layer
+    # The sort keys of float64 would have no bits for the layer.
+    return first.device.type != "cpu" and alike and first.dtype != torch.float64
 
 
 def _at_once(
@@ -180,14 +202,14 @@ def _at_once(
 
 
 def _passes(tensors: Sequence[Tensor]) -> Passes | None:
-    """The compiled loops, where they serve all these tensors and are worth their compilation."""
+    """Return the compiled loops, if they support all these tensors and save more time than their compilation takes."""
     if sum(t.numel() for t in tensors) < 2 * WORTH_COMPILING or not plain(tensors):
         return None
     return compiled()
 
 
 def _chosen(hints: dict[str, Hint], name: str, scores: Tensor, keep: int) -> Tensor:
-    """The mask of one layer."""
+    """Return the mask of one layer."""
     hint = hints.get(name)
     mask, threshold = top_k_numbers(scores, keep, hint=None if hint is None else hint.expected)
     if threshold is not None:
@@ -196,19 +218,23 @@ def _chosen(hints: dict[str, Hint], name: str, scores: Tensor, keep: int) -> Ten
 
 
 def _selected(passes: Passes, chooser: Chooser, name: str, scores: Tensor, weight: Tensor, keep: int) -> Tensor:
-    """``W * M`` of one layer, by the compiled loops."""
+    """Compute ``W * M`` of one layer with the compiled loops."""
     n = scores.numel()
     if not 1 <= keep < n:
-        return weight * top_k_mask(scores, keep)  # all of them, or an error
+        return weight * top_k_mask(scores, keep)  # all entries are kept, or ``keep`` is refused
     numbers = flat(scores)
     threshold = _threshold(passes, chooser, name, numbers, keep)
     found = torch.empty_like(weight)
     kept = passes.select(numbers, flat(weight), threshold, flat(found))
-    return found if kept == keep else weight * top_k_mask(scores, keep)  # ties, or an error
+    # The number differs if several magnitudes equal the threshold, or if scores are NaN; top_k_mask handles both cases.
+    return found if kept == keep else weight * top_k_mask(scores, keep)
 
 
 def _threshold(passes: Passes, chooser: Chooser, name: str, scores: Any, keep: int) -> Any:
-    """The k-th largest magnitude, exactly; searched in a band around the expected one, if that holds it."""
+    """Return the exact k-th largest magnitude.
+
+    It is searched in a band around the expected value, and only if this fails, among all scores.
+    """
     hints = chooser.hints
     hint = hints.get(name)
     if hint is None or len(scores) < _SHORT:
@@ -216,7 +242,7 @@ def _threshold(passes: Passes, chooser: Chooser, name: str, scores: Any, keep: i
         hints[name] = Hint(float(found), float(found), _USUAL)
         return found
     width, found = hint.width, None
-    # Most scores are far from the threshold: those of the widest band that is searched fit here.
+    # Most scores are far from the threshold, so this array is usually long enough for the scores in the widest band.
     band = chooser.spare(len(scores) // 8 + BLOCK)
     while found is None and width <= _WIDEST:
         low, high = np.float32(hint.expected * (1 - width)), np.float32(hint.expected * (1 + width))
@@ -241,7 +267,7 @@ def _kth(values: Any, k: int) -> Any:
 def _scores_gradients(
     passes: Passes | None, grads: list[Tensor], weights: list[Tensor], scores: list[Tensor]
 ) -> list[Tensor]:
-    """``dL/dW_eff * W * sign(S)`` of some layers."""
+    """Return ``dL/dW_eff * W * sign(S)`` of some layers."""
     if passes is None or torch.is_grad_enabled() or not plain(grads):
         products = torch._foreach_mul(grads, weights)
         torch._foreach_mul_(products, torch._foreach_sign(scores))

@@ -1,9 +1,9 @@
-"""The passes of a mask step over one layer, each written as one loop: on a CPU memory bounds them, not arithmetic.
+"""Fused loops that choose a layer's mask, apply it and compute the gradient of its scores on a CPU.
 
-Choosing k weights, masking, and the gradient of the scores take ten passes of single operators, and three of these.
-They are compiled by numba, an extra (``pip install 'avalanche-supermask[fast]'``), at the first call, and kept in
-numba's cache on the disk; without numba there are no such loops. The results are those of the single operators, bit for
-bit.
+On a CPU, passes over memory take most of the time, and arithmetic takes little. Single operators make ten passes over
+memory for the choice of k entries, the masking and the gradient; these loops make three. The optional package numba
+(``pip install 'avalanche-supermask[fast]'``) compiles the loops at the first call and keeps them in its cache on disk.
+Without numba, single operators are used. The results are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ __all__ = ["Passes", "compiled"]
 
 Floats = NDArray[np.float32]
 
-BLOCK = 32  # scores that are counted at a time: most blocks have none in the band
+BLOCK = 32  # number of scores that are counted together; most blocks have no score in the band
 
 
 class Passes(NamedTuple):
-    """The loops, over flat arrays of one length.
+    """The compiled loops, which work on flat arrays of one length.
 
     Attributes:
-        count_around: ``(scores, low, high, band)``: how many ``|S| > high``, and how many are within ``low .. high``,
-            which are written to ``band``; the second is -1 where ``band`` may be too short for them.
-        select: ``(scores, weight, threshold, out)``: writes ``W * [|S| >= threshold]``; how many are kept.
-        scores_gradient: ``(grad, weight, scores, out)``: writes ``dL/dW_eff * W * sign(S)``.
+        count_around: ``(scores, low, high, band)``: returns how many ``|S|`` exceed ``high``, and how many are between
+            ``low`` and ``high``. It writes the ``|S|`` between them to ``band``. The second count is -1 if ``band`` may
+            be too short.
+        select: ``(scores, weight, threshold, out)``: writes ``W * [|S| >= threshold]`` to ``out``, and returns the
+            number of kept entries.
+        scores_gradient: ``(grad, weight, scores, out)``: writes ``dL/dW_eff * W * sign(S)`` to ``out``.
     """
 
     count_around: Callable[[Floats, Any, Any, Floats], tuple[int, int]]
@@ -41,9 +43,10 @@ class Passes(NamedTuple):
 
 @cache
 def compiled() -> Passes | None:
-    """The loops, compiled at their first call; None where numba is not installed."""
+    """Return the loops, which are compiled at their first call; None if numba is not installed."""
     try:
-        # Counts are sums of ones as floats, exact in any order, which vectors need. Products keep theirs.
+        # Vector instructions may add numbers in any order. The counts are sums of float ones, which are exact in any
+        # order.
         return Passes(jit(_count), jit(_select, fastmath={"reassoc"}), jit(_scores_gradient))
     except ModuleNotFoundError:
         return None
@@ -62,7 +65,8 @@ def _count(scores: Any, low: Any, high: Any, band: Any) -> Any:
         if reaching != larger:
             if found + BLOCK > band.size:
                 return above, -1
-            for i in range(start, start + BLOCK):  # without a branch: every number is written, few are kept
+            # There is no branch: each number is written, and the next one overwrites it if it is not in the band.
+            for i in range(start, start + BLOCK):
                 magnitude = abs(scores[i])
                 band[found] = magnitude
                 found += one if (magnitude >= low) & (not magnitude > high) else zero

@@ -1,9 +1,10 @@
-"""The top-k masks of all layers by one sort, for devices on which launching an operator is most of its cost.
+"""Choose the top-k masks of all layers by one sort, on devices where launching an operator takes most of its time.
 
-The keys of one sort are (layer, magnitude): the bits of a positive float grow with it. The k-th of every layer then
-lies at a place that is known beforehand, and a stable sort breaks ties by index. So exactly k are kept in each layer,
-nothing is read back, and the number of operators does not depend on the number of layers. What a step writes to, and
-the next step again, has fixed addresses, as a CUDA graph needs them.
+Each sort key is a pair (layer, magnitude) that is stored as one integer. This is possible because the bits of a
+positive float, read as an integer, grow with the float. The positions of a layer's entries in the sorted order are
+known in advance, so no number is read back from the device. The sort is stable, so equal magnitudes are ordered by
+index, and exactly k entries are kept in each layer. The number of operators does not depend on the number of layers
+(up to `AT_ONCE` entries). The masks keep their addresses in all steps, as CUDA graphs require.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from torch import Tensor
 
 __all__ = ["AT_ONCE", "TopKAtOnce"]
 
-AT_ONCE = 2**24  # entries a sort: each takes 32 bytes while it runs
+AT_ONCE = 2**24  # largest number of entries per sort, except for larger layers; each entry takes 32 bytes in the sort
 
 
 class TopKAtOnce:
-    """Chooses the masks of the same layers again and again.
+    """Chooses the masks of the same layers in every step.
 
     Args:
-        shapes: of the layers' scores.
-        keeps: how many entries each keeps.
-        device: of the scores.
-        dtype: of the masks, as numbers.
+        shapes: shapes of the layers' scores.
+        keeps: number of entries that each layer keeps, from 1 to the number of its entries.
+        device: device of the scores.
+        dtype: type of the masks, which consist of the numbers 0 and 1.
 
     Example:
         >>> choose = TopKAtOnce([(2, 2), (3,)], [1, 2], torch.device("cpu"), torch.float32)
@@ -53,7 +54,7 @@ class TopKAtOnce:
         for first, last in _groups(sizes):
             part, start = sizes[first:last], sum(sizes[:first])
             ends = torch.tensor(part).cumsum(0)
-            # Sorted from the largest key down, the first layer of a group comes first.
+            # The sort is descending, so the first layer of a group, which must come first, gets the largest number.
             ranks = torch.arange(len(part) - 1, -1, -1, device=device) << 32
             places = torch.cat(
                 [torch.arange(keep) + end - n for keep, end, n in zip(keeps[first:last], ends, part, strict=True)]
@@ -64,7 +65,7 @@ class TopKAtOnce:
 
     @torch.no_grad()
     def __call__(self, scores: Sequence[Tensor]) -> list[Tensor]:
-        """Masks, 1 where an entry is kept and 0 elsewhere; the next call writes over them."""
+        """Return the masks, which are 1 at kept entries and 0 elsewhere; the next call overwrites them."""
         torch._foreach_copy_(self._views, list(scores))
         self._magnitudes.abs_()
         self._masks.zero_()
@@ -75,7 +76,7 @@ class TopKAtOnce:
         return self._mask_views
 
     def serves(self, scores: Sequence[Tensor], keeps: Sequence[int], dtype: torch.dtype) -> bool:
-        """Whether this is for such layers."""
+        """Return whether this object was made for these layers."""
         return (
             self.device == scores[0].device
             and self.dtype == dtype
@@ -85,7 +86,7 @@ class TopKAtOnce:
 
 
 def _groups(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Ranges of layers of at most `AT_ONCE` entries together, or of one layer."""
+    """Return ranges of layers; each range has at most `AT_ONCE` entries in total, or consists of one layer."""
     groups, first, total = [], 0, 0
     for i, n in enumerate(sizes):
         if total + n > AT_ONCE and i > first:

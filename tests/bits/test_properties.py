@@ -77,5 +77,5 @@ def test_erdos_renyi_keeps_the_overall_density_and_never_more_than_a_layer_has(s
 def test_every_epoch_is_in_exactly_one_phase_in_order(epochs, data):
     weights = data.draw(st.integers(0, epochs - 1))
     plugin = ExSSNeTPlugin(weight_epochs=weights)
-    names = [plugin._phase_at(epoch, epochs)[0].name for epoch in range(epochs)]
+    names = [plugin.phase_at(epoch, epochs)[0].name for epoch in range(epochs)]
     assert names == ["mask"] * (epochs - weights) + ["weight"] * weights

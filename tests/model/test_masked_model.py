@@ -96,7 +96,7 @@ def test_running_statistics_are_per_task_and_safe_in_training_mode():
     before = [m.clone() for m in means]
     model.train()
     for key in model.task_keys:
-        model(inputs(8), key)  # as a forward pass of LwF or of a user in training mode
+        model(inputs(8), key)  # LwF or a user may call the model like this in training mode
     assert all(torch.equal(a, b) for a, b in zip(means, before, strict=True))
 
 
