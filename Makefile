@@ -24,12 +24,12 @@ test: check
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m slow
 
-# The main job on the embedded default: scikit-learn's digits, no download.
+# All methods on scikit-learn's digits, which need no download.
 leaderboard: $(STAMP)
 	$(BIN)/python -m leaderboard run --suite digits --seeds 0,1,2 --workers 2 --out runs/digits
 	$(BIN)/python -m leaderboard report --results runs/digits --out runs/digits
 
-# The same on real MNIST, downloaded by torchvision into DATA if it is not there.
+# All methods on MNIST, which torchvision downloads into DATA if it is not there.
 DATA ?= data
 leaderboard-mnist: $(STAMP)
 	$(BIN)/python -m leaderboard run --suite mnist --seeds 0,1,2 --workers 2 --dataset-root $(DATA) --out runs/mnist

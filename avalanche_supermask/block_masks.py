@@ -1,7 +1,7 @@
-"""Masks of whole blocks: neighbouring entries are kept or dropped together, so that they are contiguous in memory.
+"""Masks of whole blocks: a block of neighbouring entries is kept or dropped as a whole.
 
-The scores are trained one by one, as in edge-popup. The strength of a block is the mean magnitude of its scores, and
-exactly k blocks of a layer are kept.
+Each entry has its own trained score, as in edge-popup. The strength of a block is the mean magnitude of its scores. The
+k strongest blocks of a layer are kept.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ Block = tuple[int, int]
 class TopBlocks:
     """Selection of exactly ``counts[name]`` blocks with the largest mean ``|S|`` in each layer.
 
+    A weight with more than two dimensions is divided as a matrix ``(outputs, all other entries)``. Blocks at its edges
+    may be smaller.
+
     Attributes:
         counts: number of blocks to keep, by name of the weight.
-        block: number of outputs and inputs of a block. A weight with more than two dimensions counts as a matrix
-            ``(outputs, everything else)``. Blocks at its edges may be smaller.
+        block: numbers of outputs and inputs of a block.
 
     Example:
         >>> select = TopBlocks({"fc.weight": 1}, block=(2, 2))
@@ -61,17 +63,17 @@ class TopBlocks:
         return weight * (self.mask(name, scores).to(weight.dtype) + (magnitude - magnitude.detach()))
 
     def density(self, name: str, shape: Sequence[int]) -> float:
-        """Return the share of a weight's entries that a mask keeps."""
+        """Return the density of a weight's mask, at most 1; smaller blocks at the edges count with the full size."""
         return min(1.0, self.counts[name] * math.prod(self.block) / math.prod(shape))
 
 
 def block_counts(counts: Mapping[str, int], shapes: Mapping[str, Sequence[int]], block: Block) -> dict[str, int]:
-    """Return the number of blocks to keep in each layer, so that it keeps about the same share as with single weights.
+    """Return the number of blocks to keep in each layer, so that its density is about the same as with single entries.
 
     Args:
-        counts: number of single weights to keep in each layer, by name.
-        shapes: shape of each layer's weight.
-        block: number of outputs and inputs of a block.
+        counts: number of single entries to keep in each layer, by name.
+        shapes: shape of each layer's weight, by name.
+        block: numbers of outputs and inputs of a block.
 
     Returns:
         The numbers of blocks by name, at least 1 for each layer.

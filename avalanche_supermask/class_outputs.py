@@ -1,4 +1,4 @@
-"""Compare a network's outputs with class numbers: check them in training, and add missing classes in evaluation."""
+"""Compare a network's outputs with class numbers: check them in training, and add missing logits in evaluation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ __all__ = ["check_classes", "complete_classes", "latest_logits"]
 
 
 def check_classes(strategy: Any, model: MaskedModel) -> None:
-    """Check at the first batch of a task that the network has an output for every class; find the class dimension.
+    """Check at the first batch of a task that the network has an output for every class.
+
+    The dimension of the logits that counts the classes is stored as ``model.class_dimension``.
+
+    Args:
+        strategy: the strategy after the forward pass of the batch.
+        model: the strategy's model.
 
     Raises:
-        ValueError: the network has too few outputs; the task is abandoned.
+        ValueError: the network has too few outputs. The task is abandoned.
     """
     logits, targets = _logits(strategy, model), strategy.mb_y
     dim = None if logits is None else class_dimension(logits, targets)
@@ -41,17 +47,17 @@ def check_classes(strategy: Any, model: MaskedModel) -> None:
 
 
 def complete_classes(strategy: Any, model: MaskedModel, *, warn: bool) -> bool:
-    """Add logits at evaluation for classes among the targets that the evaluated task has no output for.
+    """Add logits in evaluation for classes of the targets for which the evaluated task has no output.
 
-    These logits are -1000 or less, so that samples of such a class count as wrong and their loss is finite.
+    The added logits are -1000 or less. So samples of these classes count as wrong, and their loss is finite.
 
     Args:
-        strategy: the strategy; its ``mb_output`` may be replaced.
+        strategy: the strategy; its ``mb_output`` is replaced if a class has no output.
         model: the strategy's model.
-        warn: whether a missing class causes a warning.
+        warn: whether a class without an output causes a warning.
 
     Returns:
-        Whether a class was missing.
+        Whether there was a class without an output.
     """
     logits = _logits(strategy, model)
     dim = None if logits is None else class_dimension(logits, strategy.mb_y)
@@ -72,7 +78,10 @@ def complete_classes(strategy: Any, model: MaskedModel, *, warn: bool) -> bool:
 
 
 def latest_logits(strategy: Any, model: MaskedModel) -> Tensor | None:
-    """Return the current batch's logits ``(batch, classes, *positions)``; None without logits or with one class."""
+    """Return the logits of the current batch, ``(batch, classes, *positions)``.
+
+    The result is None if there are no logits, or if they have fewer than two dimensions or only one class.
+    """
     logits = _logits(strategy, model)
     if logits is None or logits.dim() < 2:
         return None
@@ -82,7 +91,7 @@ def latest_logits(strategy: Any, model: MaskedModel) -> Tensor | None:
 
 
 def _logits(strategy: Any, model: MaskedModel) -> Tensor | None:
-    """Return the logits from the network's output; None if they are not found and ``logits`` of the model is None."""
+    """Return the logits of the network's output; None if there are none and the model's ``logits`` is None."""
     try:
         return find_logits(strategy.mb_output, model.logits)
     except TypeError:
@@ -92,7 +101,7 @@ def _logits(strategy: Any, model: MaskedModel) -> Tensor | None:
 
 
 def _largest(targets: Tensor, strategy: Any) -> int:
-    """Return the largest class number among the targets that the criterion does not ignore; -1 without any."""
+    """Return the largest class number among the targets that the criterion does not ignore; -1 if it ignores all."""
     ignored = getattr(strategy._criterion, "ignore_index", None)
     counted = targets if ignored is None else targets[targets != ignored]
     return int(counted.max()) if counted.numel() else -1

@@ -1,8 +1,8 @@
 """Plugins of Avalanche that cannot be combined with a subnetwork method, and the reasons.
 
 Most of Avalanche's plugins can be combined with it (``docs/compatibility.md`` has the table). They have nothing to
-protect, because finished tasks never change. The plugins listed here fail within their own code, mostly because each
-phase of a task trains other parameters.
+protect, because finished tasks never change. The plugins in this list fail within their own code, mostly because each
+phase of a task trains different parameters.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Read the task labels and classes of an experience from its data if the experience has lost them.
+"""Read the task labels and classes of an experience from its data if the experience does not have them.
 
-`benchmark_with_validation_stream` and `split_online_stream` make new experiences from the same data, without the
-attributes ``task_labels`` and ``classes_in_this_experience``. Avalanche then calls models without labels, and its
-growing heads fail. The data still contain both.
+`benchmark_with_validation_stream` and `split_online_stream` create new experiences from the same data, without the
+attributes ``task_labels`` and ``classes_in_this_experience``. Avalanche then calls models without task labels, and its
+growing heads fail. The data still contain the task labels and the classes.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["labelled", "refuse_text"]
 
 
 def labelled(experience: Any) -> Any:
-    """Return the experience; or, if it lacks task labels or classes, a copy with those of its data.
+    """Return the experience, or a copy with the task labels and classes of its data if it lacks them.
 
-    Task labels are used only if minibatches contain them, because Avalanche reads them from minibatches. A set of
-    classes becomes a sorted list in the copy.
+    Task labels are added only if minibatches contain them, because Avalanche reads them from minibatches. If the
+    classes of the experience are a set, the copy has them as a sorted list.
     """
     found: dict[str, Any] = {}
     if _lacks(experience, "task_labels"):
@@ -32,7 +32,7 @@ def labelled(experience: Any) -> Any:
         targets = getattr(experience.dataset, "targets", None)
         if targets is not None and len(targets) and isinstance(targets[0], int) and hasattr(targets, "uniques"):
             found["classes_in_this_experience"] = sorted(targets.uniques)
-    elif isinstance(_shown(experience, "classes_in_this_experience"), set):  # heads of Avalanche use it as an index
+    elif isinstance(_shown(experience, "classes_in_this_experience"), set):  # Avalanche's heads use it as an index
         found["classes_in_this_experience"] = sorted(experience.classes_in_this_experience)
     if not found:
         return experience

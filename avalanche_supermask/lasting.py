@@ -1,7 +1,7 @@
-"""Make tensors that later calls can use, whatever mode the current call runs in.
+"""Create tensors that later calls can use, also if the current call runs under `torch.inference_mode`.
 
-A tensor that is created under `torch.inference_mode` cannot be part of a later differentiation. Therefore tensors that
-are kept for later calls are created outside of this mode.
+Autograd cannot use a tensor that is created under `torch.inference_mode`. Therefore tensors that are kept for later
+calls are created outside of this mode.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def lasting() -> Iterator[None]:
 def ordinary(x: Any) -> Any:
     """Return the input with ordinary copies of all tensors that were created under `torch.inference_mode`.
 
-    It must be called within `lasting`.
+    Call it within `lasting`.
 
     Args:
         x: a tensor, or a structure of tensors (see `nested`).

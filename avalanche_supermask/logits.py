@@ -1,7 +1,7 @@
 """Find the logits in a network's output, and the dimension of the logits that counts the classes.
 
-A user's own criterion handles whatever the network returns. All other code that needs logits (metrics, inference, KKT)
-finds them with this module. They are the output itself, its attribute or key ``logits``, its first floating-point
+A user's own criterion receives the network's whole output. All other code that needs logits (metrics, inference, KKT)
+finds them with this module. The logits are the output itself, its attribute or key ``logits``, its first floating-point
 tensor, or the part that the user names.
 """
 
@@ -20,7 +20,7 @@ __all__ = ["ABSENT", "Logits", "class_dimension", "find_logits", "replace_logits
 Logits = str | int | Callable[[Any], Tensor] | None
 
 ABSENT = -1000.0
-"""Logit of a class that the evaluated task has no output for: Avalanche's ``mask_value``, which keeps losses finite."""
+"""Logit of a class for which the evaluated task has no output. It is Avalanche's ``mask_value``; losses stay finite."""
 
 
 def find_logits(output: Any, where: Logits = None) -> Tensor:
@@ -28,8 +28,9 @@ def find_logits(output: Any, where: Logits = None) -> Tensor:
 
     Args:
         output: output of the network.
-        where: an attribute or key, an index, or a function of the output. None (default): the output itself if it is a
-            tensor; else its ``logits``; else its first floating-point tensor with a batch dimension.
+        where: name of an attribute or key of the output, an index, or a function of the output. None (default): the
+            logits are the output itself if it is a tensor; otherwise its ``logits``; otherwise its first floating-point
+            tensor with a batch dimension. A name or an index is ignored if the output is a tensor.
 
     Raises:
         TypeError: the output has no such tensor.
@@ -42,7 +43,7 @@ def find_logits(output: Any, where: Logits = None) -> Tensor:
     if callable(where):
         found = where(output)
     elif isinstance(output, Tensor):
-        return output  # even if ``where`` is a name, because some networks return a structure only in training
+        return output  # also if ``where`` is a name, because some networks return a structure only in training
     elif where is not None:
         found = _named(output, where)
     else:
@@ -69,7 +70,15 @@ def _named(output: Any, where: str | int) -> Any:
 
 
 def replace_logits(output: Any, where: Logits, new: Tensor) -> Any:
-    """Return the output with other logits; it is unchanged if the logits are computed from it and not a part of it."""
+    """Return the output with other logits.
+
+    If the logits are computed from the output and are not a part of it, the output is returned unchanged.
+
+    Args:
+        output: output of the network.
+        where: place of the logits, as in `find_logits`.
+        new: the other logits.
+    """
     old = find_logits(output, where)
     if old is output:
         return new
@@ -100,7 +109,15 @@ def class_dimension(logits: Tensor, targets: Any) -> int | None:
 
 
 def widened(logits: Tensor, classes: int, dim: int = 1) -> Tensor:
-    """Return the logits with missing classes added; their value is `ABSENT`, or the smallest logit if it is smaller."""
+    """Return the logits with logits of missing classes added at the end of a dimension.
+
+    The value of an added logit is `ABSENT`, or the smallest logit if that is smaller.
+
+    Args:
+        logits: logits of some classes, from class 0.
+        classes: number of classes in the result. Logits of as many or more classes are returned unchanged.
+        dim: dimension of the logits that counts the classes (default 1).
+    """
     missing = classes - logits.shape[dim]
     if missing <= 0:
         return logits

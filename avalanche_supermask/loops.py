@@ -1,4 +1,4 @@
-"""Compile loops over the numbers of tensors with numba, and check which tensors they can be used for.
+"""Compile loops over the numbers of tensors with numba, and check for which tensors the loops can be used.
 
 numba is optional: ``pip install 'avalanche-supermask[fast]'``.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["WORTH_COMPILING", "flat", "jit", "plain"]
 
-WORTH_COMPILING = 2**17  # total count of numbers; for fewer, compiling takes longer than it saves
+WORTH_COMPILING = 2**17  # count of numbers; with fewer numbers, compiling takes longer than it saves
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Any:
@@ -35,10 +35,10 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
 
 
 def plain(tensors: Iterable[Tensor]) -> bool:
-    """Whether the loops can be used for all these tensors: they must be float32, contiguous and on a CPU."""
+    """Return whether the loops can be used for all these tensors: they must be float32, contiguous and on a CPU."""
     return all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
 
 
 def flat(tensor: Tensor) -> Any:
-    """Return the numbers of such a tensor as a flat numpy array, in a tenth of the time of ``Tensor.reshape``."""
+    """Return the numbers of a `plain` tensor as a flat numpy array, in a tenth of the time of ``Tensor.reshape``."""
     return tensor.detach().numpy().reshape(-1)

@@ -1,4 +1,4 @@
-"""Packed bit masks, under their public name since the first version; the implementation is in `bits`."""
+"""Public import path of packed bit masks since the first version; the implementation is in `bits`."""
 
 from avalanche_supermask.bits.packed_masks import PackedMasks
 

@@ -1,7 +1,7 @@
-"""A dictionary of named tensors that is also a module, so that it can be moved, copied, pickled and saved like one.
+"""A dictionary of named tensors that is also a module, so it can be moved, copied, pickled and saved like a module.
 
-``nn.ParameterDict`` and ``register_buffer`` refuse dots in names, and neither can grow while a state is loaded. The
-tensors that a finished task stores need both.
+``nn.ParameterDict`` and ``register_buffer`` refuse names with dots, and neither can get new entries while a state is
+loaded. The tensors of finished tasks have names with dots, and are created while a state is loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def encoded(name: str) -> str:
 
 
 def decoded(key: str) -> str:
-    """Return the dotted name of a key, as the inverse of `encoded`.
+    """Return the dotted name of a key; this is the inverse of `encoded`.
 
     Example:
         >>> decoded(encoded("fc/1.weight"))
@@ -30,13 +30,13 @@ def decoded(key: str) -> str:
 
 
 class NamedTensors(nn.Module, MutableMapping[str, Tensor]):
-    """Tensors under the dotted names of a network's parameters; they are either all buffers or all parameters.
+    """Dictionary of tensors by the dotted names of a network's parameters.
 
-    ``load_state_dict`` adopts the names and shapes of the state, so a state can be loaded into an empty dictionary.
+    ``load_state_dict`` takes over the names and shapes of the state, so a state can be loaded into an empty dictionary.
 
     Args:
-        tensors: first entries, which are not copied; None (default): there are none.
-        trainable: whether the entries are parameters (True) or buffers (False, default).
+        tensors: first tensors by name, which are not copied; None (default): the dictionary is empty.
+        trainable: whether all tensors are parameters (True) or buffers (False, default).
 
     Example:
         >>> import torch
@@ -71,7 +71,7 @@ class NamedTensors(nn.Module, MutableMapping[str, Tensor]):
         return len(self._store)
 
     def items(self) -> ItemsView[str, Tensor]:
-        """Return the current names and tensors; later changes of the dictionary do not change the result."""
+        """Return the names and tensors at this moment; later changes of the dictionary do not change the result."""
         return {decoded(key): tensor for key, tensor in self._store.items()}.items()
 
     # A Mapping compares by content and has no hash, but a module must be compared and hashed by identity.
@@ -80,7 +80,7 @@ class NamedTensors(nn.Module, MutableMapping[str, Tensor]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all entries."""
+        """Number of bytes of all tensors."""
         return sum(t.numel() * t.element_size() for t in self.values())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:

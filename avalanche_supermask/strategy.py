@@ -159,6 +159,11 @@ class SubnetworkStrategy(ModelFirst):
         **arguments: Any,
     ) -> None:
         self._check_arguments(arguments)
+        if optimizer is not None and (isinstance(optimizer, type) or not hasattr(optimizer, "param_groups")):
+            raise TypeError(
+                f"optimizer must be None for Adam, or an optimizer of the network's parameters, as in "
+                f"torch.optim.SGD(net.parameters(), lr=0.1); got {optimizer!r}"
+            )
         check_companions(arguments.get("plugins") or (), type(self).__name__)
         check_revisit(on_revisit, continues=method.continues, method=type(self).__name__)
         method.on_revisit = on_revisit

@@ -1,4 +1,4 @@
-"""Process a batch with the strategy's own methods: unpack it, move it to the device and call the model.
+"""Process a batch with the strategy's own methods, which unpack it, move it to the device and call the model.
 
 Users override ``mb_x``, ``_unpack_minibatch`` and ``forward``. Code that uses data outside the training loop calls
 these methods too, so that it handles any batch as the training does.
@@ -18,7 +18,7 @@ __all__ = ["minibatch", "outputs_for"]
 
 @contextmanager
 def minibatch(strategy: Any, batch: Any) -> Iterator[None]:
-    """Context in which the strategy's current minibatch is ``batch``, on its device; then the old one is restored."""
+    """Context in which ``batch`` is the strategy's minibatch, on its device; the old one is restored at the end."""
     kept = strategy.mbatch, strategy.mb_output
     try:
         strategy.mbatch = copy.copy(batch)
@@ -35,8 +35,8 @@ def outputs_for(strategy: Any, batch: Any, *, task: int | None = None) -> Any:
     Args:
         strategy: the strategy, whose ``forward`` is called.
         batch: a batch from a loader.
-        task: key of the task of a `MaskedModel` that is used, even if inference would find another task; None
-            (default): the labels or the inference select the task.
+        task: key of the task whose subnetwork is used, for a `MaskedModel`, even if inference would select another
+            task. None (default): the task labels or the inference select the task.
     """
     model, router = strategy.model, getattr(strategy.model, "router", None)
     was_training = model.training

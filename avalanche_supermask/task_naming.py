@@ -17,7 +17,7 @@ OnRevisit = Literal["error", "skip", "new", "continue"]
 
 
 def check_revisit(on_revisit: str, *, continues: bool, method: str) -> None:
-    """Check ``on_revisit``.
+    """Check the value of the setting ``on_revisit``, which selects the treatment of a task that comes again.
 
     Args:
         on_revisit: ``"error"``, ``"skip"``, ``"new"`` or ``"continue"``.
@@ -25,7 +25,7 @@ def check_revisit(on_revisit: str, *, continues: bool, method: str) -> None:
         method: name of the method, for the error message.
 
     Raises:
-        ValueError: an unknown value, or ``"continue"`` for a method that does not support it.
+        ValueError: the value is unknown, or it is ``"continue"`` and the method does not support this.
     """
     if on_revisit not in ("error", "skip", "new", "continue"):
         raise ValueError(f"on_revisit must be 'error', 'skip', 'new' or 'continue'; got {on_revisit!r}")
@@ -50,13 +50,14 @@ def name_task(
         experience: the experience that is about to be trained.
         learned: finished tasks by key, in the order in which they were learned.
         task_key: source of the key, as in `SubnetworkPlugin`.
-        on_revisit: treatment of learned tasks, as in `SubnetworkPlugin`. With ``"continue"``, a label always stands for
-            the same task, in any number of experiences.
-        learned_in: by key, the index of the experience in which the task was learned.
+        on_revisit: treatment of learned tasks, as in `SubnetworkPlugin`. With ``"continue"``, all experiences with the
+            same label belong to the same task.
+        learned_in: index of the experience in which each task was learned, by key.
 
     Raises:
-        ValueError: an experience with several labels, or without the labels that ``task_key="task_label"`` needs; or a
-            key that a task with another label already has, because that label came in several experiences.
+        ValueError: the experience has several labels and ``task_key`` is not ``"experience"``; or it has no label and
+            ``task_key`` is ``"task_label"``; or its label is already the key of a task with another label, which was
+            learned under its index because its label came in several experiences.
     """
     index = int(experience.current_experience)
     labels = sorted({int(label) for label in getattr(experience, "task_labels", [])})

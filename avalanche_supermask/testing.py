@@ -1,7 +1,8 @@
 """The contract of a method as a function that any package can call: `check_method`.
 
-It corresponds to scikit-learn's ``check_estimator``: a method that passes all checks keeps the guarantees of this
-package. Every check trains on small synthetic data. No check needs a download, a seed from the caller or a test runner.
+The function corresponds to scikit-learn's ``check_estimator``: a method that passes all checks keeps the guarantees of
+this package. Every check trains on small synthetic data. The checks need no download, no seed from the caller and no
+test runner.
 
     from avalanche_supermask.testing import check_method
     check_method(MyMethod, density=0.2)
@@ -38,7 +39,9 @@ Check = Callable[[], None]
 
 
 def small_stream(tasks: int = 8, *, samples: int = 32, seed: int = 0) -> Any:
-    """Return an Avalanche benchmark of easy tasks: images ``(1, 6, 6)`` of two noisy prototypes, labels 0 and 1.
+    """Return an Avalanche benchmark of easy tasks with images ``(1, 6, 6)`` of two classes.
+
+    An image is the prototype of its class with added noise. The classes of every task are 0 and 1.
 
     Args:
         tasks: number of tasks (default 8); their task labels count from 0.
@@ -111,7 +114,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer | None]] = {
     "adamw": lambda net: AdamW(net.parameters(), lr=0.01, weight_decay=0.1),
     "two groups": _two_groups,
 }
-"""Optimizers with which a method is checked: the method's default, one with weight decay, one with two groups."""
+"""Optimizers with which a method is checked: the method's default, AdamW with weight decay, and SGD with two groups."""
 
 
 def check_method(method: Callable[..., Any], *, tasks: int = 8, **arguments: Any) -> None:
@@ -120,13 +123,13 @@ def check_method(method: Callable[..., Any], *, tasks: int = 8, **arguments: Any
     Args:
         method: a strategy class whose model is a `MaskedModel`. It is called as
             ``method(model, optimizer=..., train_epochs=..., **arguments)``. A class with ``forgets = True`` is a
-            control, and must change old tasks. A class with ``any_module = False`` may refuse a network with a
+            control, which must change old tasks. A class with ``any_module = False`` may refuse a network with a
             ``ValueError``.
         tasks: number of tasks in the check that old tasks do not change (default 8).
         arguments: arguments for the constructor of the method.
 
     Raises:
-        AssertionError: a check failed; the message has the name of the check and its result.
+        AssertionError: a check failed. The message contains the name of the check and the reason of the failure.
 
     Example:
         >>> from avalanche_supermask import SupSup
@@ -212,13 +215,14 @@ class _Subject:
             assert drift == 0, f"outputs of finished tasks moved by up to {drift}"
 
     def evaluation_changes_nothing(self) -> None:
+        # PyTorch's loader would draw random numbers, and this check compares the random state.
         strategy, stream = (
             self.trained(2, plugins=[CachedTensors()]),
             small_stream(3),
-        )  # a loader would use random numbers
+        )
         before, random = copy.deepcopy(strategy.model.state_dict()), torch.get_rng_state()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # there is a warning because the third task was never trained
+            warnings.simplefilter("ignore")  # the third task was never trained, which causes a warning
             strategy.eval(stream.test_stream)
         assert _same(before, strategy.model.state_dict()), "the model's state changed"
         assert torch.equal(random, torch.get_rng_state()), "torch's random state changed"
@@ -324,7 +328,7 @@ class _Plugin:
 
 
 def _train(strategy: Any, experiences: Sequence[Any]) -> Iterator[int]:
-    """Train task after task, and yield each key. Warnings are ignored, because small networks have little capacity."""
+    """Train the tasks in order, and yield their keys; warnings about the small networks' capacity are ignored."""
     for experience in experiences:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

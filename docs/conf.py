@@ -1,4 +1,7 @@
-"""Sphinx: ``sphinx-build -W docs docs/_build``. Pages are Markdown; the reference comes from the docstrings."""
+"""Settings of Sphinx, for ``sphinx-build -W docs docs/_build``.
+
+Pages are Markdown; the reference comes from the docstrings.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import avalanche_supermask
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
-shutil.copy(HERE.parent / "examples/tour.ipynb", HERE / "tour.ipynb")  # Sphinx reads pages from this folder only
+shutil.copy(HERE.parent / "examples/tour.ipynb", HERE / "tour.ipynb")  # Sphinx reads pages only from this folder
 
 project = "avalanche-supermask"
 author = "the avalanche-supermask authors"
@@ -37,10 +40,10 @@ html_math_renderer = "mathml"
 html_copy_source = html_show_sourcelink = False
 pygments_style, pygments_dark_style = "friendly", "native"
 
-default_role = "name"  # `Name` in a docstring
+default_role = "name"  # the role of `Name` in a docstring
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True  # a default as it stands in the source
+autodoc_preserve_defaults = True  # shows defaults as in the source
 autodoc_member_order = "bysource"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
@@ -50,11 +53,11 @@ napoleon_custom_sections = [("Shapes", "notes_style")]
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # the notebook carries its pictures; the tests run it
+nb_execution_mode = "off"  # the notebook contains its pictures; the tests run it
 
 
 def _copy_leaderboard(app: Any, error: Exception | None) -> None:
-    """The leaderboard's page, to sort and filter, is a file of its own."""
+    """Copy the leaderboard's interactive page, which is a separate file, to the site."""
     if error is None:
         shutil.copy(HERE.parent / "leaderboard/index.html", Path(app.outdir) / "leaderboard_table.html")
 

@@ -172,14 +172,14 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, devi
         "seed": cell.seed,
         **summarise(matrix),
         "accuracy_matrix": matrix,
-        "samples": [[len(experience.dataset) for experience in side] for side in (train, test)],  # of training and test
+        "samples": [[len(experience.dataset) for experience in side] for side in (train, test)],  # training, then test
         "output_drift": max(drift),
         **_task_inference(metrics),
         **_pruning(strategy),
         "bytes_per_task": per_task,
         **_selection_bytes(strategy.model),
         "bytes_total": total,
-        "free_share": [share for share in free if share is not None],  # of the weights, after each task
+        "free_share": [share for share in free if share is not None],  # share of free weights after each task
         "mask_overlap": mask_overlap(strategy.model),
         "peak_memory_bytes": peak_memory_bytes(device),
         "train_seconds": round(train_seconds, 3),

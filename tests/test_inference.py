@@ -401,7 +401,7 @@ def test_without_superfluous_neurons_entropy_is_lost():
 def test_trying_each_task_in_chunks_equals_trying_one_by_one(network, chunk_bytes, monkeypatch):
     monkeypatch.setattr(superposition_module, "CHUNK_BYTES", chunk_bytes)
     if chunk_bytes:
-        monkeypatch.setattr(Superposition, "_batches", True)  # as it is on a GPU
+        monkeypatch.setattr(Superposition, "_batches", True)  # on a GPU, tasks are computed in one call
     model = train_all(SupSup(NETWORKS[network](), density=0.3, evaluator=None, seed=0), class_stream(5)).model.eval()
     x = inputs(6)
     with torch.no_grad():

@@ -12,7 +12,7 @@ PER_TASK = [name for name, cls in METHODS.items() if cls.scenario.training and n
 
 
 class Watched(RestoreBest):
-    """Keeps the outputs after every epoch, and the share of data that is trained on."""
+    """A plugin that stores the outputs after every epoch, and the share of the data that is used for training."""
 
     def after_train_dataset_adaptation(self, strategy, **kwargs):
         super().after_train_dataset_adaptation(strategy, **kwargs)
@@ -24,7 +24,7 @@ class Watched(RestoreBest):
 
 
 def losses(plugin, values):
-    """Let the held-out losses be these, whatever the network computes."""
+    """Replace the held-out losses by these numbers, whatever the network computes."""
     remaining = iter(values)
     plugin._loss = lambda strategy: next(remaining)
     return plugin

@@ -120,6 +120,14 @@ class WithClosure:
         self.losses = [*getattr(self, "losses", []), float(self.optimizer.step(closure).detach())]
 
 
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, "adam"])
+def test_what_is_no_optimizer_is_refused(optimizer):
+    with pytest.raises(
+        TypeError, match=r"optimizer must be None for Adam, or an optimizer of the network's parameters"
+    ):
+        SupSup(mlp(), optimizer=optimizer, train_epochs=1, evaluator=None)
+
+
 @pytest.mark.parametrize("cls", [SupSup, ExSSNeT, ImpressLearn, CLNP])
 def test_lbfgs_learns(cls):
     made = type(f"Lbfgs{cls.__name__}", (WithClosure, cls), {})

@@ -196,7 +196,7 @@ def test_the_network_of_the_colour_streams_has_the_format_that_its_name_says():
 
 
 def test_superclasses_are_tasks(colour_data, tmp_path):
-    labels = np.random.RandomState(1).permutation(100)  # of the 100 classes, five to a superclass
+    labels = np.random.RandomState(1).permutation(100)  # the 100 classes; five in a row form a superclass
     superclass = {int(label): place // 5 for place, label in enumerate(labels)}
     stored = {"fine_labels": [*superclass], "coarse_labels": [*superclass.values()]}
     (tmp_path / Coloured.base_folder).mkdir()

@@ -35,7 +35,7 @@ class Structured(nn.Module):
         h = (self.body(x["values"]) * x["weight"]).relu()
         h = checkpoint(lambda h: self.middle(h).relu(), h, use_reentrant=False) if self.form == "checkpointed" else h
         logits = self.out(h)
-        if self.form == "auxiliary":  # as torchvision's GoogLeNet and Inception do
+        if self.form == "auxiliary":  # torchvision's GoogLeNet and Inception do the same
             return Auxiliary(logits, self.second(h)) if self.training else logits
         return {"dictionary": {"hidden": h, "logits": logits}, "tuple": (logits, h)}.get(self.form, logits)
 

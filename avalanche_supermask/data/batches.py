@@ -41,7 +41,7 @@ class TensorBatches:
         self.tensors, self.batch_size, self.shuffle = tensors, batch_size, shuffle
         self.augment, self.drop_last = augment, drop_last
         self.share = share
-        self._labels: dict[int, _OneLabel] | None = None  # by index of the column
+        self._labels: dict[int, _OneLabel] | None = None  # index of the column -> its labels
         # Number of samples of the latest batch that count in this process; None: all of them.
         self.counts: int | None = None
 

@@ -1,7 +1,7 @@
 """Training of one model by several processes, which divide each batch and hold the same bits.
 
-``docs/distributed.md`` explains the use. A process that learns alone does not need this folder, and loses no time by
-it.
+``docs/distributed.md`` explains the use. A process that learns alone does not need this package, and the package does
+not slow it down.
 """
 
 from avalanche_supermask.distributed.digests import require_equal_tensors

@@ -1,4 +1,4 @@
-"""Checks that facts are equal in all processes before they learn together, with an error that names the difference."""
+"""Check that facts are equal in all processes before they learn together; an error names the fact that differs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ __all__ = ["require_alike"]
 
 
 def require_alike(facts: Mapping[str, Any], *, remedy: str) -> None:
-    """Compare facts over the group.
+    """Compare facts between all processes of the group.
 
     Args:
-        facts: values in this process, by a description for the error. Each can be pickled and compared.
-        remedy: advice for the error if a fact differs.
+        facts: values in this process, by the description that the error message uses. Each value can be pickled and
+            compared.
+        remedy: advice at the end of the error message.
 
     Raises:
-        RuntimeError: a fact differs. Every process raises it, and it lists the value of each.
+        RuntimeError: a fact differs. Every process raises the error, which lists the value of each process.
     """
     if not in_group():
         return

@@ -1,4 +1,4 @@
-"""Checks by digests whether all processes hold the same bits, and finds the name of the first tensor that differs."""
+"""Check by digests whether all processes hold the same bits, and find the name of the first tensor that differs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ __all__ = ["digest", "require_equal_tensors"]
 
 
 def digest(value: Any) -> bytes:
-    """Return a digest of 16 bytes of a tensor with its type and shape, a number, a string, or a structure of these.
+    """Return a digest of 16 bytes of a value.
 
-    A structure consists of lists, tuples and dictionaries. Pickles are not used, because equal objects may have
-    different pickles.
+    The digest of a tensor includes its type and shape. Pickles are not used, because equal objects may have different
+    pickles.
+
+    Args:
+        value: a tensor, a number, a string, or a structure of these in lists, tuples and dictionaries.
     """
     made = hashlib.blake2b(digest_size=16)
     if isinstance(value, Tensor):
@@ -43,8 +46,8 @@ def require_equal_tensors(state: Mapping[str, Any], *, when: str) -> None:
         when: start of the error message, which describes the situation and the meaning of a difference.
 
     Raises:
-        RuntimeError: a tensor differs. Every process raises it, and it names the first such tensor and the ranks that
-            differ from rank 0.
+        RuntimeError: a tensor differs. Every process raises the error, which names the first such tensor and the ranks
+            that differ from rank 0.
     """
     if not in_group():
         return

@@ -1,13 +1,14 @@
-"""Averages gradients over the group within the backward pass: `GradientAverage`.
+"""Average gradients over the group within the backward pass: `GradientAverage`.
 
-When ``loss.backward()`` returns, every process holds the gradient of the whole batch. So the following steps of plugins
-and templates work unchanged: clipping, penalties, a gradient scaler, an optimizer. Gradients are sent in buckets. A
-bucket is sent when the backward pass has computed its gradients, while the pass continues with the earlier layers.
+When ``loss.backward()`` returns, every process holds the gradient of the whole batch. Therefore the following steps of
+plugins and templates work unchanged: clipping, penalties, a gradient scaler, an optimizer. Gradients are sent in
+buckets. A bucket is sent as soon as the backward pass has computed its gradients, while the pass continues with the
+earlier layers.
 
 If rank r has n_r samples with the mean gradient g_r, the mean over all samples is Σ n_r g_r / Σ n_r. So every sample
 has the same weight, also in a smaller last batch. The numbers of samples are sent at the end of the last bucket.
-Gradients may be accumulated over several backward passes: averaged gradients are equal in every process, so averaging
-them again does not change them.
+Gradients may be accumulated over several backward passes, because averaged gradients are equal in every process, and
+averaging them again does not change them.
 
 A wrapper such as ``DistributedDataParallel`` registers its hooks once, for the parameters that are trainable at that
 time. Phases and new heads change the trainable parameters. Therefore the hooks of this module last for at most an
@@ -34,6 +35,8 @@ BUCKET_BYTES = 25 * 2**20  # PyTorch's own default for its wrapper
 class _Bucket:
     """Gradients that are sent together; all are on one device and have one type.
 
+    The last bucket also sends notes: the number of samples of each process, and the votes to end the training.
+
     Attributes:
         parameters: the parameters whose gradients are sent.
         missing: number of gradients that the backward pass has not computed yet.
@@ -46,14 +49,14 @@ class _Bucket:
         self.work: Any = None
         sizes = [p.numel() for p in parameters]
         dtype = torch.promote_types(parameters[0].dtype, torch.float32)  # sums in half precision would lose bits
-        # The message: the gradients, whether each of them exists, and the notes in the last bucket. It is allocated
-        # once, because allocating it for every batch would take about as long as filling it.
+        # The message contains the gradients, a flag for each of them that is 1 if the gradient exists, and the notes.
+        # It is allocated once, because allocating it for every batch would take about as long as filling it.
         self._flat = torch.empty(sum(sizes) + len(parameters) + notes, dtype=dtype, device=parameters[0].device)
         *views, self._there, self._notes = self._flat.split([*sizes, len(parameters), notes])
         self._views = [view.view_as(p) for view, p in zip(views, parameters, strict=True)]
 
     def send(self, weight: float, notes: list[float]) -> None:
-        """Start to sum the notes, and the gradients times a weight, over the group."""
+        """Start the exchange that sums the notes, and the gradients times ``weight``, over the group."""
         there = [float(p.grad is not None) for p in self.parameters]
         for p, view in zip(self.parameters, self._views, strict=True):
             if p.grad is None:
@@ -70,9 +73,9 @@ class _Bucket:
         return [float(note) for note in self._notes.tolist()]
 
     def write_back(self, total: float) -> None:
-        """Write the sums, divided by the total, to the gradients.
+        """Divide the sums by ``total``, and write them to the gradients.
 
-        A parameter that has a gradient in no process gets none.
+        A parameter that has a gradient in no process keeps the gradient None.
         """
         there = None
         for i, (p, view) in enumerate(zip(self.parameters, self._views, strict=True)):
@@ -93,14 +96,15 @@ class GradientAverage:
     the same number of backward passes.
 
     Args:
-        parameters: parameters, which are the same in the same order in every process; those that require no gradient
+        parameters: parameters of the model, in the same order in every process; parameters that require no gradient
             are left out.
-        summed: whether gradients are summed instead, for a loss that is a sum over samples (default False).
+        summed: whether gradients are summed instead of averaged, for a loss that is a sum over samples (default False).
         bucket_bytes: size of the gradients that are sent together, in bytes (default 25 MiB, as in PyTorch).
 
     Attributes:
-        samples: number of samples of this process's batch that count, 0 or more; set it before each backward pass.
-        vote: whether this process votes to end the training; set it before a backward pass.
+        samples: number of samples in this process's batch that count, 0 or more; the caller sets it before each
+            backward pass.
+        vote: whether this process votes to end the training; the caller sets it before a backward pass.
         samples_by_rank: number of samples of each process in the latest backward pass.
         voted: whether any process voted to end the training in the latest backward pass.
     """
@@ -113,9 +117,8 @@ class GradientAverage:
         self.samples_by_rank: list[int] = []
         self.voted = False
         learning = [p for p in parameters if p.requires_grad]
-        self._buckets = _in_buckets(
-            reversed(learning), bucket_bytes
-        )  # the backward pass starts with the last parameters
+        # The order is reversed, because the backward pass starts with the last parameters.
+        self._buckets = _in_buckets(reversed(learning), bucket_bytes)
         self._bucket_of = {id(p): bucket for bucket in self._buckets for p in bucket.parameters}
         self._hooks: list[Any] = []
         self._running = False
@@ -137,10 +140,10 @@ class GradientAverage:
             self._running, self._sent = True, 0
             for bucket in self._buckets:
                 bucket.missing = len(bucket.parameters)
-            # The callback runs when the whole backward pass is done; PyTorch's own wrapper uses the same call.
+            # The callback runs at the end of the whole backward pass. PyTorch's own wrapper uses the same call.
             torch.autograd.Variable._execution_engine.queue_callback(self._finish)
         self._bucket_of[id(parameter)].missing -= 1
-        # Every process must send the buckets in the same order, because equal positions are added up.
+        # Every process must send the buckets in the same order, because the n-th messages of all processes are added.
         while self._sent < len(self._buckets) and not self._buckets[self._sent].missing:
             self._send(self._buckets[self._sent])
 
@@ -156,7 +159,7 @@ class GradientAverage:
     @torch.no_grad()
     def _finish(self) -> None:
         self._running = False
-        while self._sent < len(self._buckets):  # the loss did not depend on some parameters
+        while self._sent < len(self._buckets):  # the loss did not depend on their parameters
             self._send(self._buckets[self._sent])
         for bucket in self._buckets:
             bucket.work.wait()
@@ -181,11 +184,11 @@ def _in_buckets(parameters: Iterable[nn.Parameter], most: int) -> list[_Bucket]:
 
 @contextlib.contextmanager
 def averaged(parameters: Iterable[nn.Parameter], *, summed: bool = False) -> Iterator[GradientAverage]:
-    """Context with an active `GradientAverage`, which does nothing if one process learns alone.
+    """Context in which a `GradientAverage` is active; it does nothing if one process learns alone.
 
     Args:
         parameters: parameters whose gradients are averaged.
-        summed: whether gradients are summed instead (default False).
+        summed: whether gradients are summed instead of averaged (default False).
     """
     with GradientAverage(parameters if in_group() else (), summed=summed) as average:
         yield average

@@ -1,7 +1,7 @@
 """The group of processes that learn one model together, and decisions that are equal in all of them.
 
-The rank of a process is its number in the group, from 0. If only one process learns, every function returns at once
-without communication, so callers need no separate code for this case.
+The rank of a process is its number in the group, from 0. If only one process learns, the functions do not communicate,
+so callers need no separate code for this case.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def divided(keys: Iterable[K], measure: Callable[[K], T]) -> dict[K, T]:
     """Return ``{key: measure(key)}`` in every process, where only one process measures each key.
 
     Args:
-        keys: keys, which are the same in the same order in every process.
-        measure: function of a key, whose result can be pickled.
+        keys: keys, in the same order in every process.
+        measure: function of a key; its result can be pickled.
     """
     keys = list(keys)
     parts = told({key: measure(key) for key in keys[rank() :: size()]})
@@ -89,7 +89,7 @@ def divided(keys: Iterable[K], measure: Callable[[K], T]) -> dict[K, T]:
 
 
 def on_backend(tensor: Tensor) -> Tensor:
-    """Return the tensor on a device from which the group's backend can send it; NCCL sends only from a GPU."""
+    """Return the tensor on a device from which the group's backend can send it, because NCCL sends only from a GPU."""
     if dist.get_backend() == "nccl" and not tensor.is_cuda:
         return tensor.cuda()
     return tensor

@@ -1,4 +1,4 @@
-"""Gives each process its share of Avalanche's and PyTorch's loaders, in a new order for each epoch.
+"""Give each process its share of the batches of Avalanche's and PyTorch's loaders, in a new order for each epoch.
 
 Avalanche 0.6 creates a new ``DistributedSampler`` for every pass and never calls its ``set_epoch``, so all epochs have
 the same order. If an experience has no task labels, Avalanche uses a plain loader, which gives all samples to every
@@ -18,11 +18,11 @@ __all__ = ["for_this_process"]
 
 
 def for_this_process(loader: Any, *, seed: int) -> Any:
-    """Return the loader with the share of this process, in a new order for this epoch.
+    """Return a loader of this process's share of the batches, in a new order for this epoch.
 
     Args:
-        loader: a loader of any kind; one that is neither Avalanche's nor PyTorch's is returned unchanged.
-        seed: seed of the order of this epoch, the same in every process.
+        loader: a loader of any kind; a loader that is neither Avalanche's nor PyTorch's is returned unchanged.
+        seed: seed of the order of the samples in this epoch, the same in every process.
     """
     if isinstance(loader, MultiDatasetDataLoader):
         _reorder(loader, seed)

@@ -1,8 +1,8 @@
 """`DistributedPlugin`: the work at Avalanche's callbacks when several processes learn together.
 
-The plugin of every method calls `join` when a process of a group starts to train or to evaluate; `join` adds the
-`DistributedPlugin` behind the method's plugin. A method then works with gradients of whole batches. It needs code for
-the group only where it makes a decision from data.
+The plugin of every method calls `join` when a process of a group starts to train or to evaluate. `join` adds the
+`DistributedPlugin` behind the method's plugin, and the method then works with gradients of whole batches. A method
+needs code for the group only where it makes a decision from data.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ __all__ = ["DistributedPlugin", "join", "refuse"]
 
 
 def join(strategy: Any, method: Any) -> None:
-    """Prepare a strategy to learn with the other processes of its group, if there are any. Only rank 0 keeps loggers.
+    """Prepare a strategy to learn with the other processes of its group, if there are any.
+
+    The loggers of all processes except rank 0 are removed.
 
     Args:
         strategy: the strategy that gets a `DistributedPlugin`.
@@ -47,7 +49,10 @@ def join(strategy: Any, method: Any) -> None:
 
 
 def refuse(method: str) -> None:
-    """Raise an error for a method that runs only in one process, if there are several.
+    """Raise an error for a method that runs only in one process, if there are several processes.
+
+    Args:
+        method: name of the method, for the error message.
 
     Raises:
         RuntimeError: there are several processes.
@@ -62,7 +67,8 @@ def refuse(method: str) -> None:
 class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Keeps the models of a group of processes equal, and computes gradients and metrics over their whole batches.
 
-    It does nothing in a process that learns alone. It runs after the method's plugin and before the metrics.
+    It does nothing in a process that learns alone. Its callbacks run after those of the method's plugin and before the
+    metrics.
     """
 
     def __init__(self) -> None:
@@ -72,7 +78,7 @@ class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: i
         self._measured = False  # whether the evaluator has metrics
         self._stop = False  # whether stop_training() was called in this process within an epoch
         self._seen = 0  # number of evaluated samples of the current experience
-        self._dealt = False  # whether its samples are divided among the processes
+        self._dealt = False  # whether the samples of the current experience are divided among the processes
 
     # ------------------------------------------------------------------ before a task
 
@@ -119,7 +125,7 @@ class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: i
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Divide the data, compare the numbers of batches, and start to average gradients."""
-        self._end_averaging()  # if an error ended the last epoch
+        self._end_averaging()  # an error may have ended the last epoch
         if not in_group():
             return
         strategy._stop_training = anywhere(strategy._stop_training or self._stop)
@@ -139,16 +145,16 @@ class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: i
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Set the number of samples in this process's part of the batch."""
         if self._average is not None:
-            counts = getattr(strategy.dataloader, "counts", None)  # an empty share holds a sample of another process
+            counts = getattr(strategy.dataloader, "counts", None)  # a share may hold a sample that does not count
             self._average.samples = nested.batch_size(strategy.mb_y) if counts is None else counts
             self._average.vote = self._stop
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Give the whole batch to the metrics, and stop all processes at the same batch."""
+        """Put the whole batch together for the metrics, and stop all processes at the same batch."""
         average = self._average
         if average is None:
             return
-        self._stop = self._stop or strategy._stop_training  # the next backward pass sends it to the others
+        self._stop = self._stop or strategy._stop_training  # the next backward pass sends this vote
         strategy._stop_training = average.voted
         if self._measured:
             self._show_whole_batch(strategy, average.samples_by_rank)
@@ -203,7 +209,7 @@ class DistributedPlugin(SupervisedPlugin, supports_distributed=True):  # type: i
         n = nested.batch_size(strategy.mb_y)
         mine = (strategy.mb_output, list(strategy.mbatch), strategy.model.inferred_task)
         everyones = whole(mine, rows=[n] * size(), dealt=True)
-        real = min(n * size(), len(strategy.adapted_dataset) - self._seen)  # the others are repeated samples
+        real = min(n * size(), len(strategy.adapted_dataset) - self._seen)  # the rest are repeated samples
         strategy.mb_output, strategy.mbatch, strategy.model.inferred_task = nested.rows(
             everyones, slice(0, real), n=n * size()
         )

@@ -1,8 +1,8 @@
-"""Random states of the processes: they are equal between epochs, and different within an epoch.
+"""Random states of the processes: all are equal between epochs, and PyTorch's are different within an epoch.
 
-Within an epoch the processes draw different dropout and augmentation. At its end every process continues with the
-random state of rank 0. So all processes draw the same numbers for a new head or a replay memory, for example, and a
-checkpoint needs only the state of rank 0.
+Within an epoch, the processes draw different random numbers for dropout and augmentation. At the end of the epoch,
+every process continues with the random state of rank 0. So all processes draw the same numbers for a new head or a
+replay memory, for example, and a checkpoint needs only the state of rank 0.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def draw_alike() -> None:
 
 
 def draw_apart() -> None:
-    """Seed PyTorch differently in every process except rank 0, by the state of rank 0 and the process's rank."""
+    """Seed PyTorch in every process except rank 0; the seed depends on the random state of rank 0 and on the rank."""
     draw_alike()
     if rank():
         torch.manual_seed(seed_for(rank()))
 
 
 def seed_for(number: int) -> int:
-    """Return a seed that depends on PyTorch's random state and a number; the random state does not change."""
+    """Return a seed that depends on PyTorch's random state and on ``number``; the random state does not change."""
     return int.from_bytes(digest((number, digest(torch.get_rng_state())))[:4], "big")

@@ -2,8 +2,9 @@
 
 The batches of all processes together equal the batches that one process would draw with the whole batch size. In
 training, every sample counts exactly once. If the last batch has fewer samples than there are processes, each process
-without a sample takes the first sample of the batch, which does not count there. In evaluation the shares are made
-equal by repeated samples, whose outputs are dropped when the outputs of all processes are put together.
+without a sample takes the first sample of the batch, which does not count in this process. In evaluation, samples are
+repeated so that all shares are equally large. The outputs of repeated samples are dropped when the outputs of all
+processes are put together.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ class SampleShare:
 
 
 def shared_permutation(n: int) -> Tensor:
-    """Return a random order of n samples, which is the same in every process and equals that of rank 0 alone.
+    """Return a random order of n samples, which is the same in every process.
 
-    The random states of the other processes do not change. They may differ from that of rank 0, for example because of
-    dropout on larger batches.
+    It equals the order that rank 0 would draw if it learned alone. The random states of the other processes do not
+    change. They may differ from that of rank 0, for example because of dropout on larger batches.
     """
     if not in_group():
         return torch.randperm(n)

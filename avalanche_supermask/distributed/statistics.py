@@ -1,8 +1,9 @@
-"""Averages running statistics over the processes, because each process updates them with its own samples.
+"""Average running statistics over the processes, because each process updates them with its own samples.
 
-An exponential average of batch means is linear. Therefore the mean of the processes' averages equals the average of the
-means of the whole batches, whenever it is computed. For variances it is the mean of the variances within the shares,
-which is an unbiased estimate. A network with ``SyncBatchNorm`` already has equal statistics.
+An exponential average of batch means is linear. Therefore the mean of the processes' running means equals the running
+mean over the whole batches, at whatever step it is computed. The mean of the processes' running variances is an average
+of the variances within the shares, which is an unbiased estimate. A network with ``SyncBatchNorm`` already has equal
+statistics.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ __all__ = ["average_statistics"]
 
 @torch.no_grad()
 def average_statistics(buffers: Iterable[Tensor]) -> None:
-    """Replace floating-point buffers by their mean over the group, and others (counters) by those of rank 0, in place.
+    """Replace floating-point buffers by their mean over the group, and other buffers by those of rank 0, in place.
 
     Args:
-        buffers: buffers, which are the same in the same order in every process.
+        buffers: buffers of the network, in the same order in every process.
     """
     buffers = [b for b in buffers if b.numel()] if in_group() else []
     moving = [b for b in buffers if b.is_floating_point()]

@@ -1,4 +1,4 @@
-"""Puts the batches of all processes together in each of them, for metrics and measurements of outputs."""
+"""Put the batches of all processes together in every process, for metrics and measurements of outputs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def gathered(tensors: Sequence[Tensor], *, rows: Sequence[int] | None = None) ->
     """Return the tensors of all processes, by rank.
 
     Args:
-        tensors: tensors, which have the same number, types and shapes in every process, except for the first dimension.
-            All tensors of a process have the same first dimension.
-        rows: the first dimension in each process, by rank; None: the processes exchange it first.
+        tensors: tensors of this process, which all have the same first dimension. Every process passes the same number
+            of tensors, with the same types and the same other dimensions.
+        rows: the first dimension in each process, by rank; None (default): the processes exchange it first.
     """
     if not (in_group() and tensors):
         return [list(tensors)]
@@ -45,8 +45,8 @@ def whole(x: Any, *, rows: Sequence[int], dealt: bool = False) -> Any:
     Args:
         x: structure of tensors (see `nested`); tensors without one row per sample keep the values of this process.
         rows: number of samples in each process, by rank.
-        dealt: True: the shares are equal and were dealt out sample by sample, and the result has the order of the data.
-            False (default): the result has the samples rank by rank.
+        dealt: True: the shares are equally large and each process has every n-th sample, so the result has the order
+            of the data. False (default): the result has the samples of rank 0 first, then those of rank 1, and so on.
     """
     mine = rows[rank()]
     parts = gathered([t for t in nested.tensors(x) if _is_column(t, mine)], rows=rows)
@@ -60,7 +60,7 @@ def _is_column(tensor: Tensor, rows: int) -> bool:
 
 
 def whole_outputs(outputs: MutableSequence[Tensor], *, latest: int) -> None:
-    """Replace the outputs of this process's share of the latest batches by those of all processes, in place.
+    """Replace this process's outputs of the latest batches by the outputs of all processes, in place.
 
     Args:
         outputs: outputs of each batch, ``(batch, outputs)``; older batches may be missing.
@@ -74,7 +74,7 @@ def whole_outputs(outputs: MutableSequence[Tensor], *, latest: int) -> None:
 
 
 def _in_order(parts: Sequence[Tensor]) -> Tensor:
-    """Return the samples of a batch in the order of the data, from equal shares (see `shards`)."""
+    """Return the samples of a batch in the order of the data, from equally large shares (see `shards`)."""
     return torch.stack(list(parts), dim=1).flatten(0, 1)
 
 

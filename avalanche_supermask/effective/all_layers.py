@@ -1,10 +1,10 @@
-"""The effective weights of all layers, computed by one function of the autograd engine instead of one per layer.
+"""Compute the effective weights of all layers in one autograd function instead of one function per layer.
 
-The engine takes 10 to 20 microseconds of host time per function, and a device takes as long to launch each operator.
-For most networks this is longer than the operators run. On a device, a step therefore needs the same few operators for
-any number of layers: each operator processes a list of tensors, or the concatenation of all layers. On a CPU the layers
-are processed one by one, with compiled loops if numba is installed. The results equal those of `functional` bit for
-bit.
+The autograd engine takes 10 to 20 microseconds of host time per function, and launching an operator on a device takes
+as long. In most networks, this is longer than the time in which the operators run. Therefore a step on a device uses
+the same few operators for any number of layers: each operator processes a list of tensors, or the concatenation of all
+layers. On a CPU the layers are processed one by one, with compiled loops if numba is installed. The results equal those
+of `functional` bit for bit.
 """
 
 from __future__ import annotations
@@ -25,18 +25,24 @@ __all__ = ["Chooser", "partly_trained_weights", "top_k_weights"]
 
 # Half the width of the band around the expected threshold, as a share of the threshold.
 _NARROWEST, _USUAL, _WIDEST = 1e-4, 2e-3, 2e-2
-_SHORT = 2**12  # number of scores; in smaller layers, a search without a band is as fast
+_SHORT = 2**12  # number of scores; in smaller layers, a search among all scores is as fast as a search in a band
 
 
 class Hint(NamedTuple):
-    """The last two thresholds of a layer, from which the next one is extrapolated.
+    """The last two thresholds of a layer, from which the next threshold is extrapolated.
 
-    The extrapolation is good, because successive steps of an optimizer are similar.
+    The extrapolation is accurate, because successive steps of an optimizer are similar.
+
+    Attributes:
+        before: threshold of the step before the last step.
+        last: threshold of the last step.
+        width: half the width of the next band, as a share of the expected threshold. It follows from the errors of
+            earlier extrapolations, with a margin.
     """
 
     before: float
     last: float
-    width: float  # of a band, with a margin, that would have contained the last thresholds
+    width: float
 
     @property
     def expected(self) -> float:
@@ -45,18 +51,27 @@ class Hint(NamedTuple):
 
 
 class Chooser:
-    """Data that the choice of masks keeps from step to step; they change the time, but never the result.
+    """Data of earlier steps that make the choice of masks faster; the result does not depend on them.
 
     Copies and pickles start without these data.
+
+    Attributes:
+        hints: latest thresholds by layer, on a CPU.
+        at_once: the sort of all layers, on other devices; None before its first use.
+        spares: arrays that no call uses at present. They are kept, because allocating memory takes as long as a pass
+            over it.
     """
 
     def __init__(self) -> None:
         self.hints: dict[str, Hint] = {}
         self.at_once: TopKAtOnce | None = None
-        self.spares: list[Any] = []  # arrays that no call uses now; allocating memory costs as much as a pass
+        self.spares: list[Any] = []
 
     def spare(self, size: int) -> Any:
-        """Return an array of at least ``size`` floats that no other thread uses; append it to `spares` afterwards."""
+        """Return an array of at least ``size`` floats that no other thread uses.
+
+        The caller appends it to `spares` when it has no more use for it.
+        """
         try:
             found = self.spares.pop()
         except IndexError:
@@ -70,16 +85,17 @@ class Chooser:
 def top_k_weights(
     scores: Mapping[str, Tensor], weights: Mapping[str, Tensor], keeps: Mapping[str, int], chooser: Chooser
 ) -> dict[str, Tensor]:
-    """Return the effective weights ``W * top_k(|S|)`` of all layers; `functional.top_k_weight` has the gradients.
+    """Return the effective weights ``W * top_k(|S|)`` of all layers, with the gradients of `functional.top_k_weight`.
 
     Args:
         scores: scores by name, all on one device.
         weights: weights by name.
         keeps: number of entries to keep, by name.
-        chooser: the chooser of the earlier steps.
+        chooser: the object that was passed in earlier steps for the same layers, or a new one.
 
     Raises:
-        ValueError: a layer has too few entries to keep; or, on a CPU, scores are NaN.
+        ValueError: a number of entries to keep is less than 1 or more than the layer has; or scores are NaN (checked
+            only on a CPU).
     """
     names = list(scores)
     found = _TopKWeights.apply(
@@ -95,7 +111,8 @@ def partly_trained_weights(
 
     Args:
         live: trainable tensors by name.
-        standing: pairs ``(fixed, learns)`` by name.
+        standing: pairs ``(fixed, learns)`` by name; ``learns`` is 1 at trainable entries, and ``fixed`` has the values
+            of the other entries.
     """
     fixed, learns = zip(*standing.values(), strict=True)
     found = _PartlyTrainedWeights.apply(fixed, learns, *(live[name] for name in standing))
@@ -168,12 +185,11 @@ class _PartlyTrainedWeights(torch.autograd.Function):
 
 
 def _by_lists(tensors: Sequence[Tensor]) -> bool:
-    """Whether one sort chooses all masks: on devices where launching an operator is most of its cost."""
+    """Return whether one sort chooses all masks: on devices, where launching an operator takes most of its time."""
     first = tensors[0]
     alike = all(t.device == first.device and t.dtype == first.dtype for t in tensors)
-    return (
-        first.device.type != "cpu" and alike and first.dtype != torch.float64
-    )  # its keys have no bits left for the layer
+    # The sort keys of float64 would have no bits for the layer.
+    return first.device.type != "cpu" and alike and first.dtype != torch.float64
 
 
 def _at_once(
@@ -202,19 +218,23 @@ def _chosen(hints: dict[str, Hint], name: str, scores: Tensor, keep: int) -> Ten
 
 
 def _selected(passes: Passes, chooser: Chooser, name: str, scores: Tensor, weight: Tensor, keep: int) -> Tensor:
-    """Return ``W * M`` of one layer, computed by the compiled loops."""
+    """Compute ``W * M`` of one layer with the compiled loops."""
     n = scores.numel()
     if not 1 <= keep < n:
-        return weight * top_k_mask(scores, keep)  # it keeps all entries, or raises an error
+        return weight * top_k_mask(scores, keep)  # all entries are kept, or ``keep`` is refused
     numbers = flat(scores)
     threshold = _threshold(passes, chooser, name, numbers, keep)
     found = torch.empty_like(weight)
     kept = passes.select(numbers, flat(weight), threshold, flat(found))
-    return found if kept == keep else weight * top_k_mask(scores, keep)  # equal scores, or an error
+    # The number differs if several magnitudes equal the threshold, or if scores are NaN; top_k_mask handles both cases.
+    return found if kept == keep else weight * top_k_mask(scores, keep)
 
 
 def _threshold(passes: Passes, chooser: Chooser, name: str, scores: Any, keep: int) -> Any:
-    """Return the exact k-th largest magnitude, with a search in a band around the expected value if it is there."""
+    """Return the exact k-th largest magnitude.
+
+    It is searched in a band around the expected value, and only if this fails, among all scores.
+    """
     hints = chooser.hints
     hint = hints.get(name)
     if hint is None or len(scores) < _SHORT:
@@ -222,7 +242,7 @@ def _threshold(passes: Passes, chooser: Chooser, name: str, scores: Any, keep: i
         hints[name] = Hint(float(found), float(found), _USUAL)
         return found
     width, found = hint.width, None
-    # Most scores are far from the threshold, so the scores of the widest band fit into this array.
+    # Most scores are far from the threshold, so this array is usually long enough for the scores in the widest band.
     band = chooser.spare(len(scores) // 8 + BLOCK)
     while found is None and width <= _WIDEST:
         low, high = np.float32(hint.expected * (1 - width)), np.float32(hint.expected * (1 + width))

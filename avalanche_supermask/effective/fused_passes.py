@@ -1,9 +1,9 @@
-"""Fused loops for a mask step over one layer; on a CPU, passes over memory take the time, not arithmetic.
+"""Fused loops that choose a layer's mask, apply it and compute the gradient of its scores on a CPU.
 
-The choice of k weights, the masking, and the gradient of the scores take ten passes over memory with single operators,
-and three with these loops. numba, an extra (``pip install 'avalanche-supermask[fast]'``), compiles the loops at the
-first call and keeps them in its cache on disk. Without numba there are no such loops. The results equal those of the
-single operators bit for bit.
+On a CPU, passes over memory take most of the time, and arithmetic takes little. Single operators make ten passes over
+memory for the choice of k entries, the masking and the gradient; these loops make three. The optional package numba
+(``pip install 'avalanche-supermask[fast]'``) compiles the loops at the first call and keeps them in its cache on disk.
+Without numba, single operators are used. The results are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Passes", "compiled"]
 
 Floats = NDArray[np.float32]
 
-BLOCK = 32  # number of scores that are counted at a time; most blocks have no score in the band
+BLOCK = 32  # number of scores that are counted together; most blocks have no score in the band
 
 
 class Passes(NamedTuple):
@@ -29,7 +29,8 @@ class Passes(NamedTuple):
 
     Attributes:
         count_around: ``(scores, low, high, band)``: returns how many ``|S|`` exceed ``high``, and how many are between
-            ``low`` and ``high``; it writes the latter to ``band``. The second count is -1 if ``band`` may be too short.
+            ``low`` and ``high``. It writes the ``|S|`` between them to ``band``. The second count is -1 if ``band`` may
+            be too short.
         select: ``(scores, weight, threshold, out)``: writes ``W * [|S| >= threshold]`` to ``out``, and returns the
             number of kept entries.
         scores_gradient: ``(grad, weight, scores, out)``: writes ``dL/dW_eff * W * sign(S)`` to ``out``.
@@ -44,7 +45,8 @@ class Passes(NamedTuple):
 def compiled() -> Passes | None:
     """Return the loops, which are compiled at their first call; None if numba is not installed."""
     try:
-        # Vector instructions need sums in any order. The counts are float sums of ones, so they are exact in any order.
+        # Vector instructions may add numbers in any order. The counts are sums of float ones, which are exact in any
+        # order.
         return Passes(jit(_count), jit(_select, fastmath={"reassoc"}), jit(_scores_gradient))
     except ModuleNotFoundError:
         return None
@@ -63,7 +65,8 @@ def _count(scores: Any, low: Any, high: Any, band: Any) -> Any:
         if reaching != larger:
             if found + BLOCK > band.size:
                 return above, -1
-            for i in range(start, start + BLOCK):  # without a branch: each number is written, and most are overwritten
+            # There is no branch: each number is written, and the next one overwrites it if it is not in the band.
+            for i in range(start, start + BLOCK):
                 magnitude = abs(scores[i])
                 band[found] = magnitude
                 found += one if (magnitude >= low) & (not magnitude > high) else zero

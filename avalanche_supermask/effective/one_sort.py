@@ -1,10 +1,10 @@
-"""The top-k masks of all layers by one sort, for devices on which launching an operator is most of its cost.
+"""Choose the top-k masks of all layers by one sort, on devices where launching an operator takes most of its time.
 
-The sort keys are pairs (layer, magnitude), stored as one integer each; the bits of a positive float, read as an
-integer, grow with the float. After the sort, the position of the k-th entry of each layer is known in advance. The sort
-is stable, so equal magnitudes are ordered by index. So exactly k entries are kept in each layer, no number is read back
-from the device, and the number of operators does not depend on the number of layers. Every step writes to the same
-addresses, which CUDA graphs require.
+Each sort key is a pair (layer, magnitude) that is stored as one integer. This is possible because the bits of a
+positive float, read as an integer, grow with the float. The positions of a layer's entries in the sorted order are
+known in advance, so no number is read back from the device. The sort is stable, so equal magnitudes are ordered by
+index, and exactly k entries are kept in each layer. The number of operators does not depend on the number of layers
+(up to `AT_ONCE` entries). The masks keep their addresses in all steps, as CUDA graphs require.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 
 __all__ = ["AT_ONCE", "TopKAtOnce"]
 
-AT_ONCE = 2**24  # greatest number of entries per sort; each takes 32 bytes during the sort
+AT_ONCE = 2**24  # largest number of entries per sort, except for larger layers; each entry takes 32 bytes in the sort
 
 
 class TopKAtOnce:
-    """Chooses the masks of the same layers repeatedly.
+    """Chooses the masks of the same layers in every step.
 
     Args:
         shapes: shapes of the layers' scores.
-        keeps: number of entries that each layer keeps.
+        keeps: number of entries that each layer keeps, from 1 to the number of its entries.
         device: device of the scores.
         dtype: type of the masks, which consist of the numbers 0 and 1.
 
@@ -54,7 +54,7 @@ class TopKAtOnce:
         for first, last in _groups(sizes):
             part, start = sizes[first:last], sum(sizes[:first])
             ends = torch.tensor(part).cumsum(0)
-            # The sort is descending, and the first layer of a group must come first.
+            # The sort is descending, so the first layer of a group, which must come first, gets the largest number.
             ranks = torch.arange(len(part) - 1, -1, -1, device=device) << 32
             places = torch.cat(
                 [torch.arange(keep) + end - n for keep, end, n in zip(keeps[first:last], ends, part, strict=True)]
@@ -86,7 +86,7 @@ class TopKAtOnce:
 
 
 def _groups(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Return ranges of layers that have at most `AT_ONCE` entries together, or consist of one layer."""
+    """Return ranges of layers; each range has at most `AT_ONCE` entries in total, or consists of one layer."""
     groups, first, total = [], 0, 0
     for i, n in enumerate(sizes):
         if total + n > AT_ONCE and i > first:

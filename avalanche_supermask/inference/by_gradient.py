@@ -98,6 +98,6 @@ class Binary(_ByGradient):
             coefficients = torch.zeros(n_tasks)
             coefficients[left] = 1.0 / len(left)
             gradient = model.gradients([group], coefficients, self._loss, layers=self.layers)[0, left]
-            order = gradient.argsort(stable=True)  # of equal values, the task that was learned first is kept
+            order = gradient.argsort(stable=True)  # among equal values, the task that was learned first is kept
             left = left[order[: (len(left) + 1) // 2].sort().values]
         return int(left[0])

@@ -78,7 +78,7 @@ def common_layers(
         }
         with _watched({**holders, **modules}) as entered:
             call()
-        for name in entered:  # in the order of the calls; a module comes before the modules that it calls
+        for name in entered:  # the order is that of the calls; a module comes before the modules that it calls
             found |= {name} & modules.keys()
             if name in holders:
                 break

@@ -36,7 +36,7 @@ CALLS = 3  # timed calls per layer in one pass of the network; a recurrent layer
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments of the network
 Call = Callable[[TaskTensors], Any]
-Choices = dict[str, list[str]]  # by class of batches: name of the kernels, then names of the sparse weights
+Choices = dict[str, list[str]]  # class of batches -> name of the kernels, then names of the sparse weights
 
 
 def checked(execution: str) -> Execution:

@@ -57,7 +57,7 @@ class RepeatedCalls:
         )  # fmt: skip
         self._multi_task = isinstance(net, MultiTaskModule)
         self._of: tuple[Mapping[int, Task], int] = ({}, 0)
-        self._keys: dict[int, int | None] = {}  # by label: the only task that was learned under it
+        self._keys: dict[int, int | None] = {}  # label -> the only task that was learned under it
 
     def __call__(self, x: Any, labels: Any, executor: Executor | None) -> Any:
         """Outputs of the network, or `MISSED`.

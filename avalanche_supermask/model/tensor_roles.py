@@ -82,6 +82,7 @@ def classify(
     """Determine the role of each tensor of a network; `MaskedModel` describes the arguments.
 
     Raises:
+        TypeError: ``own`` or ``exclude`` is a string instead of a list.
         ValueError: an option is unknown, or there is nothing to mask.
     """
     for option, value, known in (
@@ -92,6 +93,8 @@ def classify(
         if value not in known:
             *others, last = map(repr, known)
             raise ValueError(f"{option} must be {', '.join(others)} or {last}; got {value!r}")
+    for option, patterns in (("own", own), ("exclude", exclude)):
+        _check_patterns(net, option, patterns)
     heads = tuple(f"{name}." for name, m in net.named_modules() if name and isinstance(m, DynamicModule))
     masked: dict[str, nn.Parameter] = {}
     shared: dict[str, nn.Parameter] = {}
@@ -131,6 +134,21 @@ def classify(
         )
     buffers = {name: b for name, b in net.named_buffers() if not name.startswith(heads)}
     return Layout(masked, shared, private, buffers, frozenset(stay))
+
+
+def _check_patterns(net: nn.Module, option: str, patterns: Sequence[str]) -> None:
+    """Refuse a string in place of a list, and warn of an expression that matches no parameter and so has no effect."""
+    if isinstance(patterns, str):
+        raise TypeError(f"{option} is a list of regular expressions; got a string, pass {option}=[{patterns!r}]")
+    names = [name for name, _ in net.named_parameters()]
+    for pattern in patterns:
+        if not any(_matches(name, [pattern]) for name in names):
+            close = [name for name in names if re.search(pattern, name)] or names
+            warnings.warn(
+                f"{option}: {pattern!r} matches no parameter of {type(net).__name__} and has no effect; an expression "
+                f"must match a whole name, for example {re.escape(close[0])!r}",
+                stacklevel=5,
+            )
 
 
 def _left_out(name: str, p: nn.Parameter, *, stays: bool, exclude: Sequence[str], own: Sequence[str]) -> str | None:

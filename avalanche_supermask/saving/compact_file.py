@@ -45,8 +45,11 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
         path: path of the file to write; an existing file is replaced in one step when the new one is complete.
 
     Raises:
+        TypeError: ``model`` is no `MaskedModel`, but for example a strategy.
         ValueError: a task is being learned.
     """
+    if not isinstance(model, MaskedModel):
+        raise TypeError(f"expected a MaskedModel, as in save(strategy.model, path); got {type(model).__name__}")
     if model.active is not None:
         raise ValueError(
             f"task {model.active} is being learned, and only finished tasks are saved: save between experiences, or "

@@ -17,7 +17,7 @@ are few masks, the first trained mask has the largest ν on any inputs. With the
 a mask, and the entropy H under this mask decides. A mask fits inputs if H is at most a little larger than H on the
 inputs that the mask was trained on. With superfluous outputs, H on other inputs is an order of magnitude larger. A
 finished mask never changes: if the stream returns to an earlier task, the model uses that task and trains nothing. The
-published code continues to train the mask of that task. Two additions to the paper were requested by its users. When
+published code continues to train the mask of that task. Two options are additions to the paper. When
 there are ``max_tasks`` masks, the mask that fits best is used, and no new mask is opened. With ``merge_above``, a new
 mask that is too similar to an earlier mask is dropped, and the earlier mask is used.
 """
@@ -50,7 +50,7 @@ from avalanche_supermask.strategy import AllArguments, Scenario, SubnetworkStrat
 __all__ = ["Look", "SupSupNNs", "SupSupNNsPlugin"]
 
 HORIZON = 10  # number of checks; the rule assumes that a mask trains for this long, because the real length is unknown
-FILLED_UP_TO = 5  # masks in the superposition at least, random masks included
+FILLED_UP_TO = 5  # smallest number of masks in the superposition, random masks included
 Detect = Literal["entropy", "gradient"]
 
 

@@ -120,7 +120,7 @@ def _split_classes(
     """Split the classes into tasks, in the order that ``nc_benchmark(seed=seed, shuffle=shuffle)`` draws."""
     n = tasks * classes
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)) if shuffle else torch.arange(n)
-    place = order.argsort()  # by class: its position in the order
+    place = order.argsort()  # class -> its position in the order
 
     def split(data: Split) -> list[Split]:
         x, places = data[0], place[data[1]]

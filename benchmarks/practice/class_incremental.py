@@ -103,7 +103,7 @@ def _features(name: str, tasks: int, seed: int, root: Path | None) -> tuple[Task
     del seed  # Classes are in their natural order; only networks and batches depend on the seed.
     train, test = frozen_features(name, root)
     a_task = (1 + int(train[1].max())) // tasks
-    scale = train[0].shape[1] ** 0.5 if name == "clinc150" else 1.0  # as in `_out_of_scope`
+    scale = train[0].shape[1] ** 0.5 if name == "clinc150" else 1.0  # the same scale as in `_out_of_scope`
     sides = [[(x[y // a_task == t] * scale, y[y // a_task == t]) for t in range(tasks)] for x, y in (train, test)]
     return sides[0], sides[1]
 

@@ -1,4 +1,4 @@
-"""Sphinx extension: links that lead to files of the checkout lead to the page of the site that shows them.
+"""Sphinx extension that replaces links to files of the checkout by links to the pages of the site that show them.
 
 The Markdown of this project is read on the site and in the checkout. A link such as ``../leaderboard/results/NOTES.md``
 works in the checkout; on the site its target is the page of the leaderboard.
@@ -24,7 +24,7 @@ TARGETS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
 
 
 def redirect(text: str) -> str:
-    """Markdown with the targets of its links replaced."""
+    """Return Markdown with the targets of its links replaced."""
     for pattern, page in TARGETS:
         text = re.sub(rf"(?<=\]\()(?:\.\./)*{pattern}(?=[#)])", page, text)
         text = re.sub(r"(\]\(/[\w/.]+)#[\w-]+(#[\w-]+\))", r"\1\2", text)
@@ -32,12 +32,12 @@ def redirect(text: str) -> str:
 
 
 def page(app: Any, name: str, content: list[str]) -> None:
-    """Links of a page."""
+    """Replace the links of a page, in place."""
     content[0] = redirect(content[0])
 
 
 def included(app: Any, path: Any, parent: str, content: list[str]) -> None:
-    """Links of a file that a page includes."""
+    """Replace the links of a file that a page includes, in place."""
     content[0] = redirect(content[0])
 
 

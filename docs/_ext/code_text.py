@@ -1,4 +1,4 @@
-"""Sphinx extension: what is code in a docstring looks like code, and marks for the formatter are not shown."""
+"""Sphinx extension that formats code in docstrings as code, and removes marks for the formatter."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sphinx.domains.python import PyXRefRole
 
 
 class Name(PyXRefRole):
-    """`Name` in a docstring: a link to the class where the site describes it, and code elsewhere."""
+    """The role of `Name` in a docstring: a link if the site describes the class, otherwise code."""
 
     def process_link(
         self, env: Any, refnode: Any, has_explicit_title: bool, title: str, target: str
     ) -> tuple[str, str]:
-        """Search a class in all modules, since docstrings name it without its module."""
+        """Search a class in all modules, because docstrings name it without its module."""
         title, target = super().process_link(env, refnode, has_explicit_title, title, target)
         if re.fullmatch(r"[A-Z]\w+(\.\w+)?", target):
             refnode["refspecific"] = True
@@ -23,7 +23,7 @@ class Name(PyXRefRole):
 
 
 def equations(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Indented lines of a module's docstring stand as they are; |S| is no substitution."""
+    """Make indented lines of a module's docstring literal blocks, and escape ``|S|``, which reST would replace."""
     found: list[str] = []
     for line in lines:
         starts = what == "module" and line.startswith("    ") and found and not found[-1].strip()
@@ -35,7 +35,7 @@ def equations(app: Any, what: str, name: str, obj: Any, options: Any, lines: lis
 
 
 def without_marks(app: Any, tree: nodes.document) -> None:
-    """Leave the formatter's marks out of all code."""
+    """Remove the formatter's marks from all code."""
     for block in tree.findall(nodes.literal_block):
         shown = re.sub(r" *# fmt: skip", "", block.astext())
         block.rawsource = shown
@@ -43,7 +43,7 @@ def without_marks(app: Any, tree: nodes.document) -> None:
 
 
 def _in_block(lines: list[str]) -> bool:
-    """Whether the last line that is not empty is indented."""
+    """Return whether the last line that is not empty is indented."""
     return next((line.startswith("    ") for line in reversed(lines) if line.strip()), False)
 
 

@@ -1,4 +1,4 @@
-"""Sphinx extension: equations as MathML, which browsers draw by themselves, offline and without a script."""
+"""Sphinx extension that writes equations as MathML, which browsers display offline and without a script."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from latex2mathml.converter import convert
 
 
 def inline(self: Any, node: nodes.Node) -> None:
-    """An equation within a line."""
+    """Write an equation within a line."""
     self.body.append(convert(node.astext()))
     raise nodes.SkipNode
 
 
 def display(self: Any, node: nodes.Node) -> None:
-    """An equation on lines of its own."""
+    """Write an equation on separate lines."""
     self.body.append(f'<div class="equation">{convert(node.astext(), display="block")}</div>')
     raise nodes.SkipNode
 

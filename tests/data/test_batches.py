@@ -58,7 +58,7 @@ def test_labels_of_one_task_are_one_tensor_for_all_batches_of_a_size():
     first, second, last = (labels for _, _, labels in batches)
     assert first is second
     assert (first.tolist(), last.tolist()) == ([3] * 4, [3] * 2)
-    first.fill_(7)  # as a plugin might change it
+    first.fill_(7)  # a plugin might change it like this
     assert [labels.tolist() for _, _, labels in batches] == [[3] * 4, [3] * 4, [3] * 2]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-TIMEOUT = timedelta(seconds=120)  # of one exchange; after it, a waiting process ends its group
+TIMEOUT = timedelta(seconds=120)  # limit of one exchange, after which a waiting process ends its group
 _groups = {}
 
 

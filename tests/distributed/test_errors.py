@@ -89,7 +89,7 @@ def diverging(rank):
         supports_distributed = True
 
         def after_training_epoch(self, strategy, **kwargs):
-            # In the last epoch, so that the scores are not trained any more and only they differ.
+            # The scores change in the last epoch: they are not trained any more, so only they differ.
             if rank == 1 and strategy.clock.train_exp_epochs == strategy.train_epochs - 1:
                 with torch.no_grad():
                     strategy.model.subnetworks.scores["3.weight"].mul_(-2.0)

@@ -28,6 +28,15 @@ def test_exclude_leaves_weights_out():
     assert model.masked_names == ["3.weight", "5.weight"]
 
 
+@pytest.mark.parametrize("option", ["own", "exclude"])
+def test_expressions_that_do_nothing_are_told(option):
+    with pytest.raises(TypeError, match=rf"{option} is a list .* pass {option}=\['5'\]"):
+        MaskedModel(mlp(), **{option: "5"})
+    with pytest.warns(UserWarning, match=rf"{option}: '5' matches no parameter .* for example '5\\\\.weight'"):
+        model = MaskedModel(mlp(), **{option: ["5", r"1\..*"]})
+    assert model.masked_names == ["3.weight", "5.weight"]
+
+
 def test_signed_constants_by_default_and_the_brought_weights_on_request():
     net = mlp()
     brought = net[1].weight.detach().clone()
@@ -93,7 +102,7 @@ def test_running_statistics_are_per_task_and_safe_in_training_mode():
     before = [m.clone() for m in means]
     model.train()
     for key in model.task_keys:
-        model(inputs(8), key)  # as a forward pass of LwF or of a user in training mode
+        model(inputs(8), key)  # LwF or a user may call the model like this in training mode
     assert all(torch.equal(a, b) for a, b in zip(means, before, strict=True))
 
 

@@ -106,6 +106,11 @@ def test_saving_waits_for_the_end_of_a_task(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_strategy_is_no_model(tmp_path):
+    with pytest.raises(TypeError, match=r"save\(strategy\.model, path\); got SupSup"):
+        save(build("supsup", mlp()), tmp_path / "tasks.safetensors")
+
+
 def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
     model, path = saved(tmp_path, build("supsup", mlp()))
     before = path.read_bytes()
