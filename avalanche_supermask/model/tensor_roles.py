@@ -142,7 +142,7 @@ def _check_patterns(net: nn.Module, option: str, patterns: Sequence[str]) -> Non
         raise TypeError(f"{option} is a list of regular expressions; got a string, pass {option}=[{patterns!r}]")
     names = [name for name, _ in net.named_parameters()]
     for pattern in patterns:
-        if not any(_matches(name, [pattern]) for name in names):
+        if names and not any(_matches(name, [pattern]) for name in names):
             close = [name for name in names if re.search(pattern, name)] or names
             warnings.warn(
                 f"{option}: {pattern!r} matches no parameter of {type(net).__name__} and has no effect; an expression "
