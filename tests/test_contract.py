@@ -6,7 +6,9 @@ has ``forgets = True`` is a control and must fail the first of them.
 """
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from avalanche.training.plugins import EWCPlugin, LwFPlugin
@@ -178,7 +180,13 @@ def test_the_caller_keeps_what_was_passed(method):
 def test_no_global_seed_is_touched_and_the_same_seed_gives_the_same_masks(method):
     def learned():
         torch.manual_seed(5)
-        model = train_all(build(method, mlp()), class_stream(2)).model
+        net = mlp()
+        before = [torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()]
+        strategy = build(method, net)
+        assert torch.equal(torch.get_rng_state(), before[0]), "building a strategy with a seed draws nothing"
+        model = train_all(strategy, class_stream(2)).model
+        assert random.getstate() == before[1]
+        assert (np.random.get_state()[1] == before[2]).all()
         return [model.subnetworks.task_mask(key) for key in model.task_keys]
 
     for a, b in zip(learned(), learned(), strict=True):

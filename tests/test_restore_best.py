@@ -48,8 +48,9 @@ def test_each_phase_has_a_best_epoch_of_its_own():
     strategy = build("exssnet", mlp(), plugins=[plugin], train_epochs=6, weight_epochs=3, density=0.5)
     strategy.train(class_stream(1).train_stream[0])
     assert plugin.kept == {"mask": 1, "weight": 3}
-    if strategy.method.settings_used["weight_phase_kept"]:
-        assert torch.equal(outputs(strategy.model, inputs(), torch.zeros(16, dtype=torch.long)), plugin.outputs[3])
+    assert strategy.method.settings_used["weight_phase_kept"], "or the mask phase alone is committed"
+    assert torch.equal(outputs(strategy.model, inputs(), torch.zeros(16, dtype=torch.long)), plugin.outputs[3])
+    assert not torch.equal(plugin.outputs[3], plugin.outputs[5]), "or this shows nothing"
 
 
 def test_a_later_phase_begins_from_the_best_epoch_of_the_earlier_one():
@@ -94,13 +95,19 @@ def test_running_statistics_return_too():
 
 
 def test_a_network_that_overfits_has_a_lower_held_out_loss():
-    stream = class_stream(1, n=24, n_classes=2)
-    noisy = stream.train_stream[0]
-    plugin = RestoreBest(share=0.5, seed=3)
+    held_out = []
+
+    class Held(RestoreBest):
+        def before_training_exp(self, strategy, **kwargs):
+            held_out.extend(self._held_out)
+
+    plugin = Held(share=0.5, seed=3)
     strategy = build("supsup", mlp(), plugins=[plugin], train_epochs=12, mask_lr=0.5)
-    strategy.train(noisy)
-    (epoch,) = plugin.kept.values()
-    assert plugin.losses[epoch] == min(plugin.losses)
+    strategy.train(class_stream(1, n=24, n_classes=2).train_stream[0])
+    assert min(plugin.losses) < plugin.losses[-1], "the last epoch is not the best one"
+    x, y, _ = held_out
+    loss = nn.functional.cross_entropy(outputs(strategy.model, x, 0), y)
+    assert float(loss) == pytest.approx(min(plugin.losses), rel=1e-3)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 2])
