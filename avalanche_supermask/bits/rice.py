@@ -66,28 +66,29 @@ def decode(code: bytes, size: int) -> tuple[Bits, int]:
         ValueError: the bytes do not encode a mask of this size.
     """
     if len(code) < HEAD.size:
-        raise ValueError("a mask ends before its head does")
+        raise ValueError(f"no code of a mask: expected at least the {HEAD.size} bytes of its head, got {len(code)}")
     method, count, unary_bytes = HEAD.unpack_from(code)
     inverted, low = bool(method & INVERTED), method & ~INVERTED
+    refused = f"no code of a mask of {size} entries"
     end = HEAD.size + unary_bytes + (0 if low == RAW else -(-count * low // 8))
     if end > len(code) or (low >= 24 and low != RAW) or count > size:
-        raise ValueError(f"a mask of {size} entries cannot have {count} gaps in {len(code)} bytes")
+        raise ValueError(f"{refused}: its head names {count} gaps in {end} bytes, got {len(code)} bytes")
     body = np.frombuffer(code, np.uint8, unary_bytes, HEAD.size)
     unary = np.unpackbits(body).astype(bool)
     if low == RAW:
         if unary_bytes != -(-size // 8):
-            raise ValueError(f"a mask of {size} entries takes {-(-size // 8)} bytes as it is; got {unary_bytes}")
+            raise ValueError(f"{refused}: expected {-(-size // 8)} bytes with one bit per entry, got {unary_bytes}")
         return unary[:size], end
     ends = np.flatnonzero(~unary)[:count]
     if len(ends) < count:
-        raise ValueError(f"expected {count} gaps in a mask; found {len(ends)}")
+        raise ValueError(f"{refused}: expected {count} gaps, got {len(ends)}")
     quotients = np.diff(ends, prepend=-1) - 1
     rest = np.frombuffer(code, np.uint8, end - HEAD.size - unary_bytes, HEAD.size + unary_bytes)
     remainders = np.unpackbits(rest)[: count * low].reshape(count, low).astype(np.int64)
     gaps = (quotients << low) + (remainders << np.arange(low)).sum(axis=1)
     ones = np.cumsum(gaps + 1) - 1
     if count and ones[-1] >= size:
-        raise ValueError(f"a mask of {size} entries keeps entry {ones[-1]}")
+        raise ValueError(f"{refused}: expected entries below {size}, got {ones[-1]}")
     flat = np.full(size, inverted)
     flat[ones] = not inverted
     return flat, end

@@ -244,10 +244,12 @@ def test_threads_that_ask_at_once_agree(sparse_wins):
         with torch.no_grad():
             found[i] = [model(xs[i], i % 3) for _ in range(5)]
 
-    for i in range(4):  # The threads run one after another.
-        thread = threading.Thread(target=ask, args=(i,))
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+    for thread in threads:
         thread.start()
+    for thread in threads:
         thread.join()
+    assert len(found) == 4
     for i, outs in found.items():
         assert all(torch.equal(out, outputs(model, xs[i], i % 3)) for out in outs)
 

@@ -103,7 +103,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path):
     save_checkpoint(strategy, path)
     before = path.read_bytes()
     strategy.cannot_be_pickled = (i for i in range(3))
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="cannot pickle 'generator' object"):
         save_checkpoint(strategy, path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pkl"]
