@@ -79,14 +79,16 @@ def block_counts(counts: Mapping[str, int], shapes: Mapping[str, Sequence[int]],
         The numbers of blocks by name, at least 1 for each layer.
 
     Raises:
-        ValueError: the block is not a pair of positive numbers.
+        ValueError: the block is not a pair of positive integers.
 
     Example:
         >>> block_counts({"a": 100}, {"a": (32, 32)}, (16, 16)), block_counts({"a": 3200}, {"a": (320, 100)}, (16, 16))
         ({'a': 1}, {'a': 14})
     """
     if len(block) != 2 or not all(isinstance(size, int) and size > 0 for size in block):
-        raise ValueError(f"block must be two positive numbers, outputs and inputs, as (16, 16); got {block!r}")
+        raise ValueError(
+            f"block must be two positive integers, outputs and inputs, as in block=(16, 16); got {block!r}"
+        )
     found = {}
     for name, shape in shapes.items():
         outputs, inputs = shape[0], math.prod(shape[1:])

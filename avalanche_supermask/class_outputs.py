@@ -34,10 +34,15 @@ def check_classes(strategy: Any, model: MaskedModel) -> None:
     largest = max(classes) if classes else _largest(targets, strategy)
     if largest >= logits.shape[dim]:
         model.abandon()
+        remedy = f"give it {largest + 1} outputs"
+        if classes and len(classes) <= logits.shape[dim]:
+            remedy += (
+                f", or, as the experience has only {len(classes)} classes, number them from 0: build the stream with "
+                "class_ids_from_zero_in_each_exp=True"
+            )
         raise ValueError(
             f"the network has {logits.shape[dim]} outputs, but experience {strategy.experience.current_experience} "
-            f"has label {largest}: give it {largest + 1} outputs, or build the stream with "
-            "class_ids_from_zero_in_each_exp=True"
+            f"has label {largest}: {remedy}"
         )
 
 

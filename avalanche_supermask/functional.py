@@ -283,6 +283,8 @@ def top_k_free(scores: Tensor, taken: Tensor, keep: int) -> Tensor:
         tensor([False, False,  True])
     """
     free = (~taken).reshape(-1).nonzero().squeeze(1)
+    if keep < 0:
+        raise ValueError(f"{len(free)} free entries cannot keep {keep}; expected 0 or more")
     if keep == 0:
         free = free[:0]
     elif keep < len(free):
@@ -318,7 +320,7 @@ def top_k_numbers(scores: Tensor, keep: int, *, hint: float | None = None) -> tu
     if np.count_nonzero(mask) == keep:
         return torch.from_numpy(mask.astype(array.dtype)).to(magnitude.dtype), threshold
     if bool(magnitude.isnan().any()):
-        raise ValueError("scores contain NaN: the loss or the learning rate diverged; lower mask_lr")
+        raise ValueError("scores contain NaN, as the training diverged; lower mask_lr, or look at the inputs")
     return _break_ties(magnitude, threshold, keep), threshold
 
 

@@ -190,7 +190,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         refuse_replacement(strategy)
         self._model = id(model)
         check_revisit(self.on_revisit, continues=self.continues, method=type(self).__name__.removesuffix("Plugin"))
-        check_companions(strategy.plugins, type(strategy).__name__)
+        check_companions(strategy.plugins, type(self).__name__.removesuffix("Plugin"))
         if strategy.train_epochs < 1:
             raise ValueError(f"train_epochs must be at least 1 to learn a task; got {strategy.train_epochs}")
         join(strategy, self)
@@ -202,7 +202,10 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse an experience that is empty or has text labels, before Avalanche fails on it; read its labels."""
         if len(strategy.experience.dataset) == 0:
-            raise ValueError(f"experience {strategy.experience.current_experience} is empty: no sample to learn from")
+            raise ValueError(
+                f"experience {strategy.experience.current_experience} is empty: expected at least one sample to learn "
+                "from; leave the experience out"
+            )
         refuse_text(strategy.experience)
         strategy.experience = labelled(strategy.experience)
 
@@ -211,8 +214,8 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         model = masked_model(strategy)
         if self._model not in (None, id(model)):
             raise ValueError(
-                "another plugin has put a new model in the place of the strategy's: finished tasks would be lost; "
-                f"leave it out: one of {[type(p).__name__ for p in strategy.plugins if p is not self]}"
+                "another plugin has replaced the strategy's model by a new one, so that finished tasks would be lost; "
+                f"leave it out: it is one of {[type(p).__name__ for p in strategy.plugins if p is not self]}"
             )
         key, label = name_task(
             strategy.experience, model.subnetworks.tasks, task_key=self.task_key, on_revisit=self.on_revisit,
@@ -248,6 +251,12 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             raise ValueError(
                 f"task {key} is finished, as task {model.task_keys[-1]} has begun since, and finished tasks never "
                 "change: on_revisit='continue' goes on with the latest task only; use 'skip' or 'new'"
+            )
+        if key in model.task_keys:
+            going_on = ", or on_revisit='continue' to go on learning the latest task" if self.continues else ""
+            raise ValueError(
+                f"task {key} is learned already, and finished tasks never change; learned: {model.task_keys}. Pass "
+                f"on_revisit='skip' to leave it as it is, or 'new' to learn it again as a new task{going_on}"
             )
         model.begin(key, label)
         return None
@@ -309,8 +318,9 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
                 group["lr"] = lr
         if self._iterations == 0:
             warnings.warn(
-                f"task {model.active} was trained for 0 iterations and is not stored; did stop_training() or "
-                "train_epochs=0 skip it?",
+                f"task {model.active} was trained for 0 iterations and is not stored. Probably stop_training() was "
+                "called earlier, which makes Avalanche skip all further experiences of the same train() call: call "
+                "strategy.train() once for each experience",
                 stacklevel=2,
             )
             model.abandon()
@@ -401,8 +411,8 @@ def refuse_replacement(strategy: Any) -> None:
     """
     if any(isinstance(plugin, GDumbPlugin) for plugin in strategy.plugins):
         raise ValueError(
-            "GDumbPlugin puts a fresh model in the strategy's place at each experience: finished tasks would be "
-            "lost; leave it out, as finished tasks need no memory here"
+            "GDumbPlugin replaces the strategy's model by a fresh one at each experience, so that finished tasks would "
+            "be lost; leave it out, as finished tasks need no memory here"
         )
 
 

@@ -112,7 +112,7 @@ def selection(
 
     Raises:
         ValueError: ``layer_densities`` is unknown; the density is another string or outside (0, 1]; or ``block`` is
-            given without a density or has sizes that are not positive numbers.
+            given without a density or has sizes that are not positive integers.
     """
     if density is None:
         if block is not None:

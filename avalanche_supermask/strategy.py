@@ -159,6 +159,11 @@ class SubnetworkStrategy(ModelFirst):
         **arguments: Any,
     ) -> None:
         self._check_arguments(arguments)
+        if optimizer is not None and (isinstance(optimizer, type) or not hasattr(optimizer, "param_groups")):
+            raise TypeError(
+                f"optimizer must be None for Adam, or an optimizer of the network's parameters, as in "
+                f"torch.optim.SGD(net.parameters(), lr=0.1); got {optimizer!r}"
+            )
         check_companions(arguments.get("plugins") or (), type(self).__name__)
         check_revisit(on_revisit, continues=method.continues, method=type(self).__name__)
         method.on_revisit = on_revisit
@@ -251,16 +256,18 @@ def check_device(device: str | torch.device) -> None:
 def _check_wrapping(model: MaskedModel, wrapping: Mapping[str, Any]) -> None:
     """Refuse arguments that contradict the way in which a model is already wrapped."""
     as_it_is = {"frozen": "keep", **model.wrapping, "seed": model.seed, "values": None}
-    others = [
-        name
+    others = {
+        name: value
         for name, value in wrapping.items()
         if (name, value) != ("seed", None)
         and (list(value) if name in ("exclude", "own") else value) != as_it_is.get(name)
-    ]
+    }
     if others:
+        wanted = ", ".join(f"{name}={value!r}" for name, value in others.items() if name != "values")
+        wanted = ", ".join(filter(None, (wanted, "values=..." if "values" in others else "")))
         raise ValueError(
-            f"{', '.join(others)}: these say how to wrap a network, but the model is a MaskedModel already; pass them "
-            "to MaskedModel"
+            f"this strategy needs a network that is wrapped with {wanted}, but the model is already a MaskedModel that "
+            f"is wrapped in another way; pass MaskedModel(net, {wanted}), or the network itself"
         )
 
 

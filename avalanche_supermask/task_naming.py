@@ -75,7 +75,9 @@ def name_task(
         return _by_index(index, label, learned, learned_in)
     if on_revisit == "continue":
         label_of = {key: task.label for key, task in learned.items()}
-        return next((key for key in reversed(label_of) if label_of[key] == label), label), label
+        # The key of a new label may belong to a task that was named by its index, and that must not go on.
+        new = label if label_of.get(label) is None else max(learned) + 1
+        return next((key for key in reversed(label_of) if label_of[key] == label), new), label
     tells_apart = label not in learned or {task.label for task in learned.values()} != {label}
     if task_key == "auto" and not tells_apart:
         _warn_of_parts(experience, label, learned)

@@ -30,7 +30,7 @@ def test_an_empty_experience(method, plugins):
     strategy, before = learned(method, plugins=plugins())
     experience = class_stream(2).train_stream[1]
     experience.dataset = experience.dataset.subset([])
-    with pytest.raises(ValueError, match="experience 1 is empty: no sample to learn from"):
+    with pytest.raises(ValueError, match="experience 1 is empty: expected at least one sample"):
         strategy.train(experience)
     assert strategy.model.task_keys == [0]
     assert torch.equal(outputs(strategy.model, inputs(), 0), before)

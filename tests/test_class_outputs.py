@@ -145,8 +145,10 @@ def test_methods_without_labels_refuse_heads_that_need_them():
     strategy = SupSupNNs(Heads(), evaluator=None, seed=0)
     with pytest.raises(ValueError, match="Heads has a head for each task label, and SupSupNNs knows no labels"):
         strategy.train(benchmark(True).train_stream[0])
-    for net in (Heads(), Growing()):
-        with pytest.raises(ValueError, match="grows or needs task labels, and HopSupSup"):
+    for net, named in ((Heads(), "Heads"), (Growing(), "IncrementalClassifier")):
+        with pytest.raises(
+            ValueError, match=f"the network has a {named}, which grows or needs task labels, and HopSupSup"
+        ):
             HopSupSup(net, evaluator=None)
 
 

@@ -82,7 +82,7 @@ def test_with_the_default_optimizer_too(method, network):
 @pytest.mark.parametrize("network", ["transformer", "lstm"])
 def test_a_network_that_is_refused_is_told_why(method, network):
     strategy = build(method, NETWORKS[network]())
-    with pytest.raises(ValueError, match=r"module '.*' \(.*\) mixes or renumbers channels.*Use ExSSNeT"):
+    with pytest.raises(ValueError, match=r"\(.*\) has weights, such as '.*', of which CLNP .*Use ExSSNeT"):
         strategy.train(class_stream(1).train_stream[0])
 
 

@@ -69,7 +69,9 @@ def test_nothing_is_gathered_for_other_ways():
     model = train_all(strategy(way="entropy"), class_stream(1)).model
     assert model.subnetworks.task_statistics(0) == {}
     model.task_inference = "gaussian"
-    with pytest.raises(RuntimeError, match=r"has none: set task_inference='gaussian'.*gather_statistics"):
+    with pytest.raises(
+        RuntimeError, match=r"has no statistics: set task_inference to this Gaussian.*gather_statistics"
+    ):
         model.eval()(torch.zeros(2, 1, 6, 6))
 
 

@@ -78,7 +78,9 @@ def test_methods_that_cannot_go_on_say_so(method):
 
 def test_gdumb_would_drop_the_tasks():
     strategy = SupSup(mlp(), plugins=[GDumbPlugin()], **QUICK)
-    with pytest.raises(ValueError, match=r"GDumbPlugin puts a fresh model.*finished tasks would be lost"):
+    with pytest.raises(
+        ValueError, match=r"GDumbPlugin replaces the strategy's model by a fresh one.*finished tasks would be lost"
+    ):
         strategy.train(class_stream(1).train_stream[0])
 
 

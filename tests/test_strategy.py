@@ -1,6 +1,7 @@
 """Each argument of a strategy is accepted, or refused with the name of the public class."""
 
 import inspect
+import re
 import subprocess
 import sys
 
@@ -57,15 +58,18 @@ def test_a_typo_is_named_with_what_was_meant(cls, arguments, said):
 )
 @pytest.mark.parametrize("cls", [SupSup, ExSSNeT, ImpressLearn])
 def test_how_to_wrap_is_refused_beside_a_wrapped_model(cls, arguments):
-    (name,) = arguments
-    with pytest.raises(ValueError, match=rf"^{name}: these say how to wrap.*pass them to MaskedModel"):
+    ((name, value),) = arguments.items()
+    wanted = re.escape(f"{name}={value!r}")
+    with pytest.raises(ValueError, match=rf"wrapped with {wanted}, but the model .*pass MaskedModel\(net, {wanted}\)"):
         cls(MaskedModel(mlp(), seed=0), evaluator=None, **arguments)
     model = MaskedModel(mlp(), **{"seed": 0, **arguments})
     assert cls(model, evaluator=None, **arguments).model is model, "what it is already is no contradiction"
 
 
 def test_clnp_needs_a_model_whose_biases_are_masked():
-    with pytest.raises(ValueError, match=r"^mask: these say how to wrap"):
+    with pytest.raises(
+        ValueError, match=r"wrapped with mask='all', but the model .*pass MaskedModel\(net, mask='all'\)"
+    ):
         CLNP(MaskedModel(mlp()), evaluator=None)
     assert CLNP(MaskedModel(mlp(), mask="all", init="keep", seed=3), evaluator=None).model.seed == 3
 
@@ -114,6 +118,14 @@ class WithClosure:
             return loss
 
         self.losses = [*getattr(self, "losses", []), float(self.optimizer.step(closure).detach())]
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, "adam"])
+def test_what_is_no_optimizer_is_refused(optimizer):
+    with pytest.raises(
+        TypeError, match=r"optimizer must be None for Adam, or an optimizer of the network's parameters"
+    ):
+        SupSup(mlp(), optimizer=optimizer, train_epochs=1, evaluator=None)
 
 
 @pytest.mark.parametrize("cls", [SupSup, ExSSNeT, ImpressLearn, CLNP])

@@ -45,6 +45,8 @@ def named(index, label, learned, *, task_key="auto", on_revisit="error", kind=Si
         ((1, 0, {0: 0}), {"on_revisit": "continue"}, (0, 0)),
         ((5, 1, {0: 0, 3: 1}), {"on_revisit": "continue"}, (3, 1)),
         ((2, 1, {0: 0, 1: 0}), {"on_revisit": "new"}, (1, 1)),
+        ((2, 1, {0: 0, 1: 0}), {"on_revisit": "continue"}, (2, 1)),  # Task 1 is of label 0, which does not go on.
+        ((3, 1, {0: 0, 1: 0, 2: 1}), {"on_revisit": "continue"}, (2, 1)),
     ],
 )
 def test_names(given, options, expected):

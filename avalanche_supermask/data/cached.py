@@ -52,7 +52,8 @@ class CachedTensors(SupervisedPlugin, supports_distributed=True):  # type: ignor
         >>> plugins = [CachedTensors()]
     """
 
-    _stepped_aside = False
+    _stepped_aside = False  # whether it warned of samples that cannot be joined to tensors
+    _told_of_size = False  # whether it warned of data beyond max_bytes
 
     def __init__(self, *, max_bytes: int = 4 * 2**30, augment: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
@@ -134,10 +135,12 @@ class CachedTensors(SupervisedPlugin, supports_distributed=True):  # type: ignor
         size = sum(len(data) * _sample_bytes(data[0]) for data in datasets)
         if size <= self.max_bytes:
             return True
-        said = f"an experience has {size / 2**30:.2f} GiB of training data, more than max_bytes ({self.max_bytes})"
+        said = f"an experience has {size:,} bytes of training data, more than max_bytes={self.max_bytes:,}"
         if self.augment is not None:
-            raise ValueError(f"{said}: without augment they would be read by Avalanche's loader; raise max_bytes")
-        warnings.warn(f"{said}: Avalanche's loader reads them; raise max_bytes to hold them", stacklevel=2)
+            raise ValueError(f"{said}, and augment needs them in memory; raise max_bytes, or leave augment out")
+        if not self._told_of_size:
+            warnings.warn(f"{said}: Avalanche's loader reads them; raise max_bytes to hold them", stacklevel=2)
+        self._told_of_size = True
         return False
 
     def __getstate__(self) -> dict[str, Any]:

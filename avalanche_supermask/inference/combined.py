@@ -101,7 +101,10 @@ class Combined:
         # If there are fewer than five samples, none is held back.
         costs = costs or [self._raw(trial, task + 1, x) for x, _ in batches]
         if not costs:
-            raise ValueError("the batches can be passed over only once, and weights need further passes: give a list")
+            raise ValueError(
+                "the batches can be iterated only once, and the weights of the witnesses need further passes: give a "
+                "list of batches"
+            )
         raw = torch.cat(costs, dim=2)  # (witnesses, tasks, samples)
         scales = raw[:, task].std(dim=1, correction=0).float().clamp_min(1e-6)
         known = [model.statistics(t)["scales"].to(scales) for t in range(task)]
@@ -166,7 +169,8 @@ class Combined:
             if "right" not in statistics or len(statistics["right"]) != len(candidates):
                 raise RuntimeError(
                     f"the learned task number {task} has no statistics of these witnesses: set task_inference to this "
-                    "Combined before tasks are trained, or call gather_statistics(model, task, batches)"
+                    "Combined before tasks are trained, or call inference.gathering.gather_statistics(model, key, "
+                    "batches) with its training data"
                 )
         right = torch.stack([statistics["right"].double() for statistics in stored]).mean(dim=0)
         samples = sum(int(statistics["samples"]) for statistics in stored)

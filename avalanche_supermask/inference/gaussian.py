@@ -205,10 +205,10 @@ class Gaussian:
         layers = [*parts] if self.layers is None else [*self.layers]
         missing = [name for name in layers if name not in parts]
         if missing or not parts:
-            has = f"has statistics of {', '.join(map(repr, parts))}, not of {missing[0]!r}" if parts else "has none"
+            has = f"statistics of {', '.join(map(repr, parts))}, not of {missing[0]!r}" if parts else "no statistics"
             raise RuntimeError(
-                f"the learned task number {task} {has}: set task_inference='gaussian' (or a Gaussian) before tasks are "
-                "trained, or call gather_statistics(model, task, batches) with its training data"
+                f"the learned task number {task} has {has}: set task_inference to this Gaussian before tasks are "
+                "trained, or call inference.gathering.gather_statistics(model, key, batches) with its training data"
             )
         ranks = dict(zip(layers, self._ranks(layers), strict=True))
         return {name: ClassGaussians.of(parts[name]).truncated(ranks[name]) for name in layers}

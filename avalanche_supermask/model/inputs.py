@@ -59,13 +59,18 @@ def task_labels_of(labels: Any) -> Tensor:
     try:
         found = torch.as_tensor(labels)
     except (RuntimeError, TypeError, ValueError):
+        remedy = (
+            "where a strategy overrides mb_task_id, it must be a property that returns a tensor"
+            if callable(labels)
+            else "pass the task's number, as in model(x, 0)"
+        )
         raise TypeError(
-            f"expected task labels as the second argument, one integer or one a sample; got a {type(labels).__name__}"
-            ": where a strategy overrides mb_task_id, it must be a property that returns a tensor"
+            f"expected task labels as the second argument, one integer or one per sample; got {type(labels).__name__}: "
+            f"{remedy}"
         ) from None
     if found.is_floating_point() or found.is_complex() or (found.dim() > 1 and found.numel() != len(found)):
         raise TypeError(
-            "expected task labels as the second argument, one integer or one a sample; got "
+            "expected task labels as the second argument, one integer or one per sample; got "
             f"{found.dtype} of shape {tuple(found.shape)}: pass the network's other inputs by keyword"
         )
     return found if found.dim() == 1 else found.reshape(-1)

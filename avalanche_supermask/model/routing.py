@@ -59,9 +59,10 @@ class Router:
         if not self._warned and tasks.tasks:
             self._warned = True
             reason = "stands for several learned tasks" if keys else "was never trained"
+            advice = "; set task_inference= to find the task of each input, or use a stream with task labels"
             warnings.warn(
-                f"task label {label} {reason} (learned: {list(tasks.tasks)}); the latest task answers. "
-                "Further labels like it are answered the same way without a warning",
+                f"task label {label} {reason} (learned: {list(tasks.tasks)}); the latest task answers"
+                f"{advice if keys else ''}. Further labels like it are answered the same way without a warning",
                 stacklevel=4,
             )
         return keys[-1] if keys else self.latest(tasks)

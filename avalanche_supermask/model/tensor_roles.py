@@ -82,6 +82,7 @@ def classify(
     """Determine the role of each tensor of a network; `MaskedModel` describes the arguments.
 
     Raises:
+        TypeError: ``own`` or ``exclude`` is a string instead of a list.
         ValueError: an option is unknown, or there is nothing to mask.
     """
     for option, value, known in (
@@ -92,31 +93,39 @@ def classify(
         if value not in known:
             *others, last = map(repr, known)
             raise ValueError(f"{option} must be {', '.join(others)} or {last}; got {value!r}")
+    for option, patterns in (("own", own), ("exclude", exclude)):
+        _check_patterns(net, option, patterns)
     heads = tuple(f"{name}." for name, m in net.named_modules() if name and isinstance(m, DynamicModule))
     masked: dict[str, nn.Parameter] = {}
     shared: dict[str, nn.Parameter] = {}
     private: dict[str, nn.Parameter] = {}
     stay: set[str] = set()
+    left_out: dict[str, list[str]] = {}  # names of the weights that are not masked, by the reason
     norms = 0
     for name, p in net.named_parameters():
         stays = frozen == "keep" and not p.requires_grad and not _matches(name, own)
         if stays:
             stay.add(name)
         if name.startswith(heads):
+            if p.dim() >= 2:
+                left_out.setdefault("of a head", []).append(name)
             continue
         norm = is_norm(net, name)
         norms += norm
         maskable = p.dim() >= 1 and not is_gain(net, name) if mask == "all" else p.dim() >= 2 and not norm
+        reason = _left_out(name, p, stays=stays, exclude=exclude, own=own) if maskable else None
+        if reason is not None:
+            left_out.setdefault(reason, []).append(name)
         if stays:
             shared[name] = p
-        elif maskable and p.is_floating_point() and not _matches(name, (*exclude, *own)):
+        elif maskable and reason is None:
             masked[name] = p
         elif _matches(name, own) or per_task == "all" or (per_task == "norm" and norm):
             private[name] = p
         else:
             shared[name] = p
     if not masked:
-        _complain_of_nothing(net, exclude, stay)
+        _complain_of_nothing(net, left_out)
     if per_task == "norm" and not norms:
         warnings.warn(
             f"per_task='norm', but no module of {type(net).__name__} is a norm by its class or its name and has "
@@ -127,17 +136,52 @@ def classify(
     return Layout(masked, shared, private, buffers, frozenset(stay))
 
 
-def _complain_of_nothing(net: nn.Module, exclude: Sequence[str], stay: Collection[str]) -> None:
-    if stay:
+def _check_patterns(net: nn.Module, option: str, patterns: Sequence[str]) -> None:
+    """Refuse a string in place of a list, and warn of an expression that matches no parameter and so has no effect."""
+    if isinstance(patterns, str):
+        raise TypeError(f"{option} is a list of regular expressions; got a string, pass {option}=[{patterns!r}]")
+    names = [name for name, _ in net.named_parameters()]
+    for pattern in patterns:
+        if names and not any(_matches(name, [pattern]) for name in names):
+            close = [name for name in names if re.search(pattern, name)] or names
+            warnings.warn(
+                f"{option}: {pattern!r} matches no parameter of {type(net).__name__} and has no effect; an expression "
+                f"must match a whole name, for example {re.escape(close[0])!r}",
+                stacklevel=5,
+            )
+
+
+def _left_out(name: str, p: nn.Parameter, *, stays: bool, exclude: Sequence[str], own: Sequence[str]) -> str | None:
+    """Reason why a weight is not masked, after "is" or "are"; None if it is masked."""
+    if _matches(name, exclude):
+        return f"excluded by exclude={[*exclude]}"
+    if _matches(name, own):
+        return "each task's own (an output layer, or named in own)"
+    if not p.is_floating_point():
+        return "of integers"
+    return "frozen" if stays else None
+
+
+def _complain_of_nothing(net: nn.Module, left_out: Mapping[str, Sequence[str]]) -> None:
+    """Raise an error that names the weights that could have been masked, and what kept them out."""
+    kind = type(net).__name__
+    if "frozen" in left_out:
         raise ValueError(
-            f"every weight of {type(net).__name__} that could be masked is frozen (requires_grad=False), and frozen "
+            f"every weight of {kind} that could be masked is frozen (requires_grad=False), and frozen "
             "parameters stay as they are; pass frozen='mask' to mask them too, or unfreeze what shall learn"
         )
-    raise ValueError(
-        f"{type(net).__name__} has no weight to mask: expected at least one parameter of two or more "
-        f"dimensions outside norms, heads and exclude={list(exclude)}; pass a network with a Linear, "
-        "convolution or embedding layer"
+    if not left_out:
+        raise ValueError(
+            f"{kind} has no weight to mask: expected at least one parameter of two or more dimensions outside norms; "
+            "pass a network with a Linear, convolution or embedding layer"
+        )
+    reasons = " and ".join(
+        f"{', '.join(map(repr, names[:3]))}{' and others' if len(names) > 3 else ''} "
+        f"{'is' if len(names) == 1 else 'are'} {reason}"
+        for reason, names in left_out.items()
     )
+    remedy = "exclude fewer of them" if any(r.startswith("excluded") for r in left_out) else "add a hidden layer"
+    raise ValueError(f"{kind} has no weight to mask, as {reasons}; {remedy}")
 
 
 def say_what_stays(net: nn.Module, layout: Layout) -> None:

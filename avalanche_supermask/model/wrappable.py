@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 from torch.nn.parameter import UninitializedParameter
@@ -23,7 +25,8 @@ def check_wrappable(net: nn.Module) -> None:
         ValueError: a weight has no shape yet, is computed outside of the forward pass, or is a tensor with a history.
     """
     if not isinstance(net, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module to wrap; got a {type(net).__name__}")
+        loaded = "; load it into the network first" if isinstance(net, Mapping) else ""
+        raise TypeError(f"expected a torch.nn.Module to wrap; got {type(net).__name__}{loaded}")
     for name, module in net.named_modules():
         place = f"module {name!r}" if name else "the network"
         kind = type(module).__name__
@@ -33,10 +36,12 @@ def check_wrappable(net: nn.Module) -> None:
         if parallel in ("FullyShardedDataParallel", "FSDPModule"):
             raise TypeError(f"{place} is sharded ({parallel}), and masks need whole weights; pass it as it was before")
         if parallel is not None:
-            raise TypeError(
-                f"{place} is wrapped in {parallel}, which copies weights without their masks; pass the module inside, "
-                f"as in SupSup(net{'.' + name if name else ''}.module)"
+            remedy = (
+                f"put the module inside, net.get_submodule({name!r}).module, in its place"
+                if name
+                else "pass the module inside, as in SupSup(net.module)"
             )
+            raise TypeError(f"{place} is wrapped in {parallel}, which copies weights without their masks; {remedy}")
         for hook in module._forward_pre_hooks.values():
             _check_hook(place, name, module, hook)
         for leaf, p in module.named_parameters(recurse=False):

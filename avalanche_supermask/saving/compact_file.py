@@ -45,8 +45,11 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
         path: path of the file to write; an existing file is replaced in one step when the new one is complete.
 
     Raises:
+        TypeError: ``model`` is no `MaskedModel`, but for example a strategy.
         ValueError: a task is being learned.
     """
+    if not isinstance(model, MaskedModel):
+        raise TypeError(f"expected a MaskedModel, as in save(strategy.model, path); got {type(model).__name__}")
     if model.active is not None:
         raise ValueError(
             f"task {model.active} is being learned, and only finished tasks are saved: save between experiences, or "
@@ -176,7 +179,8 @@ def _expect_same_network(path: Any, model: MaskedModel, tensors: Mapping[str, Te
     mine = model.masked_shapes
     if stored != mine:
         name = next(n for n in [*stored, *mine] if stored.get(n) != mine.get(n))
+        theirs, ours = (f"a weight of shape {of[name]}" if name in of else "no weight" for of in (stored, mine))
         raise ValueError(
-            f"{path} is of another network: its weight {name!r} has shape {stored.get(name)}, that of "
-            f"{type(model.net).__name__} has {mine.get(name)}; pass the network that was saved"
+            f"{path} is of another network: at {name!r} it has {theirs}, and this {type(model.net).__name__} has {ours}"
+            "; pass the network that was saved"
         )

@@ -19,6 +19,13 @@ from avalanche_supermask.saving.atomic_write import written_whole
 __all__ = ["digest", "read_sealed", "write_sealed"]
 
 
+WRITTEN_BY = {
+    "supermask": "save(), so read it with load()",
+    "supermask_task": "save_task(), so read it with load_task()",
+}
+"""What to do with a file of one kind that is read as another, by the kind."""
+
+
 def write_sealed(
     path: str | os.PathLike[str], manifest: Mapping[str, Any], tensors: Mapping[str, Tensor], *, kind: str
 ) -> None:
@@ -60,14 +67,15 @@ def read_sealed(
     except (SafetensorError, ValueError, OverflowError, MemoryError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged, or no file of {written_by}: {error}") from None
     if kind not in header or "sha256" not in header:
-        raise ValueError(f"{path} holds tensors, but is no file of {written_by}: its manifest is missing")
+        other = next((f": it was written by {name}" for k, name in WRITTEN_BY.items() if k in header), "")
+        raise ValueError(f"{path} holds tensors, but is no file of {written_by}{other or ': its manifest is missing'}")
     if digest(tensors, header[kind]) != header["sha256"]:
         raise ValueError(f"{path} is damaged: its checksum does not match; take another copy")
     manifest: dict[str, Any] = json.loads(header[kind])
     if manifest["format"] > newest:
         raise ValueError(
             f"{path} has format {manifest['format']}, written by avalanche-supermask {manifest['version']}; this "
-            f"version reads up to {newest}: upgrade it"
+            f"version reads up to {newest}: upgrade avalanche-supermask"
         )
     return manifest, tensors
 

@@ -89,17 +89,26 @@ def load_task(model: MaskedModel, path: str | os.PathLike[str], *, key: int | No
     key = manifest["key"] if key is None else key
     if model.active is not None:
         raise ValueError(f"task {model.active} is being learned; load a task between experiences")
-    if key in model.task_keys:
-        raise ValueError(f"task {key} is learned already; pass another key, as in key={max(model.task_keys) + 1}")
     has_heads = any(isinstance(m, DynamicModule) for m in model.net.modules())
     if has_heads and label != manifest["label"]:
         raise ValueError(
-            f"the network names its heads by label, and {path} has label {manifest['label']}: leave key out"
+            f"the network names its heads by label, and {path} has label {manifest['label']}, so that it cannot get "
+            f"key={key}; leave key out"
         )
+    if key in model.task_keys:
+        remedy = (
+            f"forget({key}) first, as the network names its heads by label"
+            if has_heads
+            else f"pass another key, as in key={max(model.task_keys) + 1}"
+        )
+        raise ValueError(f"task {key} is learned already; {remedy}")
     masked = {name: tuple(shape) for name, shape, *_ in manifest["layers"]}
     _expect_shapes(path, model, manifest, masked, model.masked_shapes)
     if manifest["outside"] != model.outside:
-        raise ValueError(f"{path} was learned with outside={manifest['outside']!r}; this model has {model.outside!r}")
+        raise ValueError(
+            f"{path} was learned with outside={manifest['outside']!r}; this model has {model.outside!r}; wrap the "
+            f"network with outside={manifest['outside']!r}"
+        )
     if base_digest(model) != manifest["base"]:
         raise ValueError(
             f"{path} changes another base: the weights, frozen parameters or running statistics around its mask differ "
@@ -147,10 +156,11 @@ def _expect_shapes(
 ) -> None:
     for name, shape in file.items():
         if mine.get(name) != shape:
+            has = f"has shape {mine[name]} there" if name in mine else "has no such tensor"
             raise ValueError(
-                f"{path} is of another architecture: its {name!r} has shape {shape}, that of this "
-                f"{type(model.net).__name__} {mine.get(name, 'is not there')}; pass a model that wraps a "
-                f"{manifest['network']} in the same way"
+                f"{path} is of another architecture, or of one wrapped in another way: its {name!r} has shape {shape}, "
+                f"and this {type(model.net).__name__} {has}; pass a model that wraps a {manifest['network']} in the "
+                "same way"
             )
 
 

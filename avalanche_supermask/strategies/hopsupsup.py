@@ -71,13 +71,16 @@ class UnitMaskedModel(nn.Module):
         growing = next((type(m).__name__ for m in net.modules() if isinstance(m, DynamicModule)), None)
         if growing is not None:
             raise ValueError(
-                f"a {growing} grows or needs task labels, and HopSupSup has neither new weights nor labels: give the "
-                "network an output layer for all classes"
+                f"the network has a {growing}, which grows or needs task labels, and HopSupSup neither adds weights "
+                "nor knows labels: give the network one output layer for all classes"
             )
         self.net = copy.deepcopy(net)
         layers = [(name, m) for name, m in self.net.named_modules() if isinstance(m, WEIGHTED)]
         if len(layers) < 2:
-            raise ValueError(f"there are no hidden units to mask: expected two weighted layers, got {len(layers)}")
+            raise ValueError(
+                f"there are no hidden units to mask: expected at least two weighted layers, got {len(layers)}; add a "
+                "hidden layer"
+            )
         drawn = int(torch.randint(2**62, ())) if seed is None else seed
         generator = torch.Generator().manual_seed(drawn)
         with torch.no_grad():

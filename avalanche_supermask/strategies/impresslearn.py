@@ -125,9 +125,13 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
         """Allocate scores and coefficients; with ``basis="tasks"``, put the masks of learned tasks into the basis."""
         if self.basis == "tasks" and not model.subnetworks.mixtures.basis:
             if len(model.task_keys) < self.n_basis:
+                have = len(model.task_keys)
+                remedy = (
+                    f"learn more tasks first, or pass n_basis={have}" if have else "pass a MaskedModel that has learned"
+                )
                 raise ValueError(
-                    f"basis='tasks' mixes tasks that the model has learned: expected {self.n_basis}, got "
-                    f"{len(model.task_keys)}; pass a MaskedModel that has learned them, or lower n_basis"
+                    f"basis='tasks' mixes tasks that the model has learned: expected {self.n_basis}, got {have}; "
+                    f"{remedy}"
                 )
             for key in model.task_keys[: self.n_basis]:
                 model.subnetworks.add_to_basis(key)

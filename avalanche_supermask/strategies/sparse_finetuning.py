@@ -112,10 +112,15 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
         if self.choose != "change":
             return [Phase("entries", epochs, self.lr)]
         first = epochs // 2 if self.choose_epochs is None else self.choose_epochs
+        if epochs < 2:
+            raise ValueError(
+                "choose='change' trains all free entries first, and then those it chose: expected train_epochs of 2 or "
+                f"more, got {epochs}; raise train_epochs, or use another choose"
+            )
         if not 0 < first < epochs:
             raise ValueError(
-                f"choose='change' trains all free entries first: expected choose_epochs between 1 and "
-                f"{epochs - 1}, got {first}; raise train_epochs"
+                f"choose='change' trains all free entries for choose_epochs of the train_epochs: expected 1 to "
+                f"{epochs - 1}, got {first}; choose it within this range, or raise train_epochs for more"
             )
         return [Phase("all", first, self.lr), Phase("entries", epochs - first, self.lr)]
 
@@ -124,7 +129,8 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
         if model.outside != "base" or model.init != "keep":
             raise ValueError(
                 "sparse fine-tuning changes a few entries of the network that was brought: expected a MaskedModel with "
-                f"outside='base' and init='keep', got {model.outside!r} and {model.init!r}"
+                f"outside='base' and init='keep', got {model.outside!r} and {model.init!r}; pass these to MaskedModel, "
+                "or pass the network itself to SparseFineTuning"
             )
         model.subnetworks.allocate_values(self.counts(model))
 
@@ -175,10 +181,11 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
                 "start with a lower density, or give tasks an output layer or norms of their own"
             )
         if short:
+            some = f"learns only {sum(found.values())}" if any(found.values()) else "learns only tensors of its own"
             warnings.warn(
-                f"task {model.active} finds {sum(found.values())} free entries of the {sum(counts.values())} that its "
-                f"density stands for, and learns those: {len(short)} layers are full, {short[0]!r} first "
-                f"({found[short[0]]} of {counts[short[0]]}); forget(task) frees entries, a lower density needs fewer",
+                f"task {model.active} {some}: {sum(found.values())} of the {sum(counts.values())} entries that its "
+                f"density stands for are free ({found[short[0]]} of {counts[short[0]]} in {short[0]!r}, the first of "
+                f"{len(short)} layers with too few); forget(task) frees entries, a lower density needs fewer",
                 stacklevel=2,
             )
         return chosen
@@ -214,7 +221,7 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
             model.abandon()
             raise FloatingPointError(
                 f"the gradient of task {key} at the base is NaN or infinite, so no entry can be chosen by it; the "
-                f"{len(model.task_keys)} earlier tasks are intact; look at the inputs, or use choose='magnitude'"
+                f"{len(model.task_keys)} earlier tasks are intact; look at the inputs, the labels and the criterion"
             )
         return gradients
 

@@ -233,8 +233,15 @@ def test_outputs_without_classes_have_no_entropy(how):
         model(X)
 
 
-@pytest.mark.parametrize("labels", [len, "task", object()])
-def test_what_cannot_be_task_labels_is_said_with_what_to_do(labels):
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (len, "got builtin_function_or_method: where a strategy overrides mb_task_id, it must be a property"),
+        ("task", r"got str: pass the task's number, as in model\(x, 0\)"),
+        (object(), "got object: pass the task's number"),
+    ],
+)
+def test_what_cannot_be_task_labels_is_said_with_what_to_do(labels, said):
     model = MaskedModel(nn.Linear(4, 2), seed=0)
-    with pytest.raises(TypeError, match=r"expected task labels as the second argument.*mb_task_id.*property"):
+    with pytest.raises(TypeError, match=f"expected task labels as the second argument.*{said}"):
         model(torch.randn(3, 4), labels)

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from avalanche.models import MTSimpleMLP
+from avalanche.models import IncrementalClassifier, MTSimpleMLP
 from torch import nn
 from torch.optim import SGD
 
@@ -28,6 +28,15 @@ def test_exclude_leaves_weights_out():
     assert model.masked_names == ["3.weight", "5.weight"]
 
 
+@pytest.mark.parametrize("option", ["own", "exclude"])
+def test_expressions_that_do_nothing_are_told(option):
+    with pytest.raises(TypeError, match=rf"{option} is a list .* pass {option}=\['5'\]"):
+        MaskedModel(mlp(), **{option: "5"})
+    with pytest.warns(UserWarning, match=rf"{option}: '5' matches no parameter .* for example '5\\\\.weight'"):
+        model = MaskedModel(mlp(), **{option: ["5", r"1\..*"]})
+    assert model.masked_names == ["3.weight", "5.weight"]
+
+
 def test_signed_constants_by_default_and_the_brought_weights_on_request():
     net = mlp()
     brought = net[1].weight.detach().clone()
@@ -40,8 +49,14 @@ def test_signed_constants_by_default_and_the_brought_weights_on_request():
 @pytest.mark.parametrize(
     ("net", "arguments", "complaint"),
     [
-        (nn.ReLU(), {}, "ReLU has no weight to mask"),
-        (mlp(), {"exclude": [".*"]}, "no weight to mask"),
+        (nn.ReLU(), {"exclude": ["fc"]}, "ReLU has no weight to mask: expected .*pass a network with a Linear"),
+        (
+            mlp(),
+            {"exclude": [".*"]},
+            r"no weight to mask, as '1.weight', '3.weight', '5.weight' are excluded by exclude=.*; exclude fewer",
+        ),
+        (nn.Linear(2, 2), {"own": [".*"]}, r"as 'weight' is each task's own \(.*named in own\); add a hidden layer"),
+        (nn.Sequential(IncrementalClassifier(4)), {}, "as '0.classifier.weight' is of a head; add a hidden layer"),
         (mlp(), {"init": "xavier"}, "init must be 'scaled_constant', 'signed_constant' or 'keep'; got 'xavier'"),
         (mlp(), {"per_task": "bias"}, "per_task must be 'none', 'norm' or 'all'; got 'bias'"),
     ],

@@ -24,7 +24,11 @@ def with_history(net):
     ("make", "error", "said"),
     [
         (nn.DataParallel, TypeError, r"the network is wrapped in DataParallel.*SupSup\(net\.module\)"),
-        (lambda net: nn.Sequential(nn.DataParallel(net)), TypeError, r"module '0' is wrapped in DataParallel"),
+        (
+            lambda net: nn.Sequential(nn.DataParallel(net)),
+            TypeError,
+            r"module '0' is wrapped in .*\('0'\)\.module, in its",
+        ),
         (torch.jit.script, TypeError, "the network is TorchScript .*pass it unscripted"),
         (lambda net: nn.Sequential(torch.jit.script(net)), TypeError, "module '0' is TorchScript"),
         (pruned, ValueError, r"module '1' is pruned.*prune\.remove\(module, 'weight'\)"),
@@ -40,7 +44,7 @@ def with_history(net):
             ValueError,
             r"use torch\.nn\.utils\.parametrizations\.spectral_norm",
         ),
-        (lambda net: net.state_dict(), TypeError, "expected a torch.nn.Module to wrap; got a OrderedDict"),
+        (lambda net: net.state_dict(), TypeError, "expected a torch.nn.Module to wrap; got OrderedDict; load it into"),
     ],
 )
 def test_what_is_refused(make, error, said):
@@ -80,3 +84,9 @@ def test_what_was_refused_can_be_passed_as_it_is_told():
     lazy(inputs(2))
     assert outputs(train_all(SupSup(lazy, evaluator=None), class_stream(1)).model, inputs(), 0).shape == (16, 2)
     assert MaskedModel(nn.DataParallel(mlp()).module).masked_names
+    net = nn.Sequential(nn.DataParallel(mlp()))
+    net[0] = net.get_submodule("0").module
+    assert MaskedModel(net).masked_names
+    for new in (nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm):
+        net = nn.Sequential(nn.Flatten(), new(nn.Linear(36, 2)))
+        assert train_all(SupSup(net, evaluator=None), class_stream(1)).model.task_keys == [0]

@@ -106,6 +106,11 @@ def test_saving_waits_for_the_end_of_a_task(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_strategy_is_no_model(tmp_path):
+    with pytest.raises(TypeError, match=r"save\(strategy\.model, path\); got SupSup"):
+        save(build("supsup", mlp()), tmp_path / "tasks.safetensors")
+
+
 def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
     model, path = saved(tmp_path, build("supsup", mlp()))
     before = path.read_bytes()
@@ -127,8 +132,13 @@ def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_another_network_is_told_by_its_first_weight(tmp_path):
     _, path = saved(tmp_path, build("supsup", mlp()))
-    with pytest.raises(ValueError, match=r"of another network: its weight '1.weight' has shape \(24, 36\).*\(30, 36\)"):
+    said = (
+        r"of another network: at '1.weight' it has a weight of shape \(24, 36\), and this Sequential has .*\(30, 36\);"
+    )
+    with pytest.raises(ValueError, match=said):
         load(path, mlp(width=30))
+    with pytest.raises(ValueError, match=r"at '1.weight' it has a weight of shape \(24, 36\), and .* has no weight;"):
+        load(path, mlp()[1])
 
 
 def test_no_such_file(tmp_path):
@@ -150,7 +160,7 @@ def test_foreign_files(tmp_path):
 def test_a_later_format_asks_for_an_upgrade(tmp_path, monkeypatch):
     _, path = saved(tmp_path, build("supsup", mlp()))
     monkeypatch.setattr(compact_file, "FORMAT", 0)
-    with pytest.raises(ValueError, match=r"has format 1.*upgrade"):
+    with pytest.raises(ValueError, match=r"has format 1.*reads up to 0: upgrade avalanche-supermask"):
         load(path, mlp())
 
 

@@ -74,7 +74,7 @@ def test_convolutions_are_masked_by_channel():
 
 
 def test_a_network_without_hidden_units_is_refused():
-    with pytest.raises(ValueError, match="no hidden units to mask: expected two weighted layers, got 1"):
+    with pytest.raises(ValueError, match="no hidden units to mask: expected at least two weighted layers, got 1; add"):
         UnitMaskedModel(nn.Linear(3, 2))
 
 

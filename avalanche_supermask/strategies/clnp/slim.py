@@ -66,9 +66,9 @@ def slim(net: nn.Module, example: Sequence[Any], units: Units, keep: Tensor) -> 
         else:
             accepted, best = more, trial
     warnings.warn(
-        f"the layers {', '.join(map(repr, whole))} stay whole in the slim network, although the task uses only some of "
-        "their units: without the others the network does not run, or answers something else, as it counts these "
-        "channels, adds them to its input, or makes something of a unit that is zero",
+        f"the slim network keeps all units of {', '.join(map(repr, whole))}, although the task uses only some of them: "
+        "without the others the network fails or has other outputs, for example because it counts these channels, adds "
+        "them to its input, or computes something other than zero from a unit that is zero",
         stacklevel=5,
     )
     return best

@@ -148,7 +148,10 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         if not 0 <= min_new <= 1 or (max_new is not None and not 0 < max_new <= 1):
             raise ValueError(f"expected 0 <= min_new <= 1 and 0 < max_new <= 1; got {min_new} and {max_new}")
         if reads == "active" and finetune_epochs == 0:
-            raise ValueError('reads="active" reads claimed units while it fine-tunes: give finetune_epochs')
+            raise ValueError(
+                "reads='active' reads claimed units only while the task is fine-tuned: expected finetune_epochs of 1 "
+                "or more, or None; got 0"
+            )
         self.l1, self.l1_form, self.margin, self.activity = l1, l1_form, margin, activity
         self.min_new, self.max_new = min_new, max_new
         self.l1_search, self.search_epochs = tuple(l1_search), search_epochs
@@ -170,7 +173,10 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         """Return a training phase, and a phase that fine-tunes the kept weights."""
         last = 3 * epochs // 4 if self.finetune_epochs is None else self.finetune_epochs
         if not 0 <= last < epochs:
-            raise ValueError(f"finetune_epochs is part of train_epochs: expected 0 to {epochs - 1}, got {last}")
+            raise ValueError(
+                f"finetune_epochs is part of train_epochs: expected 0 to {epochs - 1}, got {last}; choose it within "
+                "this range, or raise train_epochs for more"
+            )
         rate = self._chosen_rate if self.weight_lr is None and self.rule_applies else self.weight_lr
         return [Phase("train", epochs - last, rate, "weight_lr"), Phase("finetune", last, rate, "weight_lr")]
 
@@ -205,14 +211,17 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
             self.claims.find(model, model.arguments(two, model.subnetworks.active_label)[0])
         full = self.claims.full()
         if full:
-            message = (
-                f"task {model.active}: no free unit is left in {', '.join(full)}; what is left trains on, nothing "
-                "is overwritten. Use a wider network, a larger l1 or margin"
-            )
+            found = f"task {model.active}: no free unit is left in {', '.join(map(repr, full))}"
+            remedy = "start with a wider network, a larger l1, a larger margin or a smaller max_new"
             if self.on_exhausted == "error":
                 model.abandon()
-                raise RuntimeError(message)
-            warnings.warn(message, stacklevel=2)
+                raise RuntimeError(
+                    f"{found}, and the task was not learned; {remedy}, or pass on_exhausted='warn' to train the rest"
+                )
+            warnings.warn(
+                f"{found}; only other layers and the task's own weights train, and no earlier task changes; {remedy}",
+                stacklevel=2,
+            )
         self._pruned = False
         self._share = share_of_free(strategy.experience) if self.max_new is None else self.max_new
         self.settings_used |= {

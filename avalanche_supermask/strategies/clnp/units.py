@@ -117,16 +117,18 @@ def find_units(net: nn.Module, example: tuple[Any, ...], *, masked: frozenset[st
 
 def _check_supported(net: nn.Module, masked: frozenset[str]) -> None:
     for name, module in net.named_modules():
-        own = [f"{name}.{leaf}".lstrip(".") for leaf, _ in module.named_parameters(recurse=False)]
-        if not masked.intersection(own):
+        leaves = (f"{name}.{leaf}".lstrip(".") for leaf, _ in module.named_parameters(recurse=False))
+        own = [leaf for leaf in leaves if leaf in masked]
+        if not own:
             continue
         grouped = isinstance(module, _CONVS) and module.groups not in (1, module.out_channels)
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
         if not isinstance(module, LAYERS) or transposed or grouped:
+            place = f"module {name!r}" if name else "the network itself"
             raise ValueError(
-                f"module {name!r} ({type(module).__name__}{', grouped' if grouped else ''}) mixes or renumbers "
-                "channels, so that units cannot be pruned apart; expected Linear, Conv and BatchNorm layers only. "
-                "Use ExSSNeT for this network"
+                f"{place} ({type(module).__name__}{', grouped' if grouped else ''}) has weights, such as {own[0]!r}, "
+                "of which CLNP cannot prune single units; expected Linear, Conv and BatchNorm layers only. Use ExSSNeT "
+                "for this network"
             )
 
 

@@ -63,7 +63,7 @@ def test_a_layer_that_cannot_be_cut_stays_whole_and_the_others_do_not(name):
     net = WHOLE[name]()
     units, keep = silenced(net)
     *others, first = units.layers
-    with pytest.warns(UserWarning, match=f"the layers '{first}' stay whole in the slim network"):
+    with pytest.warns(UserWarning, match=f"the slim network keeps all units of '{first}', although"):
         small = slim(net, X, units, keep)
     with torch.no_grad():
         torch.testing.assert_close(small(inputs()), net(inputs()), atol=1e-5, rtol=1e-5)
@@ -79,7 +79,7 @@ def test_units_that_speak_when_they_are_zero_stay():
     with torch.no_grad():
         net[1].weight[4:] = 0
         net[1].bias[4:] = 0
-    with pytest.warns(UserWarning, match="'1' stay whole"):
+    with pytest.warns(UserWarning, match="keeps all units of '1', although"):
         assert size(slim(net, X, units, keep)) == size(net)
 
 

@@ -321,8 +321,9 @@ def test_fine_tuning_trains_what_is_kept_and_nothing_else():
 
 
 def test_fine_tuning_leaves_an_epoch_to_training():
-    with pytest.raises(ValueError, match="expected 0 to 3, got 4"):
-        CLNP(mlp(), **(QUICK | {"finetune_epochs": 4}))
+    for epochs in (4, -1):
+        with pytest.raises(ValueError, match=f"expected 0 to 3, got {epochs}; choose it within this range"):
+            CLNP(mlp(), **(QUICK | {"finetune_epochs": epochs}))
 
 
 @pytest.mark.parametrize("statistic", ["mean", "rate", "relative"])
@@ -363,7 +364,7 @@ def test_exhausted_capacity_warns_and_overwrites_nothing():
     strategy.train(stream.train_stream[0])
     full_network(strategy)
     before = {n: w.clone() for n, w in strategy.model.subnetworks.frozen.items()}
-    with pytest.warns(UserWarning, match="task 1: no free unit is left in 3, 1; what is left trains on"):
+    with pytest.warns(UserWarning, match="task 1: no free unit is left in '3', '1'; only other layers"):
         strategy.train(stream.train_stream[1])
     assert all(torch.equal(w, before[n]) for n, w in strategy.model.subnetworks.frozen.items())
     heads = [strategy.model.subnetworks.task_private(key)["5.weight"] for key in (0, 1)]
@@ -375,7 +376,9 @@ def test_exhausted_capacity_can_be_an_error():
     stream = class_stream(2, n=96)
     strategy.train(stream.train_stream[0])
     full_network(strategy)
-    with pytest.raises(RuntimeError, match="no free unit is left"):
+    with pytest.raises(
+        RuntimeError, match=r"no free unit is left in '3', '1', and the task was not learned; start with"
+    ):
         strategy.train(stream.train_stream[1])
     assert strategy.model.task_keys == [0]
 
@@ -507,7 +510,7 @@ def test_the_plugin_pickles_without_data():
         ({"min_new": 1.5}, "0 <= min_new <= 1"),
         ({"max_new": 0.0}, "0 < max_new <= 1; got 0.0 and 0.0"),
         ({"reads": "some"}, "reads must be 'all' or 'active'; got 'some'"),
-        ({"reads": "active", "finetune_epochs": 0}, "give finetune_epochs"),
+        ({"reads": "active", "finetune_epochs": 0}, "expected finetune_epochs of 1 or more, or None; got 0"),
         ({"head": "shared"}, "head must be 'own' or 'gated'; got 'shared'"),
         ({"l1_form": "l2"}, "l1_form must be 'proximal' or 'subgradient'; got 'l2'"),
         ({"activity": "max"}, "activity must be 'mean' or 'rate' or 'relative'; got 'max'"),
@@ -520,8 +523,13 @@ def test_unknown_options(arguments, complaint):
 
 
 def test_a_network_without_hidden_units():
-    with pytest.raises(ValueError, match="no weight to mask"):
-        CLNP(nn.Sequential(nn.Flatten(), nn.Linear(36, 2)), **QUICK)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
+    with pytest.raises(
+        ValueError, match=r"no weight to mask, as '1.weight', '1.bias' are each task's own.*hidden layer"
+    ):
+        CLNP(net, **QUICK)
+    with pytest.raises(ValueError, match="no hidden units to prune"):
+        CLNP(net, head="gated", **QUICK).train(class_stream(1).train_stream[0])
 
 
 def test_labels_in_one_experience_only():
