@@ -102,6 +102,9 @@ def chosen_rates(model: MaskedModel, steps: int) -> dict[str, tuple[Tensor, floa
     for name, scores in learned.scores.items():
         if scores.requires_grad:
             found[name] = scores, score_rate(tuple(scores.shape), steps)
+    for name, values in learned.values.items():
+        if values.requires_grad:
+            found[name] = values, weight_rate(learned.frozen[name], steps)
     for name, coefficients in learned.mixtures.coefficients.items():
         if coefficients.requires_grad:
             found[name] = coefficients, coefficient_rate(steps)
