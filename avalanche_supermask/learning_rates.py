@@ -1,18 +1,19 @@
-"""The rule for default learning rates: a rate for each layer, from its shape and the number of steps of the phase.
+"""Default learning rates: one rate per layer, from the layer's shape or weights and the number of steps of the phase.
 
 A mask depends on the scores only through their order within a layer, and Adam changes a number by about the learning
 rate in each step, whatever its gradient is. So the size of a rate matters only relative to the spread of the trained
-numbers. This spread is the bound ``1/sqrt(fan_in)`` of fresh scores, or the size of the layer's weights. The rule is
+numbers. For scores, the spread is their initial bound ``1/sqrt(fan_in)``. For weights, it is their root mean square.
+The rule is
 
     rate of scores  = SCORES  * 1/sqrt(fan_in)
     rate of weights = WEIGHTS * root mean square of the layer's weights
 
-Both are multiplied by ``sqrt(100 / steps)``; a phase with fewer than 25 steps counts as 25 steps. The distance that
-noise moves a number grows with the square root of the number of steps, so with this factor it is the same in every
-phase. Under a cosine schedule, the rate rises over the first fifth of the phase. The first steps of Adam have full
-length whatever the gradients are. Without the rise, they would change the order of all scores before the gradients
-have a consistent direction, and after that all units of a small network with ReLU may be inactive.
-`docs/defaults.md` describes how the constants were found.
+Both rates are multiplied by ``sqrt(100 / steps)``; a phase with fewer than 25 steps counts as 25 steps. The distance
+that noise moves a number grows with the square root of the number of steps. With this factor, the distance is the same
+in phases of different lengths. Under a cosine schedule, the rate rises over the first fifth of the phase. The first
+steps of Adam have full length, whatever the gradients are. Without the rise, these steps would change the order of all
+scores before the gradients have a consistent direction, and all units of a small network with ReLU may be inactive
+after that. `docs/defaults.md` describes how the constants were found.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ WEIGHTS = 0.06
 COEFFICIENTS = 0.05
 STEPS = 100
 RISE = 0.2  # share of a phase in which the rate rises to its full value
-FEWEST = 25  # steps; a shorter phase has the rate of a phase of this length
+FEWEST = 25  # steps; a phase with fewer steps has the rate of a phase with this number of steps
 VECTOR_SPREAD = 0.1  # assumed spread of biases and gains, which have no fan-in
 
 
@@ -64,12 +65,12 @@ def weight_rate(weight: Tensor, steps: int) -> float:
 
 
 def coefficient_rate(steps: int) -> float:
-    """Return the learning rate of the coefficients of a mixture, which does not depend on the number of steps."""
+    """Return the learning rate of the coefficients of a mixture; it does not depend on the number of steps."""
     return COEFFICIENTS
 
 
 def rise(step: int, steps: int) -> float:
-    """Return the factor of the learning rate that rises to 1 over the first fifth of a phase.
+    """Return the factor of the learning rate, which rises to 1 over the first fifth of a phase.
 
     Args:
         step: number of steps that are already done in this phase.
@@ -88,7 +89,7 @@ def _by_steps(steps: int) -> float:
 
 @torch.no_grad()
 def chosen_rates(model: MaskedModel, steps: int) -> dict[str, tuple[Tensor, float]]:
-    """Return the trainable tensors of the current phase and their rates, by the name of the weight they belong to.
+    """Return the trainable tensors of the current phase and their learning rates, by the name of their weight.
 
     Args:
         model: the model, whose phase has begun.
@@ -102,6 +103,9 @@ def chosen_rates(model: MaskedModel, steps: int) -> dict[str, tuple[Tensor, floa
     for name, scores in learned.scores.items():
         if scores.requires_grad:
             found[name] = scores, score_rate(tuple(scores.shape), steps)
+    for name, values in learned.values.items():
+        if values.requires_grad:
+            found[name] = values, weight_rate(learned.frozen[name], steps)
     for name, coefficients in learned.mixtures.coefficients.items():
         if coefficients.requires_grad:
             found[name] = coefficients, coefficient_rate(steps)
@@ -109,7 +113,7 @@ def chosen_rates(model: MaskedModel, steps: int) -> dict[str, tuple[Tensor, floa
 
 
 def group_by_rate(optimizer: Optimizer, rates: dict[str, tuple[Tensor, float]]) -> None:
-    """Give an optimizer one parameter group per rate, in place; tensors without a rate stay in the first group."""
+    """Split an optimizer's parameters into a group per rate, in place; those without a rate stay in the first group."""
     one_group(optimizer)
     first = optimizer.param_groups[0]
     rate_of = {id(p): rate for p, rate in rates.values()}
@@ -123,7 +127,7 @@ def group_by_rate(optimizer: Optimizer, rates: dict[str, tuple[Tensor, float]]) 
 
 
 def one_group(optimizer: Optimizer) -> None:
-    """Undo `group_by_rate` in place: move all parameters back to the first group."""
+    """Undo `group_by_rate` in place: move all parameters of an optimizer back to its first group."""
     first, *others = optimizer.param_groups
     for group in others:
         first["params"] += group["params"]

@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "masks": {"bits"},
     "data": {"distributed", "lasting", "nested"},
     "model": {
-        "bits", "effective", "lasting", "functional", "named_tensors", "selection", "inference", "logits", "nested",
+        "bits", "effective", "lasting", "functional", "loops", "named_tensors", "selection", "inference", "logits",
+        "nested",
     },
     "learning_rates": {"functional", "model"},
     "experience_labels": set(),

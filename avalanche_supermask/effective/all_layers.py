@@ -185,7 +185,7 @@ class _PartlyTrainedWeights(torch.autograd.Function):
 
 
 def _by_lists(tensors: Sequence[Tensor]) -> bool:
-    """Return whether one sort chooses all masks: on devices, where launching an operator takes most of its time."""
+    """Return whether one sort chooses all masks: on devices, where launching operators takes long."""
     first = tensors[0]
     alike = all(t.device == first.device and t.dtype == first.dtype for t in tensors)
     # The sort keys of float64 would have no bits for the layer.

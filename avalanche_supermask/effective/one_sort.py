@@ -1,4 +1,4 @@
-"""Choose the top-k masks of all layers by one sort, on devices where launching an operator takes most of its time.
+"""Choose the top-k masks of all layers by one sort, on devices where launching an operator takes longer than its work.
 
 Each sort key is a pair (layer, magnitude) that is stored as one integer. This is possible because the bits of a
 positive float, read as an integer, grow with the float. The positions of a layer's entries in the sorted order are

@@ -44,6 +44,7 @@ from avalanche_supermask.model.parameter_kinds import padding_rows
 from avalanche_supermask.model.repeated_calls import MISSED, RepeatedCalls
 from avalanche_supermask.model.routing import Router, forward_mixed
 from avalanche_supermask.model.sparse_places import make_sparse, with_sparse
+from avalanche_supermask.model.sparse_training import trainable_places, worth_training
 from avalanche_supermask.model.subnetworks import LayerCapacity, Subnetworks, Task
 from avalanche_supermask.model.superposition import Superposition
 from avalanche_supermask.model.tensor_roles import (
@@ -682,8 +683,24 @@ class MaskedModel(MultiTaskModule):
         check_marks("mask", mask, self.masked_shapes)
         if self.task_keys:
             refuse_owned(chosen, self.owned())
-        self.subnetworks.learn_entries(chosen, mask=mask)
+        self.subnetworks.learn_entries(chosen, mask=mask, sparse=self._trained_sparsely(mask))
         self._set_learning(())
+
+    def trains_sparsely(self, mask: Mapping[str, Tensor]) -> bool:
+        """Whether `learn_entries` would train a layer with this mask in sparse form (see ``execution``).
+
+        Args:
+            mask: bool tensors by name of the masked weight.
+        """
+        return bool(self._trained_sparsely(mask))
+
+    def _trained_sparsely(self, mask: Mapping[str, Tensor]) -> frozenset[str]:
+        """Names of the weights that `learn_entries` trains in sparse form."""
+        compiled = self._compiled_call_impl is not None or self.net._compiled_call_impl is not None
+        if self.execution == "dense" or compiled or len(self.subnetworks.base):
+            return frozenset()
+        served = trainable_places(self.net, frozenset(mask))
+        return frozenset(name for name in served if worth_training(mask[name]))
 
     @torch.no_grad()
     def _learn_live_weights(self, names: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from torch.nn import grad as convolution_gradients
 
 from avalanche_supermask.model import sparse_kernels, sparse_loops
 from avalanche_supermask.model.sparse_kernels import CSR
+from avalanche_supermask.model.sparse_training import TrainedCSR
 
 __all__ = ["convolution", "linear"]
 
@@ -30,6 +31,8 @@ class _Linear(torch.autograd.Function):
 
 def linear(x: Tensor, weight: CSR, bias: Tensor | None = None) -> Any:
     """Compute the same as ``F.linear``; the gradients are those of the dense weight."""
+    if isinstance(weight, TrainedCSR):
+        return weight.layer(x, bias)
     if _learns(x, bias):
         return _Linear.apply(x, bias, weight)
     return sparse_kernels.linear(x, weight, bias)

@@ -30,6 +30,8 @@ from avalanche_supermask.effective import partly_trained_weights
 from avalanche_supermask.functional import entries_weight
 from avalanche_supermask.lasting import lasting
 from avalanche_supermask.model.mixtures import Mixtures
+from avalanche_supermask.model.sparse_training import TrainedCSR
+from avalanche_supermask.model.sparse_weight import SparseWeight
 from avalanche_supermask.named_tensors import NamedTensors
 from avalanche_supermask.selection import Selection, selected_weights
 
@@ -120,6 +122,8 @@ class Subnetworks(nn.Module):
         # While the mask is fixed: the constant part of each weight, and 1 at its trainable entries. These are numbers,
         # not bool, because arithmetic with numbers is several times faster on a CPU.
         self._standing: dict[str, tuple[Tensor, Tensor]] = {}
+        self.trained_sparsely: frozenset[str] = frozenset()
+        self._sparse: dict[str, SparseWeight] = {}  # in the phase "entries": weights that are trained in sparse form
 
     # ------------------------------------------------------------------ inside and outside the masks
 
@@ -229,17 +233,26 @@ class Subnetworks(nn.Module):
                 self.values[name] = self.frozen[name].new_zeros(count)
 
     @torch.no_grad()
-    def learn_entries(self, chosen: Mapping[str, Tensor], *, mask: Mapping[str, Tensor]) -> None:
+    def learn_entries(
+        self, chosen: Mapping[str, Tensor], *, mask: Mapping[str, Tensor], sparse: frozenset[str] = frozenset()
+    ) -> None:
         """Start a phase with a fixed mask that trains the few entries in ``chosen`` (bool, inside the mask).
 
-        Only the `values` of these entries are parameters, so that an optimizer keeps its state for them alone.
+        Only the `values` of these entries are parameters, so that an optimizer keeps its state for them alone. The
+        weights named in ``sparse`` are trained in sparse form; outside the mask they must be zero.
         """
         self._clear_weights()
         self.phase = "entries"
         self.mask.update({name: m.clone() for name, m in mask.items()})
+        self.trained_sparsely = sparse
         for name, entries in self.without_padding(chosen).items():
-            places = entries.reshape(-1).nonzero().squeeze(1)
-            self.places[name] = places
+            self.places[name] = entries.reshape(-1).nonzero().squeeze(1)
+        self.restart_values()
+
+    @torch.no_grad()
+    def restart_values(self) -> None:
+        """Give the trained values of entries their committed values."""
+        for name, places in self.places.items():
             self.values[name].zero_()
             self.values[name][: len(places)] = self.frozen[name].reshape(-1)[places]
 
@@ -293,14 +306,19 @@ class Subnetworks(nn.Module):
 
     def _weights_of_entries(self) -> dict[str, Tensor]:
         """Effective weights with the trained values at their entries, and the frozen values in the rest of the mask."""
-        if not self._standing:
+        if not self._standing and not self._sparse:
             with lasting():
                 for name, mask in self.mask.items():
-                    around = torch.where(mask, self.frozen[name], self.outside(name))
-                    self._standing[name] = (around, self.places[name])
-        return {
+                    around, places = torch.where(mask, self.frozen[name], self.outside(name)), self.places[name]
+                    if name in self.trained_sparsely:
+                        csr = TrainedCSR(around, mask, places, self.values[name])
+                        self._sparse[name] = SparseWeight(csr, strict=False)
+                    else:
+                        self._standing[name] = (around, places)
+        dense = {
             name: entries_weight(self.values[name], places, around) for name, (around, places) in self._standing.items()
         }
+        return {**dense, **self._sparse}
 
     def _mixed_weights(self) -> dict[str, Tensor]:
         change = self.change()
@@ -422,7 +440,12 @@ class Subnetworks(nn.Module):
         self.mask.clear()
         self.trainable.clear()
         self.places.clear()
-        self._standing = {}
+        self.trained_sparsely = frozenset()
+        self._drop_standing()
+
+    def _drop_standing(self) -> None:
+        """Drop the constant parts of the weights; they are computed again when they are needed."""
+        self._standing, self._sparse = {}, {}
 
     # ------------------------------------------------------------------ finished tasks
 
@@ -520,7 +543,7 @@ class Subnetworks(nn.Module):
         }
 
     def _apply(self, fn: Any, recurse: bool = True) -> Subnetworks:
-        self._standing = {}
+        self._drop_standing()
         super()._apply(fn, recurse)
         return self
 
@@ -576,7 +599,7 @@ class Subnetworks(nn.Module):
         if self.active is None or state["active"] != self.active:
             self.abandon()
         self.phase = state["phase"] if self.active is not None else None
-        self._standing = {}
+        self._drop_standing()
         self.tasks = {key: Task(*task) for key, *task in state["tasks"]}
         self.next_slot = state["next_slot"]
         self.scaled_for = dict(state.get("scaled_for", {}))
@@ -584,8 +607,16 @@ class Subnetworks(nn.Module):
         for slot, name, names in state.get("choices", ()):  # states of 0.1.0 have no choices
             self.choices.setdefault(slot, {})[name] = [*names]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_standing": {}, "_sparse": {}}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"choices": {}, **state})  # type: ignore[no-untyped-call]
+        later: dict[str, Any] = {
+            "choices": {},
+            "_sparse": {},
+            "trained_sparsely": frozenset(),
+        }  # pickles of 0.1.0 lack these
+        super().__setstate__({**later, **state})  # type: ignore[no-untyped-call]
         if "base" not in self._modules:  # a pickle of version 0.1.0
             self.base, self.places = NamedTensors(), NamedTensors()
             self.values = NamedTensors(trainable=True)

@@ -40,7 +40,7 @@ from avalanche_supermask.distributed import divided, everywhere
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Phase, Schedule, TaskKey
 from avalanche_supermask.registry import register
-from avalanche_supermask.selection import Density, LayerDensities
+from avalanche_supermask.selection import Density, LayerDensities, TopK
 from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategies.kkt import Sources, choose_sources, features, knn_accuracy
 from avalanche_supermask.strategies.safeguard import Safeguard
@@ -163,7 +163,21 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
             super().enter_phase(phase, model)
         mask, owned = model.current_mask(), model.owned()
         trainable = {name: m & ~owned[name] if self.exclusive else m for name, m in mask.items()}
-        model.learn_weights(trainable, overwrite=not self.exclusive)
+        if self.exclusive and self._most_entries(model) and model.trains_sparsely(mask):
+            model.learn_entries(trainable, mask=mask)
+        else:
+            model.learn_weights(trainable, overwrite=not self.exclusive)
+
+    def prepare(self, model: MaskedModel) -> None:
+        """Allocate the scores, and the values of entries for a weight phase in sparse form."""
+        super().prepare(model)
+        if self.exclusive and model.execution != "dense":
+            model.subnetworks.allocate_values(self._most_entries(model))
+
+    def _most_entries(self, model: MaskedModel) -> dict[str, int]:
+        """Number of entries of each mask; empty if the density does not fix it, so that weights train in dense form."""
+        select = self._select(model)
+        return dict(select.counts) if isinstance(select, TopK) else {}
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Store the last batches of the mask phase for the safeguard."""

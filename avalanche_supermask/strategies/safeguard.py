@@ -88,6 +88,7 @@ class Safeguard:
         """Restore the state at the start of the phase: the committed weights, and the task's own tensors."""
         for name, live in (*model.net.named_parameters(), *model.net.named_buffers()):
             live.copy_(self._kept[name] if name in self._kept else model.subnetworks.frozen[name])
+        model.subnetworks.restart_values()
 
     @torch.no_grad()
     def _loss(self, model: MaskedModel, loss: Callable[[Any, Any, Any], Tensor]) -> float:

@@ -1,6 +1,7 @@
 """Measure evaluations of finished tasks with sparse weights, as ratios to the time of the dense network.
 
     python -m benchmarks.costs.sparse evaluation --out benchmarks/results/sparse.json
+    python -m benchmarks.costs.sparse training --threads 1 --out benchmarks/results/sparse_training.json
     python -m benchmarks.costs.sparse figure benchmarks/results/sparse.json --out docs/sparse.png
     python -m benchmarks.costs.sparse auto --out benchmarks/results/sparse_auto.json
 
@@ -21,11 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from avalanche.benchmarks import tensors_benchmark
+from avalanche.training.supervised import Naive
 from torch import Tensor, nn
 
-from avalanche_supermask import MaskedModel
+from avalanche_supermask import CachedTensors, ExSSNeT, MaskedModel
 from avalanche_supermask.model.sparse_kernels import kernels
 from avalanche_supermask.selection import selection
+from avalanche_supermask.strategy import fused_adam
 from benchmarks.lib.assorted_networks import LARGE, LARGE_SHAPE, SMALL, SMALL_SHAPE
 from benchmarks.lib.networks import SlimResNet18, mlp
 from benchmarks.lib.provenance import write_result
@@ -126,6 +130,61 @@ def of_all_tasks(*, repeats: int, tasks: int = 10) -> float:
     return ratios([lambda: model(x)], lambda: [dense(x) for _ in range(tasks)], repeats)[0]
 
 
+def training(density: float, *, repeats: int, batches: int = 20) -> dict[str, float]:
+    """Return the times of trainings of the wide MLP as ratios to Avalanche's `Naive` with as many epochs.
+
+    Each training is one call of ``strategy.train`` on one task with batches of 128, from its first step to the commit.
+    ``"weight phase"`` trains weights in every epoch, ``"mask and weights"`` in the last half of four epochs.
+
+    Args:
+        density: share of the weights that the mask keeps.
+        repeats: number of pairs.
+        batches: number of batches per epoch.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn((128 * batches, 784), generator=generator), torch.arange(128 * batches) % 10
+    task = tensors_benchmark(train_tensors=[(x, y)], test_tensors=[(x[:10], y[:10])], task_labels=[0]).train_stream[0]
+
+    def ours(execution: str, mask_epochs: int, weight_epochs: int) -> Callable[[], Callable[[], object]]:
+        def make() -> Callable[[], object]:
+            strategy = ExSSNeT(
+                mlp(784, (2000, 2000), 10), density=density, layer_densities="uniform", weight_epochs=weight_epochs,
+                train_epochs=mask_epochs + weight_epochs, seed=0, **common(),
+            )  # fmt: skip
+            strategy.model.execution = execution
+            return lambda: strategy.train(task)
+
+        return make
+
+    def dense(epochs: int) -> Callable[[], Callable[[], object]]:
+        def make() -> Callable[[], object]:
+            net = mlp(784, (2000, 2000), 10)
+            strategy = Naive(
+                model=net, optimizer=fused_adam(net.parameters(), 1e-3), criterion=nn.CrossEntropyLoss(),
+                train_epochs=epochs, **common(),
+            )  # fmt: skip
+            return lambda: strategy.train(task)
+
+        return make
+
+    def common() -> dict[str, Any]:
+        return {"train_mb_size": 128, "evaluator": None, "plugins": [CachedTensors()]}
+
+    found = {}
+    for name, mask_epochs, weight_epochs in (("weight phase", 0, 2), ("mask and weights", 2, 2)):
+        makes = {execution: ours(execution, mask_epochs, weight_epochs) for execution in ("auto", "dense")}
+        reference = dense(mask_epochs + weight_epochs)
+        times: dict[str, list[float]] = {execution: [] for execution in makes}
+        for pair in range(1 + repeats):  # the first one is not counted: numba compiles its loops
+            base = seconds(reference())
+            for execution, make in makes.items():
+                took = seconds(make())
+                if pair:
+                    times[execution].append(took / base)
+        found |= {f"{name}, {execution}": statistics.median(values) for execution, values in times.items()}
+    return found
+
+
 def figure(rows: dict[str, dict[str, dict[str, dict[str, float]]]], path: Path) -> None:
     """Draw the time over the density; the time of the dense network is 1."""
     import matplotlib
@@ -151,7 +210,9 @@ def figure(rows: dict[str, dict[str, dict[str, dict[str, float]]]], path: Path) 
 def main() -> None:
     """Measure and write a result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["evaluation", "auto", "figure"], help='"auto" measures networks of many kinds')
+    parser.add_argument(
+        "part", choices=["evaluation", "auto", "training", "figure"], help='"auto" measures networks of many kinds'
+    )
     parser.add_argument("results", type=Path, nargs="*", help="of the figure: files of evaluations, later ones count")
     parser.add_argument("--networks", default="", help="only those whose name has this word")
     parser.add_argument("--repeats", type=int, default=30, help="pairs a ratio (default 30)")
@@ -166,6 +227,15 @@ def main() -> None:
         figure(merged, options.out)
         return
     content: dict[str, Any] = {"kernels": kernels()}
+    if options.part == "training":
+        torch.set_num_threads(options.threads[0])
+        ratios_of_training: dict[str, dict[str, float]] = {}
+        content["training, ratios to dense"] = ratios_of_training
+        for density in DENSITIES:
+            ratios_of_training[f"{density:g}"] = training(density, repeats=options.repeats)
+            print(density, ratios_of_training[f"{density:g}"], flush=True)
+            write_result(options.out, "benchmarks.costs.sparse", sys.argv[1:], **content)
+        return
     if options.part == "auto":
         torch.set_num_threads(options.threads[0])
         content["auto over dense, density 0.1"] = matrix(options.repeats)

@@ -1,0 +1,148 @@
+"""Training of a few entries of a linear layer under a fixed mask, in sparse form.
+
+While the mask of a task is fixed, at most the entries of the mask are trained. The forward pass and the gradient of the
+input then need only the entries of the mask, and the gradient of the weight only the trained entries:
+
+    Y = X Wᵀ      dL/dX = G W      dL/dW[i, j] = Σ_b G[b, i] X[b, j]   at the trained entries (i, j)
+
+The first two products use the loop of `sparse_loops`, the second one with the transposed weight. The third is a dot
+product of two rows per trained entry, a loop that numba compiles too.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from avalanche_supermask.functional import entries_weight
+from avalanche_supermask.loops import jit
+from avalanche_supermask.model import sparse_kernels, sparse_loops
+from avalanche_supermask.model.sparse_kernels import CSR, complaint
+
+__all__ = ["TrainedCSR", "trainable_places", "worth_training"]
+
+DENSEST = 0.1  # with a larger share of kept entries, the dense layer was faster for some networks
+SMALLEST = 2**15  # entries of a layer; smaller dense layers were faster
+
+
+def trainable_places(net: nn.Module, names: frozenset[str]) -> frozenset[str]:
+    """The names that are weights of linear layers; attention projections and convolutions are not served."""
+    linear = {id(module.weight) for module in net.modules() if isinstance(module, nn.Linear)}
+    other = {
+        id(p) for module in net.modules() if not isinstance(module, nn.Linear) for p in module.parameters(recurse=False)
+    }
+    return frozenset(name for name, p in net.named_parameters() if name in names and id(p) in linear - other)
+
+
+def worth_training(mask: Tensor) -> bool:
+    """Whether a layer with this mask is large and sparse enough to train faster in sparse form.
+
+    The rule does not measure time, so that a run with the same seed always computes the same bits.
+    """
+    if complaint(mask.device, torch.float32) is not None or not sparse_loops.installed():
+        return False
+    return mask.dim() == 2 and mask.numel() >= SMALLEST and int(mask.sum()) <= DENSEST * mask.numel()
+
+
+class TrainedCSR(CSR):
+    """The weight of a linear layer in CSR form, some of whose entries are trained.
+
+    Args:
+        around: dense weight that gives the fixed entries.
+        mask: bool tensor of the same shape; the entries that are stored.
+        places: int64 tensor: positions of the trained entries in the flattened weight, ascending.
+        trained: trainable tensor with at least as many values; those beyond the number of places are not used.
+    """
+
+    def __init__(self, around: Tensor, mask: Tensor, places: Tensor, trained: Tensor) -> None:
+        super().__init__(mask.to(around.dtype))
+        stored = mask.reshape(-1).nonzero().squeeze(1)
+        self.around, self.trained_at, self.trained = around, places, trained
+        self.values.copy_(around.reshape(-1)[stored])
+        self._into = torch.searchsorted(stored, places)  # among the stored values, the trained ones
+        # The transposed matrix has the same values in another order.
+        rows, columns = stored // mask.shape[1], stored % mask.shape[1]
+        self._order = torch.argsort(columns * mask.shape[0] + rows)
+        self._transposed = CSR(mask.t().to(around.dtype).contiguous())
+        counts = torch.bincount(places // mask.shape[1], minlength=mask.shape[0])
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+        self._products = (starts.numpy(), (places % mask.shape[1]).int().numpy())
+
+    def dense(self) -> Tensor:
+        """The dense weight, differentiable by the trained values: for calls that no sparse loop serves."""
+        return entries_weight(self.trained, self.trained_at, self.around)
+
+    def layer(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Output of the linear layer, differentiable by the input, the bias and the trained values."""
+        out: Tensor = _TrainedLinear.apply(x, bias, self.trained, self)
+        return out
+
+    @torch.no_grad()
+    def fill(self, trained: Tensor) -> None:
+        """Write the trained values into the matrix."""
+        self.values.index_copy_(0, self._into, trained.detach()[: len(self._into)])
+
+    def input_gradient(self, grad: Tensor) -> Tensor:
+        """``grad @ W`` for ``grad`` of shape ``(batch, outputs)``."""
+        torch.index_select(self.values, 0, self._order, out=self._transposed.values)
+        return sparse_kernels.linear(grad, self._transposed, None)
+
+    def entry_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Gradient of the trained values for gradients ``(batch, outputs)`` and inputs ``(batch, inputs)``."""
+        starts, columns = self._products
+        out = x.new_zeros(len(self.trained))
+        rows, inputs = grad.t().contiguous().numpy(), x.t().contiguous().numpy()
+        found, loop = out.numpy(), compiled_products()
+        sparse_loops.in_parallel(
+            lambda a, b: loop(starts, columns, rows, inputs, found, a, b), len(rows), step=8,
+            threads=torch.get_num_threads(), work=len(columns) * len(x),
+        )  # fmt: skip
+        return out
+
+
+class _TrainedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, trained: Tensor, weight: TrainedCSR) -> Tensor:
+        ctx.weight = weight
+        ctx.save_for_backward(x, trained)  # PyTorch raises an error if one of them changes before the backward pass
+        weight.fill(trained)
+        return sparse_kernels.linear(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, trained = ctx.saved_tensors
+        weight: TrainedCSR = ctx.weight
+        grad = grads[0].reshape(-1, grads[0].shape[-1]).contiguous()
+        weight.fill(trained)
+        to_x = weight.input_gradient(grad).reshape(x.shape) if ctx.needs_input_grad[0] else None
+        to_bias = grad.sum(dim=0) if ctx.needs_input_grad[1] else None
+        flat = x.detach().reshape(-1, x.shape[-1])
+        to_trained = weight.entry_gradient(grad, flat) if ctx.needs_input_grad[2] else None
+        return to_x, to_bias, to_trained, None
+
+
+@cache
+def compiled_products() -> Any:
+    """The loop of the weight's gradient; its first call compiles it, or reads numba's cache."""
+    # "reassoc" lets the compiler sum several products at a time; the order is fixed for one machine.
+    return jit(_products_at, fastmath={"contract", "reassoc"}, error_model="numpy")
+
+
+def _products_at(
+    starts: Any, columns: Any, grad: Any, x: Any, out: Any, first: int, last: int
+) -> None:  # grad and x have one row per output and per input
+    n = grad.shape[1]
+    zero = np.float32(0) if out.itemsize == 4 else np.float64(0)
+    for row in range(first, last):
+        g = grad[row]
+        for k in range(starts[row], starts[row + 1]):
+            other = x[columns[k]]
+            total = zero
+            for b in range(n):
+                total += g[b] * other[b]
+            out[k] = total
