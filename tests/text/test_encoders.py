@@ -90,7 +90,9 @@ def test_avalanches_own_strategies_learn_texts(plugins, cached, encoder, stream)
     )  # fmt: skip
     for experience in stream.train_stream:
         strategy.train(experience)
-    assert all(p.isfinite().all() for p in net.parameters())
+    x, y = (torch.stack([torch.as_tensor(s[i]) for s in stream.test_stream[-1].dataset]) for i in (0, 1))
+    with torch.no_grad():
+        assert (net.eval()(x).argmax(dim=1) == y).float().mean() > 0.85, "at least 0.93 was measured"
 
 
 @pytest.mark.parametrize("inference", ["oneshot", "entropy", "expected_entropy", "max_logit"])
