@@ -56,7 +56,10 @@ def batch_size(x: Any) -> int:
     for t in tensors(x):
         if t.dim():
             return len(t)
-    raise TypeError(f"expected a batch of tensors, or a dictionary, list or data class of them; got {_name(x)}")
+    raise TypeError(
+        "expected a batch of tensors, or a dictionary, list or data class with a tensor of one row per sample; got "
+        f"{_name(x)} without one"
+    )
 
 
 def rows(x: Any, index: Tensor | slice, *, n: int | None = None) -> Any:
@@ -147,14 +150,17 @@ def joined(parts: Sequence[Any], sizes: Sequence[int], *, fill: float | None = N
     below = [_parts(part) for part in parts]
     if below[0] is None:
         if any(part is not first and part != first for part in parts):
-            raise ValueError(f"parts of a batch do not fit together: one has {first!r}, others do not")
+            other = next(part for part in parts if part is not first and part != first)
+            raise ValueError(
+                f"parts of a batch do not fit together: one has {first!r}, another {other!r}; give one task per batch"
+            )
         return first
     keys = [list(part) if isinstance(part, Mapping) else len(part or ()) for part in below]
     names = [list(part) for part in parts] if isinstance(first, Mapping) else keys
     if any(type(part) is not type(first) for part in parts) or any(name != names[0] for name in names):
         raise ValueError(
             f"parts of a batch do not fit together: a {_name(first)} of {names[0]} beside a {_name(parts[-1])} of "
-            f"{names[-1]}; give one task a batch"
+            f"{names[-1]}; give one task per batch"
         )
     columns = zip(*[part or [] for part in below], strict=True)
     return _rebuilt(first, [joined(column, sizes, fill=fill) for column in columns])
@@ -165,11 +171,12 @@ def _joined_tensors(parts: Sequence[Tensor], sizes: Sequence[int], fill: float |
         weights = torch.tensor(sizes, dtype=torch.float64, device=parts[0].device) / sum(sizes)
         mean = (torch.stack([*parts]) * weights).sum()
         return mean.to(parts[0].dtype)
-    if any(part.dim() == 0 or len(part) != size for part, size in zip(parts, sizes, strict=True)):
-        raise ValueError(
-            f"a tensor of shape {tuple(parts[0].shape)} has not one row a sample, of {sizes[0]}: its parts cannot be "
-            "joined; give one task a batch"
-        )
+    for part, size in zip(parts, sizes, strict=True):
+        if part.dim() == 0 or len(part) != size:
+            raise ValueError(
+                f"a tensor of shape {tuple(part.shape)} does not have one row for each of {size} samples, so that the "
+                "parts of a batch cannot be joined; give one task per batch"
+            )
     if fill is not None and len({part.shape[1:] for part in parts}) > 1:
         widest = [max(widths) for widths in zip(*(part.shape[1:] for part in parts), strict=True)]
         value = fill if parts[0].is_floating_point() else 0
@@ -178,7 +185,9 @@ def _joined_tensors(parts: Sequence[Tensor], sizes: Sequence[int], fill: float |
         return torch.cat([*parts])
     except RuntimeError:
         shapes = ", ".join(str(tuple(part.shape)) for part in parts)
-        raise ValueError(f"parts of a batch have shapes that do not fit together: {shapes}") from None
+        raise ValueError(
+            f"parts of a batch have shapes that do not fit together: {shapes}; give one task per batch"
+        ) from None
 
 
 def _filled(x: Tensor, widths: Sequence[int], value: float) -> Tensor:

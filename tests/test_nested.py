@@ -107,8 +107,8 @@ def test_moved_reaches_everything_and_leaves_the_rest():
 @pytest.mark.parametrize(
     ("act", "error", "said"),
     [
-        (lambda: nested.batch_size({"a": None}), TypeError, "expected a batch of tensors.*got dict"),
-        (lambda: nested.batch_size("text"), TypeError, "got str"),
+        (lambda: nested.batch_size({"a": None}), TypeError, "expected a batch of tensors.*got dict without one"),
+        (lambda: nested.batch_size("text"), TypeError, "got str without one"),
         (
             lambda: nested.rows({"a": X}, slice(1), n=5),
             ValueError,
@@ -116,10 +116,10 @@ def test_moved_reaches_everything_and_leaves_the_rest():
         ),
         (lambda: nested.rows({"a": X, "p": pack_sequence([X])}, slice(1)), TypeError, "pack the sequences inside"),
         (lambda: nested.joined([{"a": X}, {"b": X}], [6, 6]), ValueError, r"dict of \['a'\] beside a dict of \['b'\]"),
-        (lambda: nested.joined([(X,), (X, X)], [6, 6]), ValueError, "do not fit together"),
-        (lambda: nested.joined([X, X.T], [6, 2]), ValueError, r"\(6, 2\), \(2, 6\)"),
-        (lambda: nested.joined([X, X], [6, 5]), ValueError, "has not one row a sample"),
-        (lambda: nested.joined(["a", "b"], [1, 1]), ValueError, "do not fit together: one has 'a'"),
+        (lambda: nested.joined([(X,), (X, X)], [6, 6]), ValueError, "a tuple of 1 beside a tuple of 2; give one task"),
+        (lambda: nested.joined([X, X.T], [6, 2]), ValueError, r"\(6, 2\), \(2, 6\); give one task"),
+        (lambda: nested.joined([X, X], [6, 5]), ValueError, r"\(6, 2\) does not have one row for each of 5"),
+        (lambda: nested.joined(["a", "b"], [1, 1]), ValueError, "do not fit together: one has 'a', another 'b'; give"),
     ],
 )
 def test_what_cannot_be_done_is_said(act, error, said):

@@ -79,7 +79,15 @@ def forward_mixed(x: Any, labels: Tensor, forward: Callable[[Any, int], Any]) ->
     Returns:
         Outputs of the same structure as those of ``forward``, one row per sample, in order. Narrower outputs are filled
         up to the widest with `ABSENT`, so that a class that a task does not have is never likely.
+
+    Raises:
+        ValueError: the number of labels is not the number of samples.
     """
+    if not any(t.dim() and len(t) == len(labels) for t in nested.tensors(x)):
+        raise ValueError(
+            f"got {len(labels)} task labels for a batch of {nested.batch_size(x)} samples; expected one label per "
+            "sample, or one for all"
+        )
     order = labels.argsort(stable=True)
     found, counts = labels[order].unique_consecutive(return_counts=True)
     n, sizes = len(labels), counts.tolist()
