@@ -61,7 +61,7 @@ def test_phases_follow_the_epochs(epochs, weight_epochs, expected):
 
 @pytest.mark.parametrize("weight_epochs", [-1, 4])
 def test_phases_that_do_not_fit(weight_epochs):
-    with pytest.raises(ValueError, match=rf"expected 0 to 3, got {weight_epochs}; raise train_epochs"):
+    with pytest.raises(ValueError, match=rf"expected 0 to 3, got {weight_epochs}; choose it within this range"):
         ExSSNeT(mlp(), train_epochs=3, weight_epochs=weight_epochs, **QUICK)
 
 

@@ -137,7 +137,8 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
             weight = 0 if self._few_free else (epochs + 1) // 4 if self.exclusive else epochs // 2
         if not 0 <= weight <= epochs:
             raise ValueError(
-                f"weight_epochs is part of train_epochs: expected 0 to {epochs}, got {weight}; raise train_epochs"
+                f"weight_epochs is part of train_epochs: expected 0 to {epochs}, got {weight}; choose it within this "
+                "range, or raise train_epochs for more"
             )
         return [
             Phase("mask", epochs - weight, self._rate(self.mask_lr)),
