@@ -465,7 +465,9 @@ def test_a_task_learns_at_the_strength_that_was_found():
 
     strengths = [1e-6, 3e-2]
     searched = seeded(l1_search=strengths, search_epochs=1)
-    found = searched.method.l1
+    found = searched.method.settings_used["l1"]
+    backwards = seeded(l1_search=strengths[::-1], search_epochs=1)
+    assert backwards.method.settings_used["l1"] == found, "whichever strength is tried last"
     (other,) = {*strengths} - {found}
     weights = {l1: seeded(l1=l1).model.effective_weights(0) for l1 in strengths}
     for name, weight in searched.model.effective_weights(0).items():
