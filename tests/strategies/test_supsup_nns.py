@@ -94,6 +94,9 @@ def test_a_task_that_comes_back_is_answered_and_keeps_every_bit():
     assert found.method.looks[-1].task == 0
     assert found.model.active is None
     assert torch.equal(answer(found.model, x), before)
+    learn(found, [1])
+    assert found.found_tasks == [0, 1]
+    assert found.method.looks[-1].task == 1, "the mask that fits, and not just the first one"
     learn(found, [2])
     assert found.found_tasks == [0, 1, 2]
 
