@@ -8,6 +8,7 @@ from torch import nn
 
 from avalanche_supermask import HopSupSup, UnitMaskedModel
 from avalanche_supermask.data.cached import load_tensors
+from avalanche_supermask.inference import entropy
 from tests.streams import class_stream, lenet
 
 
@@ -54,14 +55,30 @@ def test_memory_is_constant_and_honest():
     assert more.model.mask_bytes == 2 * 256 // 8
 
 
-def test_the_surest_of_several_descents_counts():
+def test_the_surest_of_several_descents_counts(monkeypatch):
     found, stream = learned()
+    model = found.model.eval()
     x, _, _ = load_tensors(stream.test_stream[0].dataset, torch.device("cpu"))
-    settings = {"steps": 32, "lr": 500.0, "gamma": 1.5e-3}
-    once = found.model.recover(x.split(64), **settings)
-    assert found.model.recover(x.split(64), restarts=4, **settings) <= once < 0.3
-    wandering = found.model.recover(x.split(64), steps=2, lr=0.0, gamma=0.0)
+    batches, settings = x.split(64), {"steps": 32, "lr": 500.0, "gamma": 1.5e-3}
+    once = model.recover(batches, **settings)
+    assert once < 0.3
+    wandering = model.recover(batches, steps=2, lr=0.0, gamma=0.0)
     assert once < wandering, "a mask that nothing was done for is less sure"
+
+    def sure(masks):
+        model.use(masks)
+        with torch.no_grad():
+            return float(torch.stack([entropy(model(part)).mean() for part in batches]).mean())
+
+    draw = torch.Generator().manual_seed(0)
+    drawn = sorted(([torch.rand(256, generator=draw).round() for _ in range(2)] for _ in range(3)), key=sure)
+    descents = [drawn[1], drawn[0], drawn[2]]  # The surest one is neither the first nor the last.
+    remaining = iter(descents)
+    monkeypatch.setattr(model, "_descend", lambda *arguments: model.use(next(remaining)))
+    assert model.recover(batches, restarts=3, **settings) == pytest.approx(sure(drawn[0]))
+    remaining = iter(descents)
+    model.recover(batches, restarts=3, **settings)
+    assert all(torch.equal(mask, best) for mask, best in zip(model._masks, drawn[0], strict=True))
 
 
 def test_convolutions_are_masked_by_channel():
