@@ -152,6 +152,19 @@ def test_kkt_finds_the_task_that_is_the_same():
     assert strategy.plugins[0].sources[2] == [0]
 
 
+@pytest.mark.parametrize(("share", "samples"), [(0.25, 12), (1.0, 48), (0.001, 1)])
+def test_kkt_compares_on_a_share_of_the_training_data(share, samples, monkeypatch):
+    compared = []
+
+    def knn_accuracy(found, labels, *, k):
+        compared.append((len(found), len(labels)))
+        return 0.0
+
+    monkeypatch.setattr("avalanche_supermask.strategies.exssnet.knn_accuracy", knn_accuracy)
+    train_all(ExSSNeT(mlp(), kkt="knn_best", kkt_share=share, **QUICK), class_stream(2))
+    assert compared == [(samples, samples)]
+
+
 def test_kkt_is_deterministic_and_leaves_the_random_state():
     def run():
         torch.manual_seed(3)

@@ -1,9 +1,11 @@
 """HopSupSup stores unit masks together and retrieves them from inputs alone."""
 
 import copy
+import itertools
 
 import pytest
 import torch
+from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
 from avalanche_supermask import HopSupSup, UnitMaskedModel
@@ -79,6 +81,23 @@ def test_the_surest_of_several_descents_counts(monkeypatch):
     remaining = iter(descents)
     model.recover(batches, restarts=3, **settings)
     assert all(torch.equal(mask, best) for mask, best in zip(model._masks, drawn[0], strict=True))
+
+
+@pytest.mark.parametrize("falls", [True, False])
+def test_the_rate_follows_a_cosine_on_request(falls):
+    rates = []
+
+    class Watch(SupervisedPlugin):
+        def before_update(self, strategy, **kwargs):
+            rates.append(strategy.optimizer.param_groups[0]["lr"])
+
+    options = {"train_mb_size": 16, "train_epochs": 2, "evaluator": None, "seed": 0, "plugins": [Watch()]}
+    HopSupSup(network(16), cosine_schedule=falls, **options).train(class_stream(1).train_stream[0])
+    assert len(rates) == 6
+    if falls:
+        assert all(later < earlier for earlier, later in itertools.pairwise(rates))
+    else:
+        assert len(set(rates)) == 1
 
 
 def test_convolutions_are_masked_by_channel():

@@ -122,6 +122,18 @@ def test_the_basis_decides_which_tasks_are_mixtures():
     assert mixtures(learned(4, basis="random")) == [0, 1, 2, 3]
 
 
+def test_further_homogeneous_masks_take_the_epochs_that_are_given(monkeypatch):
+    def epochs(given):
+        seen = []
+        module = "avalanche_supermask.strategies.impresslearn"
+        monkeypatch.setattr(f"{module}.train_copy", lambda *arguments, epochs, **keywords: seen.append(epochs))
+        learned(1, basis="homogeneous", n_basis=3, basis_epochs=given)
+        return seen
+
+    assert epochs(5) == [5, 5]
+    assert epochs(None) == [2, 2], "as many as a task"
+
+
 def test_homogeneous_masks_are_trained_on_the_first_task():
     """A random mask is near chance on the first task; each homogeneous mask alone is far above chance."""
     stream = class_stream(1, n=96)

@@ -101,6 +101,14 @@ def test_a_task_that_comes_back_is_answered_and_keeps_every_bit():
     assert found.found_tasks == [0, 1, 2]
 
 
+def test_checks_come_every_few_batches_and_a_mask_fits_within_the_tolerance():
+    found = learn(strategy(check_every=4, tolerance=0.25), [0], batches=13)
+    assert [look.batch for look in found.method.looks] == [0, 4, 8, 12]
+    found.method._own[0] = 0.5
+    assert found.method._knows(0, 0.74)
+    assert not found.method._knows(0, 0.76)
+
+
 def test_a_full_budget_lets_the_nearest_mask_answer():
     found = learn(strategy(max_tasks=2), [0, 1, 2])
     assert len(found.found_tasks) == 2
