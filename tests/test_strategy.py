@@ -12,7 +12,7 @@ from torch.optim import LBFGS
 import avalanche_supermask
 from avalanche_supermask import CLNP, ExSSNeT, ImpressLearn, MaskedModel, SupSup
 from avalanche_supermask.strategy import check_device
-from tests.streams import class_stream, inputs, mlp, outputs
+from tests.streams import class_stream, inputs, mlp, outputs, train_all
 
 PLUGINS = [name for name in avalanche_supermask.__all__ if f"{name}Plugin" in avalanche_supermask.__all__]
 
@@ -64,6 +64,14 @@ def test_how_to_wrap_is_refused_beside_a_wrapped_model(cls, arguments):
         cls(MaskedModel(mlp(), seed=0), evaluator=None, **arguments)
     model = MaskedModel(mlp(), **{"seed": 0, **arguments})
     assert cls(model, evaluator=None, **arguments).model is model, "what it is already is no contradiction"
+
+
+@pytest.mark.parametrize("arguments", [{"own": ["5.*"]}, {"init": "keep"}, {"mask": "weights"}])
+def test_what_clnp_chooses_itself_is_refused(arguments):
+    with pytest.raises(TypeError, match=rf"^CLNP chooses {next(iter(arguments))} itself; leave this out"):
+        CLNP(mlp(), evaluator=None, **arguments)
+    as_told = MaskedModel(mlp(), **{**arguments, "mask": "all"})
+    assert train_all(CLNP(as_told, train_mb_size=16, evaluator=None), class_stream(1)).model.task_keys == [0]
 
 
 def test_clnp_needs_a_model_whose_biases_are_masked():

@@ -439,6 +439,11 @@ class CLNP(SubnetworkStrategy):
         seed: int | None = None,
         **arguments: Unpack[StrategyArguments],
     ) -> None:
+        chosen = sorted({"init", "mask", "own"} & arguments.keys())
+        if chosen:
+            raise TypeError(
+                f"CLNP chooses {' and '.join(chosen)} itself; leave this out, or pass MaskedModel(net, mask='all', ...)"
+            )
         given = {
             **taken_by(CLNPPlugin, locals()),
             "schedule": schedule or ("cosine" if optimizer is None else "constant"),
