@@ -107,6 +107,17 @@ class ModelFirst(SupervisedTemplate):  # type: ignore[misc]
             else nested.moved(self.mbatch, self.device)
         )
 
+    def _check_arguments(self, arguments: Mapping[str, Any], *kinds: type) -> None:
+        """Refuse arguments that are neither in the signature nor in one of the kinds (typed dictionaries)."""
+        taken = {*inspect.signature(type(self).__init__).parameters} - {"self", "arguments", "method", "default_lr"}
+        known = taken.union(*(kind.__annotations__ for kind in kinds))
+        for name in arguments:
+            if name not in known:
+                close = difflib.get_close_matches(name, sorted(known), n=3)
+                meant = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it takes {sorted(known)}"
+                raise TypeError(f"{type(self).__name__} got an unexpected argument {name!r}; {meant}")
+        check_device(arguments.get("device", "cpu"))
+
 
 class SubnetworkStrategy(ModelFirst):
     """Base class of the strategies: it wraps the network and adds the method's plugin after the caller's plugins.
@@ -158,7 +169,7 @@ class SubnetworkStrategy(ModelFirst):
         on_revisit: OnRevisit = "error",
         **arguments: Any,
     ) -> None:
-        self._check_arguments(arguments)
+        self._check_arguments(arguments, StrategyArguments, ModelArguments)
         if optimizer is not None and (isinstance(optimizer, type) or not hasattr(optimizer, "param_groups")):
             raise TypeError(
                 f"optimizer must be None for Adam, or an optimizer of the network's parameters, as in "
@@ -200,17 +211,6 @@ class SubnetworkStrategy(ModelFirst):
         settings = {name: value for name, value in vars(self.method).items() if _tells(name, value)}
         shown = "".join(f"{name}={value!r}, " for name, value in settings.items())
         return f"{type(self).__name__}({shown}model={self.model!r})"
-
-    def _check_arguments(self, arguments: Mapping[str, Any]) -> None:
-        """Refuse unknown arguments before anything else is checked."""
-        taken = {*inspect.signature(type(self).__init__).parameters} - {"self", "arguments", "method", "default_lr"}
-        known = taken | {*StrategyArguments.__annotations__, *ModelArguments.__annotations__}
-        for name in arguments:
-            if name not in known:
-                close = difflib.get_close_matches(name, sorted(known), n=3)
-                meant = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it takes {sorted(known)}"
-                raise TypeError(f"{type(self).__name__} got an unexpected argument {name!r}; {meant}")
-        check_device(arguments.get("device", "cpu"))
 
 
 def _plugin_of(cls: type) -> list[type]:

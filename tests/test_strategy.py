@@ -10,7 +10,7 @@ import torch
 from torch.optim import LBFGS
 
 import avalanche_supermask
-from avalanche_supermask import CLNP, ExSSNeT, ImpressLearn, MaskedModel, SupSup
+from avalanche_supermask import CLNP, ExSSNeT, HopSupSup, ImpressLearn, MaskedModel, SupSup
 from avalanche_supermask.strategy import check_device
 from tests.streams import class_stream, inputs, mlp, outputs, train_all
 
@@ -34,6 +34,8 @@ def test_a_strategy_takes_what_its_plugin_takes(name):
         (ExSSNeT, {"train_epoch": 4, "weight_epochs": 2}, "ExSSNeT got .*'train_epoch'; did you mean 'train_epochs'"),
         (CLNP, {"per_tasks": "norm"}, r"CLNP got an unexpected argument 'per_tasks'"),
         (ImpressLearn, {"batch_size": 8}, r"ImpressLearn got an unexpected argument 'batch_size'"),
+        (HopSupSup, {"density": 0.1}, r"^HopSupSup got an unexpected argument 'density'; it takes \['cosine_schedule'"),
+        (HopSupSup, {"restart": 2}, r"^HopSupSup got an unexpected argument 'restart'; did you mean 'restarts'"),
         (SupSup, {"zzz": 1}, r"SupSup got an unexpected argument 'zzz'; it takes \['block', 'criterion'"),
     ],
 )

@@ -310,6 +310,7 @@ class HopSupSup(ModelFirst):
         seed: int | None = None,
         **arguments: Unpack[StrategyArguments],
     ) -> None:
+        self._check_arguments(arguments, StrategyArguments)
         masked = model if isinstance(model, UnitMaskedModel) else UnitMaskedModel(model, seed=seed)
         method = HopSupSupPlugin(**taken_by(HopSupSupPlugin, locals()))
         given: dict[str, Any] = dict(arguments)
