@@ -189,6 +189,7 @@ class SubnetworkStrategy(ModelFirst):
             model = MaskedModel(model, **{"init": _default_init(task_inference), **wrapping})
             model.scale_constants(method.densities(model))
             if optimizer is not None:
+                _check_optimizer(optimizer, original)
                 adopt_parameters(optimizer, model, original)
         if task_inference != "given":
             model.task_inference = task_inference
@@ -251,6 +252,16 @@ def check_device(device: str | torch.device) -> None:
         )
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {str(device)!r} is not there: this machine has {torch.cuda.device_count()} GPU(s)")
+
+
+def _check_optimizer(optimizer: Optimizer, net: nn.Module) -> None:
+    """Refuse an optimizer that was created for another network."""
+    of_network = {id(p) for p in net.parameters()}
+    if not any(id(p) in of_network for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError(
+            f"the {type(optimizer).__name__} has no parameter of the {type(net).__name__} that is passed as model; "
+            "create it with model.parameters()"
+        )
 
 
 def _check_wrapping(model: MaskedModel, wrapping: Mapping[str, Any]) -> None:

@@ -219,7 +219,7 @@ def protocol_of(config: Result) -> str:
     """Return the tasks, network, epochs and batch size as a line of text."""
     shape = config["network"]
     network = shape if isinstance(shape, str) else "-".join(str(width) for width in shape)
-    return f"{config['tasks']} tasks, {network}, {config['epochs']} epochs a task, batch {config['batch_size']}.\n"
+    return f"{config['tasks']} tasks, {network}, {config['epochs']} epochs per task, batch {config['batch_size']}.\n"
 
 
 def notes_of(name: str, cells: Sequence[Result]) -> str:
@@ -237,7 +237,7 @@ def _graceful(cells: Sequence[Result]) -> str:
     """Return the accuracy that pruning cost the tasks, on held-out training data; empty for other methods."""
     reports = [report for r in cells for report in (r.get("pruning") or {}).values()]
     lost = [report["accuracy_before"] - report["accuracy_after"] for report in reports]
-    return f"graceful forgetting {mean(lost):.4f} a task, at most {max(lost):.4f}, before fine-tuning" if lost else ""
+    return f"graceful forgetting {mean(lost):.4f} per task, at most {max(lost):.4f}, before fine-tuning" if lost else ""
 
 
 def _value(value: Any) -> str:

@@ -69,7 +69,7 @@ def markdown(
             parts += [f"### scenario: {scenario}\n", table(compared, naive=naive), ""]
             parts += [line for line in (_level_with_best(compared), _at_equal_bytes(compared)) if line]
     parts += [anchors] if anchors else []
-    machines = sorted({f"{r['machine']['processor']}, {r['machine']['threads']} thread a cell" for r in results})
+    machines = sorted({f"{r['machine']['processor']}, {r['machine']['threads']} thread per cell" for r in results})
     commits = sorted({r["commit"][:12] for r in results})
     parts.append(f"Machines: {'; '.join(machines)}. Commits: {', '.join(commits)}.\n")
     return "\n".join(parts)

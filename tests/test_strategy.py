@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from torch.optim import LBFGS
+from torch.optim import LBFGS, SGD
 
 import avalanche_supermask
 from avalanche_supermask import CLNP, ExSSNeT, HopSupSup, ImpressLearn, MaskedModel, SupSup
@@ -136,6 +136,16 @@ def test_what_is_no_optimizer_is_refused(optimizer):
         TypeError, match=r"optimizer must be None for Adam, or an optimizer of the network's parameters"
     ):
         SupSup(mlp(), optimizer=optimizer, train_epochs=1, evaluator=None)
+
+
+def test_an_optimizer_of_another_network_is_refused():
+    with pytest.raises(
+        ValueError, match=r"the SGD has no parameter of the Sequential .* create it with model.parameters"
+    ):
+        SupSup(mlp(), optimizer=SGD(mlp().parameters(), lr=0.1), evaluator=None)
+    net = mlp()
+    head = SupSup(net, optimizer=SGD(net[-1].parameters(), lr=0.1), evaluator=None, seed=0)  # some of them suffice
+    head.train(class_stream(1).train_stream[0])
 
 
 @pytest.mark.parametrize("cls", [SupSup, ExSSNeT, ImpressLearn, CLNP])

@@ -20,8 +20,13 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[str]:
 
     Yields:
         Path of the temporary file, which the block must write.
+
+    Raises:
+        FileNotFoundError: the folder of the target does not exist.
     """
     target = Path(path)
+    if not target.absolute().parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {target.parent} to write {target.name} into; create it first")
     temporary = target.absolute().with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         yield os.fspath(temporary)

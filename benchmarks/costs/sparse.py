@@ -130,7 +130,7 @@ def of_all_tasks(*, repeats: int, tasks: int = 10) -> float:
     return ratios([lambda: model(x)], lambda: [dense(x) for _ in range(tasks)], repeats)[0]
 
 
-def training(density: float, *, repeats: int, batches: int = 10) -> dict[str, float]:
+def training(density: float, *, repeats: int, batches: int = 20) -> dict[str, float]:
     """Return the times of trainings of the wide MLP as ratios to Avalanche's `Naive` with as many epochs.
 
     Each training is one call of ``strategy.train`` on one task with batches of 128, from its first step to the commit.

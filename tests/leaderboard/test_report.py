@@ -52,7 +52,7 @@ def test_what_pruning_and_the_last_mask_cost():
     cell = result(
         "clnp", pruning={"0": report, "1": {**report, "accuracy_after": 0.92}}, selection_bytes={"0": 9, "1": 7}
     )
-    assert "graceful forgetting 0.0200 a task, at most 0.0300, before fine-tuning" in table([cell])
+    assert "graceful forgetting 0.0200 per task, at most 0.0300, before fine-tuning" in table([cell])
     assert table([cell], columns=("method", "last mask")).splitlines()[2] == "| clnp | 7 |"
 
 

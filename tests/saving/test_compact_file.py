@@ -213,3 +213,11 @@ def test_a_file_of_an_earlier_version_answers_and_learns_on(tmp_path):
     strategy.train(class_stream(3).train_stream[2])
     assert torch.equal(outputs(model, inputs(), 0), before)
     save(model, tmp_path / "again.safetensors")
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    strategy = train_all(build("supsup", mlp()), class_stream(1))
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no folder .*missing to write model.safetensors into; create"
+    ):
+        save(strategy.model, tmp_path / "missing" / "model.safetensors")
