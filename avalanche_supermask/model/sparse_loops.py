@@ -25,7 +25,7 @@ import numpy as np
 __all__ = ["compiled", "in_parallel", "installed"]
 
 WIDTH = 128  # samples per block: 1 MB for 2,000 inputs, and long enough for vector instructions
-SMALL = 2_000_000  # with fewer multiplications, a second thread costs more time than it saves
+SMALL = 8_000_000  # with fewer multiplications, a second thread costs more time than it saves
 
 Loops = tuple[Callable[..., None], Callable[..., None]]
 
