@@ -3,6 +3,10 @@
 A strategy takes the arguments of its plugin, and a plugin takes those of its base class. Each class lists them in its
 signature, so that editors and ``help()`` show them. Each argument is described in the docstring of the class that uses
 it, and the description is copied from there into the docstrings of the classes that only pass the argument on.
+
+The signatures themselves are repeated on purpose. Python has no type for "the keyword-only arguments of that function,
+and some more" that keeps the defaults: ``Unpack`` of a typed dictionary drops them from what editors show. A test
+compares names, types and defaults, so that two lists of the same arguments cannot differ.
 """
 
 from __future__ import annotations
