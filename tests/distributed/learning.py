@@ -7,7 +7,7 @@ from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.training.plugins import EvaluationPlugin
 from torch.optim import SGD
 
-from avalanche_supermask import CachedTensors, supermask_metrics
+from avalanche_supermask import CachedTensors, RestoreBest, supermask_metrics
 from avalanche_supermask.distributed.digests import digest
 from tests.building import build
 from tests.streams import NETWORKS, class_stream, inputs, outputs
@@ -17,6 +17,7 @@ OPTIONS = {
     "exssnet": {},
     "exssnet+kkt": {"kkt": "knn_all", "kkt_neighbours": 5, "kkt_share": 1.0},
     "exssnet+norm": {"per_task": "norm"},
+    "exssnet+best": {"train_epochs": 4, "weight_epochs": 2},  # with RestoreBest
     "clnp": {"finetune_epochs": 1, "train_epochs": 3},
     "clnp+search": {"l1_search": (1e-4, 1e-2)},
     "impresslearn": {},
@@ -38,7 +39,8 @@ def evaluator():
 def strategy_of(name, network, **options):
     torch.manual_seed(0)
     method = name.partition("+")[0]
-    settings = {"seed": None, "plugins": [CachedTensors()], **OPTIONS.get(name, {}), **options}
+    best = [RestoreBest(share=0.2)] if name.endswith("+best") else []
+    settings = {"seed": None, "plugins": [*best, CachedTensors()], **OPTIONS.get(name, {}), **options}
     return build(method, NETWORKS[network](), **settings)
 
 
