@@ -28,8 +28,8 @@ MAY_IMPORT = {
     "masks": {"bits"},
     "data": {"distributed", "lasting", "nested"},
     "model": {
-        "bits", "effective", "lasting", "functional", "loops", "named_tensors", "selection", "inference", "logits",
-        "nested",
+        "bits", "distributed", "effective", "lasting", "functional", "loops", "named_tensors", "selection", "inference",
+        "logits", "nested",
     },
     "learning_rates": {"functional", "model"},
     "experience_labels": set(),

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from avalanche_supermask.distributed import in_group
 from avalanche_supermask.model.cache import TaskTensors
 from avalanche_supermask.model.sparse_kernels import CSR, complaint, kernels
 from avalanche_supermask.model.sparse_places import is_thin, sparse_places, with_sparse
@@ -118,6 +119,8 @@ class Executor:
             if is_autocast() or complaint(some.device, some.dtype) is not None:
                 return NONE
             name = batch_class(arguments)
+            if name not in choices and in_group():
+                return NONE  # timings differ between the processes, which must hold the same choices
             if name not in choices:
                 found = chosen(self.places(net, list(masked)), dense(), call)
                 choices.setdefault(name, [kernels(), *sorted(found)])  # another thread may have stored a choice

@@ -9,6 +9,7 @@ from torch.optim import SGD
 
 from avalanche_supermask import CachedTensors, RestoreBest, supermask_metrics
 from avalanche_supermask.distributed.digests import digest
+from avalanche_supermask.model import sparse_training
 from tests.building import build
 from tests.streams import NETWORKS, class_stream, inputs, outputs
 
@@ -18,6 +19,7 @@ OPTIONS = {
     "exssnet+kkt": {"kkt": "knn_all", "kkt_neighbours": 5, "kkt_share": 1.0},
     "exssnet+norm": {"per_task": "norm"},
     "exssnet+best": {"train_epochs": 4, "weight_epochs": 2},  # with RestoreBest
+    "exssnet+sparse": {"train_epochs": 4, "weight_epochs": 2},  # the weights of linear layers train in sparse form
     "clnp": {"finetune_epochs": 1, "train_epochs": 3},
     "clnp+search": {"l1_search": (1e-4, 1e-2)},
     "impresslearn": {},
@@ -41,7 +43,11 @@ def strategy_of(name, network, **options):
     method = name.partition("+")[0]
     best = [RestoreBest(share=0.2)] if name.endswith("+best") else []
     settings = {"seed": None, "plugins": [*best, CachedTensors()], **OPTIONS.get(name, {}), **options}
-    return build(method, NETWORKS[network](), **settings)
+    made = build(method, NETWORKS[network](), **settings)
+    if name.endswith("+sparse"):
+        sparse_training.SMALLEST, sparse_training.DENSEST = 1, 1.0
+        made.model.execution = "auto"
+    return made
 
 
 def learn(rank, name, network, options=None, n_tasks=3, **stream):
