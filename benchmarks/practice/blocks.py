@@ -8,6 +8,7 @@ These numbers are not used to choose settings: every block and density is report
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import sys
 from pathlib import Path
@@ -35,6 +36,8 @@ def accuracy(density: float, block: tuple[int, int] | None, seed: int, *, epochs
     )  # fmt: skip
     strategy.train(stream.train_stream[0])
     (found,) = strategy.eval(stream.test_stream[:1]).values()
+    del strategy, stream
+    gc.collect()  # strategy and evaluator refer to each other, and the tensors of a stream take gigabytes
     return float(found)
 
 
