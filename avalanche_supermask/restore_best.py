@@ -14,14 +14,11 @@ from avalanche.core import SupervisedPlugin
 from avalanche.models.utils import avalanche_forward
 from torch import Tensor
 
-from avalanche_supermask import nested
-from avalanche_supermask.data.cached import load_tensors
+from avalanche_supermask.data.held_out import held_out_batches, hold_out
 from avalanche_supermask.distributed import told
 from avalanche_supermask.plugin import Phase, SubnetworkPlugin, masked_model
 
 __all__ = ["RestoreBest"]
-
-BATCH = 1024  # samples of a batch of held-out data
 
 
 class RestoreBest(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
@@ -78,10 +75,10 @@ class RestoreBest(SupervisedPlugin, supports_distributed=True):  # type: ignore[
                 f"share={self.share} of {len(dataset)} training samples is {cut}: expected at least one sample to hold "
                 "out and one to learn from; choose another share"
             )
-        generator = torch.Generator().manual_seed(self.seed + strategy.experience.current_experience)
-        order = torch.randperm(len(dataset), generator=generator).tolist()
-        self._held_out = load_tensors(dataset.eval().subset(order[:cut]), strategy.device)
-        strategy.adapted_dataset = dataset.subset(order[cut:])
+        seed = self.seed + strategy.experience.current_experience
+        self._held_out, strategy.adapted_dataset = hold_out(
+            dataset, share=self.share, seed=seed, device=strategy.device
+        )
         self.losses, self.kept = [], {}
         self._begin(None)
 
@@ -128,12 +125,11 @@ class RestoreBest(SupervisedPlugin, supports_distributed=True):  # type: ignore[
     @torch.no_grad()
     def _loss(self, strategy: Any) -> float:
         """Return the criterion's mean over the held-out data, without the losses that plugins add."""
-        model, data, total, samples = strategy.model, self._held_out, 0.0, 0
+        model, total, samples = strategy.model, 0.0, 0
         was_training = model.training
         model.eval()
         try:
-            columns = (nested.split(column, BATCH) for column in (data[0], data[1], data[-1]))
-            for x, y, task_labels in zip(*columns, strict=True):
+            for x, y, task_labels in held_out_batches(self._held_out):
                 loss = strategy._criterion(avalanche_forward(model, x, task_labels), y)
                 total, samples = total + float(loss) * len(task_labels), samples + len(task_labels)
         finally:

@@ -18,7 +18,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche_supermask import CachedTensors, MaskedModel, methods, supermask_metrics
 from benchmarks.lib.provenance import provenance
 from benchmarks.lib.streams import build_stream, stream_of, with_validation
-from leaderboard.methods import Setup, build_strategy, import_path, parse_row, protocol, rows
+from leaderboard.methods import Setup, build_strategy, parse_row, protocol, rows
 from leaderboard.resources import free_share, mask_overlap, peak_memory_bytes
 from leaderboard.scores import summarise
 from leaderboard.storage_bytes import kept_bytes
@@ -59,7 +59,7 @@ class Cell:
     def arguments(self, device: str) -> list[str]:
         """Return the arguments of the command that runs this cell alone."""
         words = ["run", "--streams", self.stream, "--methods", self.method, "--seeds", str(self.seed)]
-        source = import_path(parse_row(self.method)[0])
+        source = rows()[parse_row(self.method)[0]].imported_from
         words += ["--import", source] if source else []
         words += ["--epochs", str(self.epochs)] if self.epochs else []
         words += ["--tasks", str(self.tasks)] if self.tasks else []

@@ -25,7 +25,7 @@ from benchmarks.lib.networks import MultiHead, Separate
 from benchmarks.lib.streams import Stream, stream_of
 from leaderboard.baselines import CorrectedMAS, CorrectedPackNet, CorrectedSI
 
-__all__ = ["Row", "Setup", "add_row", "build_strategy", "import_path", "parse_row", "protocol", "rows"]
+__all__ = ["Row", "Setup", "add_row", "build_strategy", "parse_row", "protocol", "rows"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Row:
         task_labels: whether the method needs the stream's task labels, also at evaluation.
         whole_stream: whether the search uses all tasks of a stream. A strength that suits a few tasks can diverge on
             many, and the first tasks of impresslearn contain no mixture.
+        imported_from: value of ``--import`` that the row needs; empty for a method of this package or of the
+            leaderboard.
     """
 
     build: Callable[[Setup], SupervisedTemplate]
@@ -65,6 +67,7 @@ class Row:
     note: str = ""
     task_labels: bool = False
     whole_stream: bool = False
+    imported_from: str = ""
 
 
 # An optimizer and its learning rate are one axis, because a good learning rate depends on the optimizer.
@@ -290,7 +293,6 @@ _OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 _GUESTS: dict[str, Row] = {}
-_IMPORTED_FROM: dict[str, str] = {}  # guest -> import path
 
 
 def add_row(name: str, strategy: Callable[..., SupervisedTemplate]) -> None:
@@ -301,23 +303,14 @@ def add_row(name: str, strategy: Callable[..., SupervisedTemplate]) -> None:
     """
     if name in rows():
         raise ValueError(f"the row {name!r} is taken; give the class another name")
-    _GUESTS[name] = Row(lambda setup: _plain(setup, [], strategy), BASE, BASE_AXES)
-    _IMPORTED_FROM[name] = f"{strategy.__module__}:{strategy.__qualname__}"
+    path = f"{strategy.__module__}:{strategy.__qualname__}"
+    _GUESTS[name] = Row(lambda setup: _plain(setup, [], strategy), BASE, BASE_AXES, imported_from=path)
 
 
-def import_path(method: str) -> str | None:
-    """Return the value of ``--import`` that a row needs; None for a method of this package or of the leaderboard.
-
-    Example:
-        >>> import_path("exssnet") is None
-        True
-    """
-    if method in _ROWS:
-        return None
-    if method in _IMPORTED_FROM:
-        return _IMPORTED_FROM[method]
-    module: str = methods()[method].__module__
-    return None if module.startswith(f"{avalanche_supermask.__name__}.") else module
+def _module_of(strategy: Callable[..., Any]) -> str:
+    """Return the module of a registered method; an empty string for those of this package."""
+    module = strategy.__module__
+    return "" if module.startswith(f"{avalanche_supermask.__name__}.") else module
 
 
 def _axes_of(strategy: Callable[..., Any]) -> Mapping[str, tuple[Any, ...]]:
@@ -338,7 +331,13 @@ def _needs_labels(strategy: Any) -> bool:
 def rows() -> dict[str, Row]:
     """Return all rows: those defined above, added ones, and every other registered method with its own defaults."""
     others = {
-        name: Row(_subnetwork(name), {}, _axes_of(strategy), task_labels=_needs_labels(strategy))
+        name: Row(
+            _subnetwork(name),
+            {},
+            _axes_of(strategy),
+            task_labels=_needs_labels(strategy),
+            imported_from=_module_of(strategy),
+        )
         for name, strategy in methods().items()
         if name not in _ROWS
     }

@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "strategy_batch": set(),
     "metrics": {"model", "data", "logits", "nested", "distributed", "strategy_batch"},
     "saving": {"model", "bits", "distributed", "functional", "named_tensors"},
-    "restore_best": {"data", "distributed", "nested", "plugin"},
+    "restore_best": {"data", "distributed", "plugin"},
     "plots": {"model"},
     "__main__": {"saving"},
     "pretrained": {"model", "text"},

@@ -43,8 +43,8 @@ from avalanche_supermask.model.network_call import NetworkCall
 from avalanche_supermask.model.parameter_kinds import padding_rows
 from avalanche_supermask.model.repeated_calls import MISSED, RepeatedCalls
 from avalanche_supermask.model.routing import Router, forward_mixed
-from avalanche_supermask.model.sparse_places import make_sparse, with_sparse
-from avalanche_supermask.model.sparse_training import trainable_places, worth_training
+from avalanche_supermask.model.sparse_places import linear_places, make_sparse, with_sparse
+from avalanche_supermask.model.sparse_training import worth_training
 from avalanche_supermask.model.subnetworks import LayerCapacity, Subnetworks, Task
 from avalanche_supermask.model.superposition import Superposition
 from avalanche_supermask.model.tensor_roles import (
@@ -699,7 +699,7 @@ class MaskedModel(MultiTaskModule):
         compiled = self._compiled_call_impl is not None or self.net._compiled_call_impl is not None
         if self.execution == "dense" or compiled or len(self.subnetworks.base):
             return frozenset()
-        served = trainable_places(self.net, frozenset(mask))
+        served = linear_places(self.net) & mask.keys()
         return frozenset(name for name in served if worth_training(mask[name]))
 
     @torch.no_grad()

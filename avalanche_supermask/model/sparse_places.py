@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from avalanche_supermask.model.sparse_kernels import CSR, complaint
 from avalanche_supermask.model.sparse_weight import SparseWeight
 
-__all__ = ["is_thin", "make_sparse", "sparse_places", "with_sparse"]
+__all__ = ["is_thin", "linear_places", "make_sparse", "sparse_places", "with_sparse"]
 
 
 def sparse_places(net: nn.Module) -> frozenset[str]:
@@ -27,6 +27,18 @@ def sparse_places(net: nn.Module) -> frozenset[str]:
         for leaf, p in module.named_parameters(recurse=False):
             weights.setdefault(id(p), []).append(_is_sparse_place(module, leaf))
     return frozenset(name for name, p in net.named_parameters() if all(weights[id(p)]))
+
+
+def linear_places(net: nn.Module) -> frozenset[str]:
+    """Names of the parameters of `sparse_places` that are weights of linear layers.
+
+    Example:
+        >>> sorted(linear_places(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))))
+        ['2.weight']
+    """
+    linear = {id(module.weight) for module in net.modules() if isinstance(module, nn.Linear)}
+    places = sparse_places(net)
+    return frozenset(name for name, p in net.named_parameters() if name in places and id(p) in linear)
 
 
 def _is_sparse_place(module: nn.Module, leaf: str) -> bool:

@@ -16,26 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from avalanche_supermask.functional import entries_weight
 from avalanche_supermask.loops import jit
 from avalanche_supermask.model import sparse_kernels, sparse_loops
 from avalanche_supermask.model.sparse_kernels import CSR, complaint
 
-__all__ = ["TrainedCSR", "trainable_places", "worth_training"]
+__all__ = ["TrainedCSR", "worth_training"]
 
 DENSEST = 0.1  # with a larger share of kept entries, the dense layer was faster for some networks
 SMALLEST = 2**15  # entries of a layer; smaller dense layers were faster
-
-
-def trainable_places(net: nn.Module, names: frozenset[str]) -> frozenset[str]:
-    """The names that are weights of linear layers; attention projections and convolutions are not served."""
-    linear = {id(module.weight) for module in net.modules() if isinstance(module, nn.Linear)}
-    other = {
-        id(p) for module in net.modules() if not isinstance(module, nn.Linear) for p in module.parameters(recurse=False)
-    }
-    return frozenset(name for name, p in net.named_parameters() if name in names and id(p) in linear - other)
 
 
 def worth_training(mask: Tensor) -> bool:
@@ -82,9 +73,9 @@ class TrainedCSR(CSR):
         return out
 
     @torch.no_grad()
-    def fill(self, trained: Tensor) -> None:
+    def fill(self) -> None:
         """Write the trained values into the matrix."""
-        self.values.index_copy_(0, self._into, trained.detach()[: len(self._into)])
+        self.values.index_copy_(0, self._into, self.trained.detach()[: len(self._into)])
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         """``grad @ W`` for ``grad`` of shape ``(batch, outputs)``."""
@@ -109,16 +100,15 @@ class _TrainedLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, trained: Tensor, weight: TrainedCSR) -> Tensor:
         ctx.weight = weight
         ctx.save_for_backward(x, trained)  # PyTorch raises an error if one of them changes before the backward pass
-        weight.fill(trained)
+        weight.fill()
         return sparse_kernels.linear(x, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, trained = ctx.saved_tensors
+        x, _ = ctx.saved_tensors  # since the forward pass nothing has changed, so the matrix is still filled
         weight: TrainedCSR = ctx.weight
         grad = grads[0].reshape(-1, grads[0].shape[-1]).contiguous()
-        weight.fill(trained)
         to_x = weight.input_gradient(grad).reshape(x.shape) if ctx.needs_input_grad[0] else None
         to_bias = grad.sum(dim=0) if ctx.needs_input_grad[1] else None
         flat = x.detach().reshape(-1, x.shape[-1])

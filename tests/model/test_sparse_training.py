@@ -11,7 +11,8 @@ from torch.optim import SGD
 from avalanche_supermask import CachedTensors, ExSSNeT, MaskedModel
 from avalanche_supermask.functional import entries_weight
 from avalanche_supermask.model import sparse_training
-from avalanche_supermask.model.sparse_training import TrainedCSR, trainable_places, worth_training
+from avalanche_supermask.model.sparse_places import linear_places
+from avalanche_supermask.model.sparse_training import TrainedCSR, worth_training
 from avalanche_supermask.model.sparse_weight import SparseWeight
 from tests.building import NETWORKS, build
 from tests.streams import class_stream, inputs, outputs, train_all
@@ -271,8 +272,7 @@ def test_places_are_weights_of_linear_layers_only():
         }
     )  # fmt: skip
     net["tied"].weight = net["embedding"].weight
-    names = frozenset(name for name, _ in net.named_parameters())
-    assert trainable_places(net, names) == {"linear.weight", "attention.out_proj.weight"}
+    assert linear_places(net) == {"linear.weight", "attention.out_proj.weight"}
 
 
 def test_a_step_of_plain_sgd_is_the_dense_one(always):

@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from avalanche_supermask import nested
+from avalanche_supermask.data.held_out import held_out_batches
 from avalanche_supermask.logits import class_dimension
 from avalanche_supermask.model.masked_model import MaskedModel
 
-__all__ = ["BATCH", "Found", "found_on", "quality"]
-
-BATCH = 1024  # samples of a batch of held-out data
+__all__ = ["Found", "found_on", "quality"]
 
 
 class Found(NamedTuple):
@@ -40,9 +38,8 @@ def found_on(model: MaskedModel, data: Sequence[Any], criterion: Callable[[Any, 
         data: columns ``[inputs, targets, ..., task labels]``; inputs and targets may have any structure.
         criterion: the strategy's criterion, a function that returns the loss of outputs and targets.
     """
-    inputs, targets, labels = (nested.split(column, BATCH) for column in (data[0], data[1], data[-1]))
     right, counted, loss, samples, classes = 0, 0, 0.0, 0, True
-    for x, y, t in zip(inputs, targets, labels, strict=True):
+    for x, y, t in held_out_batches(data):
         output = model(x, t)
         loss += float(criterion(output, y)) * len(t)
         samples += len(t)

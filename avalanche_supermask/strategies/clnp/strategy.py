@@ -45,6 +45,7 @@ from typing_extensions import Unpack
 
 from avalanche_supermask import nested
 from avalanche_supermask.data.cached import load_tensors
+from avalanche_supermask.data.held_out import BATCH, hold_out
 from avalanche_supermask.distributed import agreed
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.tensor_roles import Frozen
@@ -61,7 +62,7 @@ from avalanche_supermask.strategies.clnp.pruning import (
     prune,
     strength_that_claims_least,
 )
-from avalanche_supermask.strategies.clnp.quality import BATCH, Found, found_on, quality
+from avalanche_supermask.strategies.clnp.quality import Found, found_on, quality
 from avalanche_supermask.strategies.clnp.unit_owners import Reads, UnitOwners
 from avalanche_supermask.strategies.short_training import train_copy
 from avalanche_supermask.strategy import StrategyArguments, SubnetworkStrategy
@@ -196,13 +197,13 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         """Remove the held-out share from the training data, before a loader is made from them."""
         dataset = strategy.adapted_dataset
         seed = getattr(strategy.model, "seed", 0) + strategy.experience.current_experience
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
-        cut = round(self.validation_share * len(dataset))
-        self._held_out = load_tensors(dataset.eval().subset(order[:cut] or order), strategy.device)
+        self._held_out, self._trained_on = hold_out(
+            dataset, share=self.validation_share, seed=seed, device=strategy.device
+        )
         self._criterion = strategy._criterion
-        batches = math.ceil((len(dataset) - cut) / strategy.train_mb_size)
+        batches = math.ceil(len(self._trained_on) / strategy.train_mb_size)
         self._chosen_rate = dense_rate(batches * strategy.train_epochs)
-        strategy.adapted_dataset = self._trained_on = dataset.subset(order[cut:])
+        strategy.adapted_dataset = self._trained_on
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Find the network's units at the first task; check that there are free units."""

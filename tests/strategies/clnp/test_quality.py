@@ -12,7 +12,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from avalanche_supermask import CLNP, MaskedModel
-from avalanche_supermask.strategies.clnp.quality import BATCH, Found, found_on, quality
+from avalanche_supermask.data.held_out import BATCH
+from avalanche_supermask.strategies.clnp.quality import Found, found_on, quality
 
 DIGITS = load_digits()
 X, NUMBER = torch.tensor(DIGITS.data).float() / 16, torch.tensor(DIGITS.target)
