@@ -2,7 +2,8 @@
 
 The table has one row for each layer and each group of up to sixteen masks. The codes of all layers are concatenated and
 include the row. So a step needs the same few operators for any number of layers. Every step writes to the same
-addresses, which CUDA graphs require. The results equal those of `weighted_sums.combine` bit for bit.
+addresses, so a GPU repeats most of these operators by one launch (see `replay`). The mixtures equal those of
+`weighted_sums.combine` bit for bit, and the gradients up to the order of their sums.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from avalanche_supermask.replay import Replay
+
 __all__ = ["LARGEST", "OneTable"]
 
 LARGEST = 2**24  # greatest number of values in a table; if more are needed, each layer has its own table
+_LANES, _ALL_LANES = 64, 2**23  # greatest number of sums per code, and of all sums
 
 
 class OneTable:
@@ -77,15 +81,24 @@ class OneTable:
         self._views = [
             part.view(*shape) for part, shape in zip(self._flat.split(entries), shapes, strict=True)
         ]  # views for the weights, and later for their gradients
-        self._sums = torch.empty_like(table)
-        self._flat_sums = self._sums.view(-1)
+        # A GPU adds numbers to one sum one after another, and a fifth of all entries is in no mask. Therefore there are
+        # several sums for each code; successive entries are added to different ones.
+        lanes = 1
+        while lanes < _LANES and 2 * lanes * table.numel() <= _ALL_LANES:
+            lanes *= 2
+        lane = torch.arange(sum(entries), dtype=torch.int32, device=device) % lanes
+        self._places = [codes * lanes + lane for codes in self._codes]
         low = self.bits // 2
-        self._square = self._sums.view(len(source), 1 << (self.bits - low), 1 << low)
+        self._sums = torch.empty(table.numel() * lanes, dtype=dtype, device=device)
+        self._square = self._sums.view(len(source), 1 << (self.bits - low), 1 << low, lanes)
         self._has = [
             torch.arange(1 << some)[:, None].bitwise_right_shift(torch.arange(some)).bitwise_and(1).to(device, dtype)
             for some in (low, self.bits - low)
         ]
         self._zero = torch.zeros(1, dtype=dtype, device=device)
+        self._found = torch.empty(self.vectors * n + 1, dtype=dtype, device=device)
+        self._looked_up = Replay(self._look_up, entries=sum(entries))
+        self._added_up = Replay(self._add_up, entries=sum(entries))
 
     def weights(self, coefficients: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
         """Effective weights of the layers.
@@ -94,6 +107,11 @@ class OneTable:
             coefficients: the coefficient vectors.
             weights: weights of the layers.
         """
+        self._looked_up(*coefficients)
+        return list(torch._foreach_mul(self._views, list(weights)))
+
+    def _look_up(self, *coefficients: Tensor) -> None:
+        """Write the sum of coefficients of each entry to the views."""
         by_bit = torch.cat([*coefficients, self._zero]).index_select(0, self._by_bit)
         for a, (low, high) in zip(by_bit.view(self.bits, -1, 1).unbind(), self._halves, strict=True):
             torch.add(low, a, out=high)
@@ -101,7 +119,6 @@ class OneTable:
         torch.index_select(self._flat_table, 0, first, out=self._flat)
         for codes in others:
             self._flat.add_(self._flat_table.index_select(0, codes))
-        return list(torch._foreach_mul(self._views, list(weights)))
 
     def gradients(self, grads: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Gradients of the coefficient vectors.
@@ -110,11 +127,16 @@ class OneTable:
             grads: gradients of the effective weights.
             weights: weights of the layers.
         """
-        torch._foreach_copy_(self._views, torch._foreach_mul(list(grads), list(weights)))
-        self._flat_sums.zero_()
-        for codes in self._codes:
-            self._flat_sums.index_add_(0, codes, self._flat)
-        sides = [self._square.sum(1), self._square.sum(2)]
+        torch._foreach_copy_(self._views, list(grads))
+        self._added_up(*weights)
+        return self._found[:-1].clone().view(self.vectors, self.n).unbind()
+
+    def _add_up(self, *weights: Tensor) -> None:
+        """Multiply the gradients in the views by the weights, and add the products up for each coefficient."""
+        torch._foreach_mul_(self._views, list(weights))
+        self._sums.zero_()
+        for places in self._places:
+            self._sums.index_add_(0, places, self._flat)
+        sides = [self._square.sum((1, 3)), self._square.sum((2, 3))]
         by_row = torch.cat([(s.unsqueeze(2) * has).sum(1) for s, has in zip(sides, self._has, strict=True)], dim=1)
-        found = self._flat.new_zeros(self.vectors * self.n + 1).index_add_(0, self._by_row, by_row.view(-1))
-        return found[:-1].view(self.vectors, self.n).unbind()
+        self._found.zero_().index_add_(0, self._by_row, by_row.view(-1))

@@ -127,8 +127,11 @@ class _TopKWeights(torch.autograd.Function):
         weights_learn = any(ctx.needs_input_grad[3 + n :])
         by_lists = _by_lists(tensors)
         ctx.passes = None if by_lists else _passes(tensors)
+        ctx.at_once, ctx.call = None, 0
         if by_lists:
-            masks = _at_once(chooser, scores, weights, keeps)
+            ctx.at_once = _at_once(chooser, scores, weights, keeps)
+            masks = ctx.at_once(scores, weights)
+            ctx.call = ctx.at_once.calls
             found = list(torch._foreach_mul(weights, masks))
             if weights_learn:  # the next step overwrites these masks
                 masks = list(torch._foreach_mul(masks, 1))
@@ -154,14 +157,21 @@ class _TopKWeights(torch.autograd.Function):
         come = [i for i, grad in enumerate(grads) if grad is not None]
         learning = [i for i in come if need_scores[i]]
         if learning:
-            grad, weight, score = ([group[i] for i in learning] for group in (grads, weights, scores))
-            for i, found in zip(learning, _scores_gradients(ctx.passes, grad, weight, score), strict=True):
-                to_scores[i] = found
+            products: Sequence[Tensor]
+            if ctx.at_once is not None and ctx.call == ctx.at_once.calls and not torch.is_grad_enabled():
+                # No later call has overwritten W * sign(S).
+                signed = ctx.at_once.signed
+                products = torch._foreach_mul([grads[i] for i in learning], [signed[i] for i in learning])
+            else:
+                grad, weight, score = ([group[i] for i in learning] for group in (grads, weights, scores))
+                products = _scores_gradients(ctx.passes, grad, weight, score)
+            for i, product in zip(learning, products, strict=True):
+                to_scores[i] = product
         learning = [i for i in come if need_weights[i]]
         if learning:
             grad, mask = ([group[i] for i in learning] for group in (grads, masks))
-            for i, found in zip(learning, torch._foreach_mul(grad, mask), strict=True):
-                to_weights[i] = found
+            for i, product in zip(learning, torch._foreach_mul(grad, mask), strict=True):
+                to_weights[i] = product
         return None, None, None, *to_scores, *to_weights
 
 
@@ -192,13 +202,11 @@ def _by_lists(tensors: Sequence[Tensor]) -> bool:
     return first.device.type != "cpu" and alike and first.dtype != torch.float64
 
 
-def _at_once(
-    chooser: Chooser, scores: Sequence[Tensor], weights: Sequence[Tensor], keeps: Sequence[int]
-) -> list[Tensor]:
+def _at_once(chooser: Chooser, scores: Sequence[Tensor], weights: Sequence[Tensor], keeps: Sequence[int]) -> TopKAtOnce:
     if chooser.at_once is None or not chooser.at_once.serves(scores, keeps, weights[0].dtype):
         shapes = [score.shape for score in scores]
         chooser.at_once = TopKAtOnce(shapes, keeps, scores[0].device, weights[0].dtype)
-    return chooser.at_once(scores)
+    return chooser.at_once
 
 
 def _passes(tensors: Sequence[Tensor]) -> Passes | None:
@@ -266,7 +274,7 @@ def _kth(values: Any, k: int) -> Any:
 
 def _scores_gradients(
     passes: Passes | None, grads: list[Tensor], weights: list[Tensor], scores: list[Tensor]
-) -> list[Tensor]:
+) -> Sequence[Tensor]:
     """Return ``dL/dW_eff * W * sign(S)`` of some layers."""
     if passes is None or torch.is_grad_enabled() or not plain(grads):
         products = torch._foreach_mul(grads, weights)

@@ -102,9 +102,12 @@ def test_one_sort_of_many_layers_is_exact_in_any_type(dtype, monkeypatch):
     keeps = [100, 7, 60, 1, 1199, 2]
     choose = one_sort.TopKAtOnce([s.shape for s in scores], keeps, torch.device("cpu"), dtype)
     assert len(choose._groups) > 1
-    for mask, s, keep in zip(choose(scores), scores, keeps, strict=True):
+    weights = [torch.randn(s.shape).to(dtype) for s in scores]
+    for mask, s, keep in zip(choose(scores, weights), scores, keeps, strict=True):
         assert mask.dtype == dtype
         assert torch.equal(mask.bool(), top_k_mask(s, keep))
+    for signed, s, w in zip(choose.signed, scores, weights, strict=True):
+        assert torch.equal(signed, w * s.sign())
 
 
 @pytest.mark.parametrize("way", ["lists", "compiled"], indirect=True)
