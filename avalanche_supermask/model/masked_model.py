@@ -485,8 +485,7 @@ class MaskedModel(MultiTaskModule):
 
     def _live_weights(self) -> dict[str, Tensor]:
         """The trainable copies of the masked weights; empty in a phase in which none of their entries learn."""
-        names = self.masked_names if len(self.subnetworks.trainable) else []
-        return self.call.own(self.net, names)
+        return self.call.own(self.net, self.masked_names) if len(self.subnetworks.trainable) else {}
 
     def _call_task(self, tensors: TaskTensors, arguments: Arguments) -> Any:
         return self.call(self.net, tensors.for_call(training=self.training), *arguments)

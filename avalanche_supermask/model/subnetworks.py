@@ -271,14 +271,21 @@ class Subnetworks(nn.Module):
         mask = {name: self.select.mask(name, scores) for name, scores in self.scores.items()}
         return {**mask, **{name: self._marked(name, mask[name], True) for name in self._brought}}
 
-    # The exact top-k stays outside the compiler; only the network is compiled.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def current_weights(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Effective weights of the task being learned, differentiable by the trainable tensors.
 
         Args:
             live: the trainable copy of each weight, by name.
         """
+        # The exact top-k stays outside the compiler; only the network is compiled. Outside of it, leaving the compiler
+        # would take as long as an operator.
+        return self._uncompiled(live) if torch.compiler.is_compiling() else self._current_weights(live)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _uncompiled(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self._current_weights(live)
+
+    def _current_weights(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self.phase == "scores" and self.select is not None:
             weights = self._learning_weights(live) if len(self.trainable) else dict(self.frozen.items())
             if len(self.base):
