@@ -13,9 +13,10 @@ from avalanche_supermask import CachedTensors, ExSSNeT, MaskedModel, SupSup, met
 from avalanche_supermask import load as load_compact
 from avalanche_supermask import save as save_compact
 from avalanche_supermask.functional import top_k_mask
+from avalanche_supermask.replay import Replay
 from avalanche_supermask.selection import selection
-from tests.building import METHODS, PAIRS, build
-from tests.streams import NETWORKS, class_stream, inputs, lenet, mlp, outputs, train_all
+from tests.building import METHODS, NETWORKS, PAIRS, build
+from tests.streams import class_stream, inputs, lenet, mlp, outputs, train_all
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
@@ -173,3 +174,68 @@ def test_a_captured_step_goes_on_as_an_ordinary_one(phase):
         graph.replay()
     for a, b in zip(ordinary, captured, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("inference", ["oneshot", "entropy_descent"])
+def test_recurrent_layers_can_be_differentiated_in_evaluation_mode(inference):
+    method = "impresslearn" if inference == "entropy_descent" else "supsup"
+    model = train_all(build(method, NETWORKS["lstm"](), device=GPU), class_stream(3)).model.eval()
+    model.task_inference = inference
+    with torch.no_grad():
+        assert model(inputs().to(GPU)).isfinite().all()
+
+
+class TestReplay:
+    def test_a_recording_gives_what_the_function_gives(self):
+        total = torch.zeros(3, device=GPU)
+        calls = []
+
+        def add(tensor):
+            calls.append(tensor)
+            total.add_(tensor)
+
+        replay, one, two = Replay(add, entries=3), torch.ones(3, device=GPU), torch.full((3,), 2.0, device=GPU)
+        for _ in range(5):
+            replay(one)
+        assert total.tolist() == [5, 5, 5]
+        assert len(calls) == 3  # Two calls, and the recording.
+        one.fill_(10)
+        replay(one)
+        assert total.tolist() == [15, 15, 15]
+        replay(two)  # other addresses
+        replay(one)
+        assert total.tolist() == [27, 27, 27]
+
+    def test_arguments_that_move_again_and_again_are_recorded_a_few_times_at_most(self):
+        total = torch.zeros(3, device=GPU)
+        replay = Replay(total.add_, entries=3)
+        for value in range(1, 21):
+            moved = torch.full((3,), float(value), device=GPU)
+            for _ in range(3):
+                replay(moved)
+        assert total.tolist() == [3 * sum(range(1, 21))] * 3
+        assert replay.recordings_left == 0
+
+    def test_a_function_that_reads_from_the_device_runs_as_usual(self):
+        total = torch.zeros(3, device=GPU)
+        replay = Replay(lambda tensor: total.add_(float(tensor.sum())), entries=3)
+        for _ in range(4):
+            replay(torch.ones(3, device=GPU).add_(0))
+            torch.cuda.synchronize()
+        one = torch.ones(3, device=GPU)
+        for _ in range(4):
+            replay(one)
+        assert total.tolist() == [24, 24, 24]
+        assert replay.recordings_left == 0
+
+
+def test_recorded_and_usual_steps_learn_the_same(monkeypatch):
+    def learned(entries):
+        monkeypatch.setattr("avalanche_supermask.replay.MOST_ENTRIES", entries)
+        strategy = SupSup(mlp(), density=0.3, train_epochs=3, device=GPU, evaluator=None, seed=0)
+        train_all(strategy, class_stream(2))
+        return [strategy.model.subnetworks.task_mask(task) for task in (0, 1)]
+
+    for usual, recorded in zip(learned(0), learned(2**23), strict=True):
+        same = sum(int((usual[n] == recorded[n]).sum()) for n in usual)
+        assert same > 0.99 * sum(m.numel() for m in usual.values())  # sums on a GPU may differ in their last bits

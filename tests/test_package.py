@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "distributed": {"nested"},
     "loops": set(),
     "replay": set(),
+    "recurrent_gradients": set(),
     "effective": {"functional", "loops", "replay"},
     "block_masks": {"functional"},
     "selection": {"block_masks", "effective", "functional"},
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "data": {"distributed", "lasting", "nested"},
     "model": {
         "bits", "distributed", "effective", "lasting", "functional", "loops", "named_tensors", "selection", "inference",
-        "logits", "nested",
+        "logits", "nested", "recurrent_gradients",
     },
     "learning_rates": {"functional", "model"},
     "experience_labels": set(),
@@ -52,8 +53,8 @@ MAY_IMPORT = {
     "pretrained": {"model", "text"},
     "strategies": {
         "bits", "data", "distributed", "functional", "inference", "learning_rates", "logits", "metrics", "model",
-        "named_tensors", "nested", "plugin", "pretrained", "registry", "selection", "shared_arguments", "strategy",
-        "strategy_batch",
+        "named_tensors", "nested", "plugin", "pretrained", "recurrent_gradients", "registry", "selection",
+        "shared_arguments", "strategy", "strategy_batch",
     },
     "text": {"data", "saving"},
     "testing": {"data", "saving"},

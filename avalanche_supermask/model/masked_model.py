@@ -449,9 +449,10 @@ class MaskedModel(MultiTaskModule):
             fresh = {name: tensor.clone() for name, tensor in self.fresh.items()}  # a call may change buffers
             return self.call(self.net, {**weights, **self.shared, **fresh}, *self.arguments(x, 0))
         if key == self.active:
-            weights = self.subnetworks.current_weights(self._live_weights())
-            arguments = self.arguments(x, self.subnetworks.active_label)
-            return self.call(self.net, {**weights, **dict(self.shared.items())}, *arguments, hooks=self.frozen_channels)
+            net = self.net
+            current = self.subnetworks.current_weights(self._live_weights())
+            arguments = arguments_of(net, x, self.subnetworks.active_label or 0)
+            return self.call(net, {**current, **dict(self.shared.items())}, *arguments, hooks=self.frozen_channels)
         arguments = self.arguments(x, self.subnetworks.tasks[key].label)
         with self.call.lock:
             sparse = self._sparse_names(key, arguments)

@@ -9,7 +9,7 @@ after the call.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from avalanche_supermask import nested
+from avalanche_supermask.lasting import lasting
 from avalanche_supermask.model.checkpointed_calls import CURRENT, Call
 from avalanche_supermask.model.parameter_kinds import rescaled_in_place
 
@@ -31,11 +33,33 @@ class Writes:
     Attributes:
         places: the places that `NetworkCall` had found when ``all`` was made; None before the first call.
         all: one tuple per place: a dictionary of a module, a key in this dictionary, and the tensor for this key.
+        copies: copies of the tensors that a call may change; they are written in place of these tensors.
+        originals: the tensors of the copies, in the same order.
     """
 
     def __init__(self) -> None:
         self.places: dict[str, list[_Place]] | None = None
         self.all: list[tuple[dict[str, Any], str, Tensor]] = []
+        self.copies: list[Tensor] = []
+        self.originals: list[Tensor] = []
+
+    def make(self, tensors: Mapping[str, Tensor], places: dict[str, list[_Place]], moved: Collection[str]) -> None:
+        """Find the places of the tensors, with copies of those whose names are in ``moved``."""
+        originals = {id(tensors[name]): tensors[name] for name in moved}
+        with lasting():
+            copies = {place: tensor.clone() for place, tensor in originals.items()}
+        self.originals, self.copies, self.places = list(originals.values()), list(copies.values()), places
+        self.all = [(*place, copies.get(id(t), t)) for name, t in tensors.items() for place in places[name]]
+
+    def restore(self) -> None:
+        """Give the copies the values of their originals again, because an earlier call may have changed them."""
+        torch._foreach_copy_(self.copies, self.originals)
+
+    def in_use(self, output: Any) -> bool:
+        """Whether an output is one of the copies or a view of one, so that they must not be used again."""
+        of_copies = {copy.untyped_storage().data_ptr() for copy in self.copies}
+        given = (t for t in nested.tensors(output) if t.layout == torch.strided)
+        return any(t.untyped_storage().data_ptr() in of_copies for t in given)
 
 
 class NetworkCall:
@@ -63,6 +87,8 @@ class NetworkCall:
             frozenset(),
         )  # a network, and the names of its weights that calls change in place
         self._current: Call | None = None
+        # The places that `own` found last: all places, the names, and the place of each name.
+        self._own: tuple[dict[str, list[_Place]], list[str], list[tuple[str, dict[str, Any], str]]] = ({}, [], [])
 
     def __call__(
         self,
@@ -126,7 +152,14 @@ class NetworkCall:
                 self._current = before
                 CURRENT.reset(token)
 
-    def repeated(self, net: nn.Module, tensors: Mapping[str, Tensor], args: Sequence[Any], writes: Writes) -> Any:
+    def repeated(
+        self,
+        net: nn.Module,
+        tensors: Mapping[str, Tensor],
+        args: Sequence[Any],
+        writes: Writes,
+        moved: Collection[str] = (),
+    ) -> Any:
         """Call the network without keywords and hooks, faster than `__call__`, with the same tensors as before.
 
         Args:
@@ -134,13 +167,19 @@ class NetworkCall:
             tensors: tensors by name; the same tensors at each call with these ``writes``.
             args: positional arguments for the network.
             writes: the places of these tensors; the first call fills it.
+            moved: names of the tensors that the network may change; it gets copies of them. No gradient may be
+                recorded in calls with such names.
         """
         with self.lock:
             if not self._is_as_found(net) or writes.places is not self._places:
-                if self._with_copies(net, tensors) is not tensors:
+                rescaled = self._rescaled(net, tensors)
+                if rescaled and torch.is_grad_enabled():
                     return self(net, tensors, args)
-                writes.places = self._found(net, tensors)
-                writes.all = [(*place, t) for name, t in tensors.items() for place in writes.places[name]]
+                writes.make(tensors, self._found(net, tensors), {*moved, *rescaled})
+            if writes.copies:
+                if torch.is_grad_enabled():  # the gradients of earlier outputs may need the copies as they were
+                    return self(net, tensors, args)
+                writes.restore()
             before = self._current
             own = [holder[key] for holder, key, _ in writes.all]
             call = Call(net, tensors)
@@ -149,27 +188,36 @@ class NetworkCall:
                 self._current = call
                 for holder, key, tensor in writes.all:
                     holder[key] = tensor
-                return net(*args)
+                output = net(*args)
             finally:
                 for (holder, key, _), tensor in zip(writes.all, own, strict=True):
                     holder[key] = tensor
                 self._current = before
                 CURRENT.reset(token)
+            if writes.copies and writes.in_use(output):
+                writes.places = None
+            return output
 
     def _with_copies(self, net: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The tensors, with copies of those that the network changes in place."""
-        if self._written[0] is not net:
-            self._written = net, rescaled_in_place(net)
-        written = self._written[1] & tensors.keys()
+        written = self._rescaled(net, tensors)
         return {**tensors, **{name: tensors[name].clone() for name in written}} if written else tensors
 
-    def own(self, net: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    def _rescaled(self, net: nn.Module, tensors: Mapping[str, Tensor]) -> Collection[str]:
+        """Names of the tensors that the network changes in place in every call."""
+        if self._written[0] is not net:
+            self._written = net, rescaled_in_place(net)
+        return self._written[1] & tensors.keys() if self._written[1] else ()
+
+    def own(self, net: nn.Module, names: list[str]) -> dict[str, Tensor]:
         """The network's own tensors of these names, even while another thread calls the network with other tensors."""
         if _is_compiling():
             return {name: tensor for name, tensor in net.named_parameters() if name in names}
         with self.lock:
-            places = self._found(net, dict.fromkeys(names))
-            return {name: holder[key] for name in names for holder, key in places[name][:1]}
+            if not self._is_as_found(net) or self._own[0] is not self._places or self._own[1] != names:
+                places = self._found(net, dict.fromkeys(names))
+                self._own = places, list(names), [(name, *places[name][0]) for name in names]
+            return {name: holder[key] for name, holder, key in self._own[2]}
 
     def forget(self) -> None:
         """Drop the stored places; needed after tensors of the network were replaced or tied."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from avalanche.models import MultiTaskModule
 from torch import Tensor, int64, nn
 
@@ -86,9 +87,9 @@ class RepeatedCalls:
                 return MISSED
         with self.call.lock:
             kept = self.recent.again((key, sparse))
-            if kept is None or kept.counted:
+            if kept is None or (kept.counted and torch.is_grad_enabled()):
                 return MISSED
-            return self.call.repeated(self.net, kept.tensors, args, kept.writes)
+            return self.call.repeated(self.net, kept.tensors, args, kept.writes, kept.counted)
 
     def _key(self, label: int | None) -> int | None:
         """Key of the only finished task with a label; None if there is none, or several, or if a task is assigned."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.func import vmap
 from avalanche_supermask.bits.packed_masks import CHUNK_BYTES
 from avalanche_supermask.inference.kept import Kept
 from avalanche_supermask.inference.layer_inputs import common_layers, layer_inputs, owners, shared_layer
+from avalanche_supermask.recurrent_gradients import differentiable
 
 __all__ = ["Superposition"]
 
@@ -160,7 +162,7 @@ class Superposition:
         learns = {n: t.detach().requires_grad_(True) for n, t in asked.items() if n not in buffers}
 
         def of_group(x: Any) -> dict[str, Tensor]:
-            with torch.enable_grad():
+            with torch.enable_grad(), differentiable(self.model.net):
                 loss = objective(self.logits(self._call(x, {**leaves, **own, **learns})))
                 found = torch.autograd.grad(loss, list(learns.values()), allow_unused=True)
             return {name: g for name, g in zip(learns, found, strict=True) if g is not None}
@@ -230,7 +232,8 @@ class Superposition:
         store = self.model.subnetworks
         own = _weighted(self._private, torch.full((len(self.keys),), 1 / len(self.keys)))
         mixed = store.around(store.mixtures.weights(coefficients, store.change(), store.masks))
-        return self._call(x, {**own, **mixed})
+        with differentiable(self.model.net) if torch.is_grad_enabled() else nullcontext():
+            return self._call(x, {**own, **mixed})
 
     def _call(self, x: Any, tensors: Mapping[str, Tensor]) -> Any:
         label = self.model.subnetworks.tasks[self.keys[0]].label

@@ -44,6 +44,7 @@ from avalanche_supermask.distributed.plugin import refuse
 from avalanche_supermask.functional import signed_constant, threshold_weight
 from avalanche_supermask.inference import entropy
 from avalanche_supermask.plugin import cosine
+from avalanche_supermask.recurrent_gradients import differentiable
 from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategies.hopfield import Hopfield
 from avalanche_supermask.strategy import ModelFirst, StrategyArguments
@@ -165,7 +166,7 @@ class UnitMaskedModel(nn.Module):
         optimizer = SGD(real, lr=lr, momentum=0.9, weight_decay=1e-4)
         for b, x in enumerate(itertools.islice(itertools.cycle(batches), steps), start=1):
             optimizer.zero_grad()
-            with torch.enable_grad():
+            with torch.enable_grad(), differentiable(self):
                 self._masks = [_binary(m) for m in real]
                 h = entropy(self(x)).mean()
                 e = torch.stack([n.energy(2 * m - 1) for n, m in zip(self._networks, self._masks, strict=True)]).sum()

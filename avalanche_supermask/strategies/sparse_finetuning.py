@@ -42,6 +42,7 @@ from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.tensor_roles import output_layer
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.pretrained import left_out, said_of
+from avalanche_supermask.recurrent_gradients import differentiable
 from avalanche_supermask.registry import register
 from avalanche_supermask.selection import LayerDensities, TopK, selection
 from avalanche_supermask.shared_arguments import taken_by
@@ -209,8 +210,9 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
         try:
             for batch in self._sample(strategy, model.seed + (model.active or 0)):
                 x, y = batch[0], batch[1].to(strategy.device)
-                out = model.forward_task(model.active, nested.moved(x, strategy.device))
-                (strategy._criterion(out, y) * len(y)).backward()
+                with differentiable(model.net):
+                    out = model.forward_task(model.active, nested.moved(x, strategy.device))
+                    (strategy._criterion(out, y) * len(y)).backward()
             found = {name: live[name].grad for name in model.masked_names}
         finally:
             model.train(was_training)

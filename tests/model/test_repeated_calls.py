@@ -163,3 +163,66 @@ def test_copies_and_pickles_answer_for_themselves() -> None:
     assert torch.equal(model(X, labels(0)), model.export(0)(X))
     assert torch.equal(copied(X, labels(0)), copied.export(0)(X))
     assert not torch.equal(copied(X, labels(0)), model(X, labels(0)))
+
+
+class Counting(nn.Module):
+    """A network whose buffers change in every call, in the ways that networks of strangers use."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.layer, self.way = nn.Linear(5, 2), way
+        self.register_buffer("calls", torch.zeros(1))
+        self.register_buffer("scale", torch.full((2,), 3.0))
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the logits."""
+        if self.way == "in place":
+            self.calls += 1
+        elif self.way == "by data":
+            self.calls.data.add_(1)
+        elif self.way == "replaced":
+            self.calls = self.calls + 1
+        out = self.layer(x) * self.scale + self.calls
+        return (out, self.calls) if self.way == "returned" else out
+
+
+def counting(way: str) -> MaskedModel:
+    """Return a model with one task."""
+    model = MaskedModel(Counting(way), seed=0)
+    learn(model, 0, 0)
+    return model
+
+
+@pytest.mark.parametrize("way", ["in place", "by data", "replaced"])
+def test_buffers_that_a_call_changes_start_anew_in_every_call(way: str) -> None:
+    """No call sees what an earlier call did to a buffer, and neither does the stored task."""
+    model = counting(way)
+    with torch.no_grad():
+        outputs = [model(X, 0) for _ in range(4)]
+        assert is_short(model, 0)
+    outputs.append(model(X, 0).detach())  # A call that records gradients takes the full path.
+    assert all(torch.equal(out, outputs[0]) for out in outputs)
+    assert float(model.tensors_of(0)["calls"]) == 0
+    assert float(model.net.calls) == 0  # type: ignore[arg-type]
+
+
+def test_a_buffer_in_an_output_belongs_to_the_caller() -> None:
+    """The caller may change what he was given, and no later call changes it."""
+    model = counting("returned")
+    with torch.no_grad():
+        first = model(X, 0)[1]
+        second = model(X, 0)[1].add_(5)
+        third = model(X, 0)[1]
+    assert (first.item(), second.item(), third.item()) == (0, 5, 0)
+
+
+def test_gradients_of_an_earlier_output_survive_a_call_without_gradients() -> None:
+    """The copies of buffers that a short call writes are not those that an earlier output needs."""
+    model, x = counting("never"), X.clone().requires_grad_()
+    with torch.no_grad():
+        model(X, 0), model(X, 0)
+    out = model(x, 0)
+    with torch.no_grad():
+        model(X, 0)
+    out.sum().backward()
+    assert x.grad is not None
