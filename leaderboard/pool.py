@@ -59,8 +59,10 @@ def run_cells(
     Returns:
         The traceback of each failed cell, by the cell's path.
     """
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["leaderboard.cell"])
+    # A process that is forked after its parent counted the GPUs cannot use them.
+    context = mp.get_context("forkserver" if device == "cpu" else "spawn")
+    if device == "cpu":
+        context.set_forkserver_preload(["leaderboard.cell"])
     waiting = [cell for cell in cells if not is_done(cell, out)]
     running: dict[int, tuple[BaseProcess, Cell]] = {}
     failed: dict[str, str] = {}
