@@ -21,6 +21,7 @@ from tests.streams import class_stream, inputs, lenet, mlp, outputs, train_all
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
     pytest.mark.filterwarnings("ignore:task .. no free unit is left"),
+    pytest.mark.filterwarnings("ignore:2 parameters of Stranger are frozen"),
 ]
 GPU = "cuda"
 
@@ -232,6 +233,7 @@ class TestReplay:
 def test_recorded_and_usual_steps_learn_the_same(monkeypatch):
     def learned(entries):
         monkeypatch.setattr("avalanche_supermask.replay.MOST_ENTRIES", entries)
+        torch.manual_seed(0)
         strategy = SupSup(mlp(), density=0.3, train_epochs=3, device=GPU, evaluator=None, seed=0)
         train_all(strategy, class_stream(2))
         return [strategy.model.subnetworks.task_mask(task) for task in (0, 1)]
