@@ -1,8 +1,8 @@
 """Runs several cells at a time, each in its own process. A cell that fails does not stop the others.
 
-Processes fork from a server that has imported Avalanche once. Each result is first written to a temporary file and then
-moved to its place. A result file that exists is therefore complete, and the same command after a crash runs only the
-missing cells.
+On a CPU, processes fork from a server that has imported Avalanche once. Each result is first written to a temporary
+file and then moved to its place. A result file that exists is therefore complete, and the same command after a crash
+runs only the missing cells.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,7 @@ def run_cells(
     Returns:
         The traceback of each failed cell, by the cell's path.
     """
-    # A process that is forked after its parent counted the GPUs cannot use them.
-    context = mp.get_context("forkserver" if device == "cpu" else "spawn")
-    if device == "cpu":
-        context.set_forkserver_preload(["leaderboard.cell"])
+    context = _context(device)
     waiting = [cell for cell in cells if not is_done(cell, out)]
     running: dict[int, tuple[BaseProcess, Cell]] = {}
     failed: dict[str, str] = {}
@@ -88,6 +86,15 @@ def run_cells(
             process.terminate()
         progress.close()
     return failed
+
+
+def _context(device: str) -> ForkServerContext | SpawnContext:
+    """How the processes of cells start; a process that is forked after its parent counted the GPUs cannot use them."""
+    if device != "cpu":
+        return mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["leaderboard.cell"])
+    return context
 
 
 def attempt(

@@ -18,7 +18,7 @@ from leaderboard.aggregate import _NEEDED
 from leaderboard.cell import Cell, settings_of
 from leaderboard.forecast import forecast
 from leaderboard.methods import parse_row
-from leaderboard.pool import is_done, run_cells
+from leaderboard.pool import _context, is_done, run_cells
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--streams", "split-digits", "--tasks", "2", "--epochs", "2", "--seeds", "0", "--workers", "2"]
@@ -271,3 +271,8 @@ def test_wrong_import_paths_get_one_line(arguments, complaint, capsys):
     error = capsys.readouterr().err
     assert complaint in error
     assert error.count("\n") == 1
+
+
+def test_cells_on_a_gpu_are_not_forked():
+    assert _context("cpu").get_start_method() == "forkserver"
+    assert _context("cuda:1").get_start_method() == "spawn"
