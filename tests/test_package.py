@@ -38,12 +38,15 @@ MAY_IMPORT = {
     "task_naming": {"model"},
     "class_outputs": {"model", "logits"},
     "companions": set(),
+    "default_criterion": set(),
     "shared_arguments": set(),
     "plugin": {
         "class_outputs", "companions", "data", "distributed", "experience_labels", "functional", "inference",
         "learning_rates", "logits", "model", "nested", "selection", "shared_arguments", "task_naming",
     },
-    "strategy": {"companions", "shared_arguments", "model", "plugin", "inference", "logits", "task_naming"},
+    "strategy": {
+        "companions", "default_criterion", "inference", "logits", "model", "plugin", "shared_arguments", "task_naming",
+    },
     "strategy_batch": set(),
     "metrics": {"model", "data", "logits", "nested", "distributed", "strategy_batch"},
     "saving": {"model", "bits", "distributed", "functional", "named_tensors"},
@@ -52,8 +55,8 @@ MAY_IMPORT = {
     "__main__": {"saving"},
     "pretrained": {"model", "text"},
     "strategies": {
-        "bits", "data", "distributed", "functional", "inference", "learning_rates", "logits", "metrics", "model",
-        "named_tensors", "nested", "plugin", "pretrained", "recurrent_gradients", "registry", "selection",
+        "bits", "class_outputs", "data", "distributed", "functional", "inference", "learning_rates", "logits",
+        "metrics", "model", "named_tensors", "nested", "plugin", "pretrained", "recurrent_gradients", "registry", "selection",
         "shared_arguments", "strategy", "strategy_batch",
     },
     "text": {"data", "saving"},
