@@ -56,8 +56,8 @@ MAY_IMPORT = {
     "pretrained": {"model", "text"},
     "strategies": {
         "bits", "class_outputs", "data", "distributed", "functional", "inference", "learning_rates", "logits",
-        "metrics", "model", "named_tensors", "nested", "plugin", "pretrained", "recurrent_gradients", "registry", "selection",
-        "shared_arguments", "strategy", "strategy_batch",
+        "metrics", "model", "named_tensors", "nested", "plugin", "pretrained", "recurrent_gradients", "registry",
+        "selection", "shared_arguments", "strategy", "strategy_batch",
     },
     "text": {"data", "saving"},
     "testing": {"data", "saving"},
