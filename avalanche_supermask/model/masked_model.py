@@ -370,7 +370,9 @@ class MaskedModel(MultiTaskModule):
 
     @task_inference.setter
     def task_inference(self, inference: str | Inference) -> None:
-        by_name(inference)  # raises now if the name is unknown
+        check_names = getattr(by_name(inference), "check_names", None)  # raises now if the name is unknown
+        if check_names is not None:
+            check_names(self.net, self.masked_names)
         self._task_inference = inference
         self._superposition = None  # it keeps tensors of the previous inference
 

@@ -104,8 +104,14 @@ class UnitMaskedModel(nn.Module):
             self.memory.append(Hopfield(units))
         self._masks: list[Tensor] = []  # masks in use; if empty, the masks of the scores are used
 
-    def forward(self, x: Any) -> Any:
-        """Return the output under the mask in training, or under the mask that `use` or `recover` set last."""
+    def forward(self, x: Any, task_labels: Any = None) -> Any:
+        """Return the output under the mask in training, or under the mask that `use` or `recover` set last.
+
+        Args:
+            x: a batch of inputs.
+            task_labels: not used, because the method finds the task without labels. The argument exists so that this
+                model can be called like a `MaskedModel`.
+        """
         masks = self._masks or [_binary(scores) for scores in self.scores]
         # The hooks are removed after the call, because a copy of the model would share the masks of remaining hooks.
         hooks = [
