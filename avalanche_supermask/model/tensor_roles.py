@@ -34,6 +34,7 @@ __all__ = [
     "head_tensors",
     "moving_buffers",
     "output_layer",
+    "output_weight",
     "own_values",
     "redraw",
     "say_what_stays",
@@ -257,12 +258,21 @@ def output_layer(net: nn.Module) -> str:
     Raises:
         ValueError: no module has a weight.
     """
+    return output_weight(net).rpartition(".")[0]
+
+
+def output_weight(net: nn.Module) -> str:
+    """Name of the weight of the `output_layer`.
+
+    Raises:
+        ValueError: no module has a weight.
+    """
     weights = [name for name, p in net.named_parameters() if p.dim() > 1]
     if not weights:
         raise ValueError(
             f"{type(net).__name__} has no weight to mask; pass a network with Linear or convolution layers"
         )
-    return weights[-1].rpartition(".")[0]
+    return weights[-1]
 
 
 @torch.no_grad()
