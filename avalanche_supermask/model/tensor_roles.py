@@ -34,6 +34,7 @@ __all__ = [
     "head_tensors",
     "moving_buffers",
     "output_layer",
+    "output_weight",
     "own_values",
     "redraw",
     "say_what_stays",
@@ -269,19 +270,30 @@ def output_layer(net: nn.Module, name: str | None = None) -> str:
     Raises:
         ValueError: no module has a weight, or no module of this name has parameters.
     """
-    weights = [name for name, p in net.named_parameters() if p.dim() > 1]
-    if not weights:
-        raise ValueError(
-            f"{type(net).__name__} has no weight to mask; pass a network with Linear or convolution layers"
-        )
-    layers = list(dict.fromkeys(weight.rpartition(".")[0] for weight in weights))
-    if name and not any(other.startswith(f"{name}.") for other, _ in net.named_parameters()):
+    last = output_weight(net).rpartition(".")[0]
+    parameters = dict(net.named_parameters())
+    if name and not any(parameter.startswith(f"{name}.") for parameter in parameters):
+        layers = list(dict.fromkeys(other.rpartition(".")[0] for other, p in parameters.items() if p.dim() > 1))
         some = ", ".join(map(repr, layers[-8:]))
         raise ValueError(
             f"output_layer={name!r} names no layer of {type(net).__name__} that has parameters; its "
             f"{'last ' if len(layers) > 8 else ''}layers with weights are {some}"
         )
-    return name or layers[-1]
+    return name or last
+
+
+def output_weight(net: nn.Module) -> str:
+    """Name of the weight of the `output_layer`.
+
+    Raises:
+        ValueError: no module has a weight.
+    """
+    weights = [name for name, p in net.named_parameters() if p.dim() > 1]
+    if not weights:
+        raise ValueError(
+            f"{type(net).__name__} has no weight to mask; pass a network with Linear or convolution layers"
+        )
+    return weights[-1]
 
 
 @torch.no_grad()
