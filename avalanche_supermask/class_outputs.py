@@ -10,7 +10,7 @@ from torch import Tensor
 from avalanche_supermask.logits import class_dimension, find_logits, replace_logits, widened
 from avalanche_supermask.model.masked_model import MaskedModel
 
-__all__ = ["check_classes", "complete_classes", "latest_logits"]
+__all__ = ["check_classes", "complete_classes", "latest_logits", "show_logits"]
 
 
 def check_classes(strategy: Any, model: MaskedModel) -> None:
@@ -75,6 +75,27 @@ def complete_classes(strategy: Any, model: MaskedModel, *, warn: bool) -> bool:
             stacklevel=2,
         )
     return True
+
+
+def show_logits(strategy: Any, model: Any) -> None:
+    """Replace a structured output by its logits, after the last use of the output and before the metrics.
+
+    Avalanche's metrics read ``strategy.mb_output`` and expect the logits of classes there. Outputs that are tensors,
+    and outputs for targets that are not class numbers, are not replaced.
+
+    Args:
+        strategy: the strategy; its ``mb_output`` is replaced.
+        model: the strategy's model, with a method ``logits_of``.
+    """
+    output = strategy.mb_output
+    if isinstance(output, Tensor):
+        return
+    try:
+        logits = model.logits_of(output)
+    except TypeError:
+        return  # an output without logits, which a criterion of the caller accepts
+    if class_dimension(logits, strategy.mb_y) is not None:
+        strategy.mb_output = logits
 
 
 def latest_logits(strategy: Any, model: MaskedModel) -> Tensor | None:

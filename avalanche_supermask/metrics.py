@@ -186,16 +186,17 @@ class TaskInference(PluginMetric[dict[str, float]]):
         """Start the counts of a new experience."""
         self.reset()
 
-    def after_eval_iteration(self, strategy: Any) -> None:
+    def after_eval_forward(self, strategy: Any) -> None:
         """Count a minibatch."""
         model = strategy.model
         if not isinstance(model, MaskedModel) or model.inferred_task is None or not model.infers:
             return
         found = model.inferred_task
         label_of = {key: task.label for key, task in model.subnetworks.tasks.items()}
-        if model.router.assigned is None and len(set(label_of.values())) == len(label_of):
+        labelled = len({*label_of.values()} - {None}) == len(label_of)  # SupSupNNs learns tasks without labels
+        if model.router.assigned is None and labelled:
             right_task = torch.tensor([label_of[key] for key in found.tolist()]) == strategy.mb_task_id.cpu()
-        else:  # several tasks share a label, so their keys are the indices of experiences
+        else:  # no label, or several tasks share one: their keys are the indices of experiences
             right_task = found == strategy.experience.current_experience
         self._samples += len(found)
         self._tasks += int(right_task.sum())

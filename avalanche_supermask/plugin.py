@@ -19,7 +19,7 @@ from avalanche.training.plugins import GDumbPlugin, SupervisedPlugin
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_supermask.class_outputs import check_classes, complete_classes, latest_logits
+from avalanche_supermask.class_outputs import check_classes, complete_classes, latest_logits, show_logits
 from avalanche_supermask.companions import check_companions
 from avalanche_supermask.distributed import everywhere, whole_outputs
 from avalanche_supermask.distributed.plugin import join
@@ -288,6 +288,10 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         if logits is not None:
             self._outputs.append(_few_positions(logits).clone())  # a CUDA graph overwrites its outputs at the next call
 
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Show the logits of a structured output to the metrics."""
+        show_logits(strategy, masked_model(strategy))
+
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Stop the training if the loss is not finite.
 
@@ -351,6 +355,10 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         """Count samples of a class as wrong if the evaluated task has no output for it; warn once."""
         missing = complete_classes(strategy, masked_model(strategy), warn=not self._told_of_classes)
         self._told_of_classes |= missing
+
+    def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Show the logits of a structured output to the metrics."""
+        show_logits(strategy, masked_model(strategy))
 
     # ------------------------------------------------------------------ phases and learning rate
 

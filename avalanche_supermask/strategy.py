@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 
 from avalanche_supermask import nested
 from avalanche_supermask.companions import check_companions
+from avalanche_supermask.default_criterion import LogitsCrossEntropy
 from avalanche_supermask.inference import Inference
 from avalanche_supermask.logits import Logits
 from avalanche_supermask.model.masked_model import MaskedModel
@@ -28,6 +29,7 @@ from avalanche_supermask.shared_arguments import complete_arguments
 from avalanche_supermask.task_naming import check_revisit
 
 __all__ = [
+    "AvalancheArguments",
     "ModelArguments",
     "ModelFirst",
     "Scenario",
@@ -38,8 +40,8 @@ __all__ = [
 ]
 
 
-class StrategyArguments(TypedDict, total=False):
-    """Arguments of every Avalanche strategy, with Avalanche's names, defaults and meaning, and three of our own."""
+class AvalancheArguments(TypedDict, total=False):
+    """Arguments of every Avalanche strategy, with Avalanche's names, defaults and meaning, and ``logits``."""
 
     criterion: nn.Module | Callable[[Tensor, Tensor], Tensor]
     train_mb_size: int
@@ -50,8 +52,13 @@ class StrategyArguments(TypedDict, total=False):
     evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] | None
     eval_every: int
     peval_mode: str
-    task_inference: str | Inference
     logits: Logits
+
+
+class StrategyArguments(AvalancheArguments, total=False):
+    """Arguments of every strategy whose model is a `MaskedModel`."""
+
+    task_inference: str | Inference
     on_revisit: OnRevisit
 
 
@@ -89,7 +96,18 @@ class Scenario:
 
 
 class ModelFirst(SupervisedTemplate):  # type: ignore[misc]
-    """A template whose strategies take the model as first argument, and all other arguments by name."""
+    """A template whose strategies take the model as first argument, and all other arguments by name.
+
+    Args:
+        model: a model with a method ``logits_of``, which returns the logits of an output of any form.
+        arguments: arguments of Avalanche's template. The default ``criterion`` is the cross-entropy of the logits; a
+            criterion that is passed receives the whole output.
+    """
+
+    def __init__(self, *, model: nn.Module, **arguments: Any) -> None:
+        if arguments.get("criterion") is None:
+            arguments["criterion"] = LogitsCrossEntropy(model.logits_of)  # type: ignore[arg-type]
+        super().__init__(model=model, **arguments)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # Avalanche wraps the __init__ of every subclass to warn about positional arguments. Ours are keyword-only,
@@ -131,7 +149,8 @@ class SubnetworkStrategy(ModelFirst):
         task_inference: how the task is chosen at evaluation (see `MaskedModel`). The default of ``init`` depends on
             it: ``"scaled_constant"`` for ``"given"`` (default) and ``"gaussian"``; ``"signed_constant"`` for all other
             ways, because they infer the task from the outputs.
-        logits: which tensor of the network's output holds the logits (see `MaskedModel`).
+        logits: which tensor of the network's output holds the logits (see `MaskedModel`). The default ``criterion`` is
+            their cross-entropy; a criterion that is passed receives the whole output.
         on_revisit: what happens when an experience belongs to a task that is already learned. ``"error"`` (default):
             an error is raised. ``"skip"``: the experience is not trained. ``"new"``: it is learned as a separate task.
             ``"continue"``: training of the latest task continues.

@@ -10,6 +10,7 @@ from torch.optim import SGD
 from avalanche_supermask import ExSSNeT, ImpressLearn, MaskedModel, SupSup, SupSupNNs
 from avalanche_supermask.functional import balanced_counts, connected_counts, uniform_counts
 from avalanche_supermask.learning_rates import rise, score_rate, weight_rate
+from avalanche_supermask.model.constants import OUTPUT
 from tests.streams import RMSNorm, class_stream, mlp, train_all
 
 QUICK = {"train_mb_size": 16, "evaluator": None, "seed": 0}
@@ -138,6 +139,40 @@ def test_scaled_constants_keep_the_variance_and_survive_forgetting():
     other = MaskedModel(mlp(width=64), init="scaled_constant", seed=1)
     other.load_state_dict(state)
     assert other.subnetworks.scaled_for == model.subnetworks.scaled_for
+
+
+@pytest.mark.parametrize(("width", "sum_of_kept"), [(256, OUTPUT), (8, 2.0)])
+def test_the_weights_that_an_output_keeps_have_a_bounded_sum(width, sum_of_kept):
+    model = train_all(SupSup(mlp(width=width), density=0.25, layer_densities="uniform", train_epochs=1, **QUICK),
+                      class_stream(1)).model  # fmt: skip
+    hidden, output = model.masked_names[-2:]
+    kept = 0.25 * width
+    assert float(model.subnetworks.frozen[output].abs().max()) * kept == pytest.approx(sum_of_kept)
+    assert float(model.subnetworks.frozen[hidden].abs().max()) == pytest.approx((2 / kept) ** 0.5)
+
+
+def test_a_head_per_task_is_not_taken_for_the_output_layer():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 256), nn.ReLU(), nn.Linear(256, 2))
+    model = train_all(SupSup(net, own=["3.*"], density=0.25, layer_densities="uniform", train_epochs=1, **QUICK),
+                      class_stream(1)).model  # fmt: skip
+    assert model.subnetworks.scaled_for == {"1.weight": 0.25}
+
+
+def test_a_short_training_of_a_wide_output_layer_learns():
+    generator = torch.Generator().manual_seed(0)
+    prototypes, y = torch.randn(4, 3, 16, 16, generator=generator), torch.arange(400) % 4
+    x = prototypes[y] + 2 * torch.randn(400, 3, 16, 16, generator=generator)
+    stream = tensors_benchmark(train_tensors=[(x[:200], y[:200])], test_tensors=[(x[200:], y[200:])], task_labels=[0])
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(512, 4),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    strategy = SupSup(net, train_epochs=8, train_mb_size=32, evaluator=None, seed=0)  # 56 steps
+    strategy.train(stream.train_stream[0])
+    with torch.no_grad():
+        right = strategy.model.eval()(x[200:], 0).argmax(1) == y[200:]
+    assert float(right.float().mean()) > 0.9
 
 
 def test_balanced_counts():

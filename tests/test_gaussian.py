@@ -17,7 +17,7 @@ from avalanche_supermask import (
     save_task,
 )
 from avalanche_supermask.data.cached import load_tensors
-from avalanche_supermask.inference import Combined, Entropy, Gaussian, by_name
+from avalanche_supermask.inference import Combined, Entropy, Gaussian, MaxLogit, by_name
 from avalanche_supermask.inference.gathering import gather_statistics
 from tests.building import learn_nothing
 from tests.streams import NETWORKS, class_stream, inputs, mlp, train_all
@@ -315,10 +315,17 @@ def test_bad_settings_are_refused(settings, message):
 
 
 def test_layers_that_are_not_there_are_refused():
-    model = MaskedModel(mlp(), seed=0, task_inference=Gaussian(layers=("body",)))
+    refused = pytest.raises(ValueError, match=r"Sequential has no layer 'body'; expected 'input' or names of modules")
+    for settings in ({"layers": ("input", "body")}, {"shared": ("body",)}):
+        with refused:
+            SupSup(mlp(), task_inference=Gaussian(**settings))
+    model = MaskedModel(mlp(), seed=0)
+    with refused:
+        model.task_inference = Combined(witnesses=(Gaussian(layers=("body",)), MaxLogit()))
+    assert model.task_inference == "given"
+    with pytest.raises(ValueError, match=r"shared names '3', which is not among layers=\['input'\]"):
+        model.task_inference = Gaussian(layers=("input",), shared=("3",))
     learn_nothing(model, 0)
-    with pytest.raises(ValueError, match=r"Sequential has no layer 'body'; expected 'input' or names of modules"):
-        gather_statistics(model, 0, [(inputs(8), torch.zeros(8, dtype=torch.long))])
     assert by_name("gaussian") == Gaussian()
     model.task_inference = Gaussian(layers=("input",))
     gather_statistics(model, 0, [(inputs(8), torch.zeros(8, dtype=torch.long))])

@@ -103,6 +103,9 @@ def test_the_layers_asked_decide_who_answers():
 def test_layers_that_are_not_masked_are_refused(layers):
     with pytest.raises(ValueError, match=r"layers: expected names of masked weights, some of \['1.weight'"):
         OneShot(layers=layers)(Superposition(learned(2)), 2, inputs(3))
+    for find in (OneShot, Binary):
+        with pytest.raises(ValueError, match=r"layers: expected names of masked weights, some of \['1.weight'"):
+            SupSup(mlp(), task_inference=find(layers=layers))
     with pytest.raises(ValueError, match=r"layers takes names, as in layers=\('1.weight',\)"):
         OneShot(layers="1.weight")
 

@@ -14,6 +14,7 @@ __all__ = [
     "Inference",
     "Objective",
     "Per",
+    "check_masked",
     "check_per",
     "entropy",
     "first_smallest",
@@ -85,8 +86,10 @@ class Candidates(Protocol):
 class Inference(Protocol):
     """An inference method, which finds the task of each sample.
 
-    It may also have a method ``observe(model, task, batches)``. When a task ends, this method is called with the inputs
-    and labels of the task's training data. It returns a dictionary of tensors, which is stored with the task.
+    It may have two more methods. ``check_names(net, masked)`` is called when the method is chosen, with the network and
+    the names of its masked weights; it raises an error if the method's settings name a layer that does not exist. When
+    a task ends, ``observe(model, task, batches)`` is called with the inputs and labels of the task's training data. It
+    returns a dictionary of tensors, which is stored with the task.
     """
 
     def __call__(self, model: Candidates, n_tasks: int, x: Any) -> Any:
@@ -101,6 +104,16 @@ class Inference(Protocol):
             The number of the task of each sample, int64 ``(batch,)``; or an output, if it belongs to no single task;
             or an `Answer` with both.
         """
+
+
+def check_masked(layers: Sequence[str], masked: Sequence[str]) -> None:
+    """Refuse names that are not those of masked weights, and an empty list.
+
+    Raises:
+        ValueError: there is no such weight, or no name.
+    """
+    if not layers or not {*layers} <= {*masked}:
+        raise ValueError(f"layers: expected names of masked weights, some of {list(masked)}; got {list(layers)}")
 
 
 def check_per(per: str) -> None:

@@ -7,10 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avalanche_supermask import nested
-from avalanche_supermask.inference.base import Candidates, Objective, Per, check_per, entropy, first_smallest
+from avalanche_supermask.inference.base import (
+    Candidates,
+    Objective,
+    Per,
+    check_masked,
+    check_per,
+    entropy,
+    first_smallest,
+)
 
 __all__ = ["Binary", "OneShot"]
 
@@ -47,6 +55,11 @@ class _ByGradient:
         check_per(self.per)
         if self.objective == "G" and self.classes is None:
             raise ValueError("objective 'G' needs classes, the number of outputs that are real")
+
+    def check_names(self, net: nn.Module, masked: Sequence[str]) -> None:
+        """Refuse ``layers`` that are not names of masked weights (see `Inference`)."""
+        if self.layers is not None:
+            check_masked(self.layers, masked)
 
     def __call__(self, model: Candidates, n_tasks: int, x: Any) -> Tensor:
         """Return the number of each sample's task (see `Inference`)."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avalanche_supermask import nested
 from avalanche_supermask.inference.base import Candidates, Per, check_per, first_smallest
@@ -72,6 +72,12 @@ class Combined:
                     f"a {type(witness).__name__} has no costs of tasks that could be added; expected Gaussian, "
                     "Entropy, ExpectedEntropy or MaxLogit"
                 )
+
+    def check_names(self, net: nn.Module, masked: Sequence[str]) -> None:
+        """Check the names in the settings of the witnesses (see `Inference`)."""
+        for witness in self.witnesses:
+            if hasattr(witness, "check_names"):
+                witness.check_names(net, masked)
 
     @property
     def candidates(self) -> Tensor:

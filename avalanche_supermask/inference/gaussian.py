@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avalanche_supermask import nested
 from avalanche_supermask.inference.base import Answer, Candidates, Per, check_per, first_smallest
 from avalanche_supermask.inference.class_gaussians import ClassGaussians, joined, pooled
+from avalanche_supermask.inference.layer_inputs import INPUT, modules_named
 from avalanche_supermask.inference.moments import Covariance, Moments
 
 __all__ = ["Gaussian"]
@@ -86,6 +87,20 @@ class Gaussian:
             raise ValueError(f"names must be 'task' or 'class'; got {self.names!r}")
         if self.ridge < 0 or self.shrinkage < 0:
             raise ValueError(f"expected ridge and shrinkage >= 0; got {self.ridge} and {self.shrinkage}")
+
+    def check_names(self, net: nn.Module, masked: Sequence[str]) -> None:
+        """Refuse ``layers`` and ``shared`` that name no layer of the network.
+
+        Raises:
+            ValueError: there is no such layer, or ``shared`` names a layer that is not in ``layers``.
+        """
+        shared = () if isinstance(self.shared, bool) else self.shared
+        modules_named(net, [name for name in (*(self.layers or ()), *shared) if name != INPUT])
+        unused = [] if self.layers is None else [name for name in shared if name not in self.layers]
+        if unused:
+            raise ValueError(
+                f"shared names {unused[0]!r}, which is not among layers={[*(self.layers or ())]}; add it there"
+            )
 
     # ------------------------------------------------------------------ when a task ends
 

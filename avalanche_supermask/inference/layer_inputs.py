@@ -13,7 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from avalanche_supermask import nested
 
-__all__ = ["INPUT", "common_layers", "layer_inputs", "owners", "shared_layer", "whole_input"]
+__all__ = ["INPUT", "common_layers", "layer_inputs", "modules_named", "owners", "shared_layer", "whole_input"]
 
 INPUT = "input"
 WIDEST = 4096  # greatest size of an input that is used whole; larger images are averaged over blocks of pixels
@@ -39,7 +39,7 @@ def layer_inputs(net: nn.Module, call: Callable[[], Any], x: Any, layers: Sequen
     """
     n = nested.batch_size(x)
     names = [name for name in layers if name != INPUT]
-    modules = _named(net, names)
+    modules = modules_named(net, names)
     with _watched(modules) as entered:
         if modules:
             call()
@@ -67,7 +67,7 @@ def common_layers(
         own: names of the tensors that differ between tasks: masked weights and private tensors.
     """
     found = {name for name in layers if name == INPUT}
-    modules = _named(net, [name for name in layers if name != INPUT])
+    modules = modules_named(net, [name for name in layers if name != INPUT])
     if modules:
         named = (*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False))
         ids = {id(t) for name, t in named if name in own}
@@ -103,7 +103,7 @@ def shared_layer(net: nn.Module, call: Callable[[], Any], x: Any, layers: Sequen
         ValueError: no vector enters any layer.
     """
     n = nested.batch_size(x)
-    modules = _named(net, layers)
+    modules = modules_named(net, layers)
     with _watched(modules) as entered:
         call()
     vectors = {name: value for name, t in entered.items() if (value := _vectors(modules[name], t, n)) is not None}
@@ -161,7 +161,12 @@ def _smaller(x: Tensor) -> Tensor:
     return adaptive_avg_pool2d(x, (min(side, x.shape[2]), min(side, x.shape[3])))
 
 
-def _named(net: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+def modules_named(net: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    """Modules of a network by these names.
+
+    Raises:
+        ValueError: the network has no module of one of these names.
+    """
     modules = dict(net.named_modules(remove_duplicate=False))
     missing = [name for name in names if name not in modules]
     if missing:

@@ -33,7 +33,7 @@ from avalanche_supermask.inference import Answer, Inference, by_name, entropy
 from avalanche_supermask.lasting import lasting, ordinary
 from avalanche_supermask.logits import Logits, find_logits
 from avalanche_supermask.model.cache import Recent, TaskTensors
-from avalanche_supermask.model.constants import fresh_scores, redraw_free, scale_constants
+from avalanche_supermask.model.constants import fresh_scores, redraw_free, scale_constants, with_output
 from avalanche_supermask.model.execution import NONE, Arguments, Execution, Executor, checked
 from avalanche_supermask.model.frozen_batchnorm import FrozenChannels
 from avalanche_supermask.model.inputs import UNSET, arguments_of, packed, task_labels_of
@@ -59,6 +59,7 @@ from avalanche_supermask.model.tensor_roles import (
     grow_heads,
     head_tensors,
     moving_buffers,
+    output_weight,
     own_values,
     redraw,
     refuse_integers,
@@ -370,7 +371,9 @@ class MaskedModel(MultiTaskModule):
 
     @task_inference.setter
     def task_inference(self, inference: str | Inference) -> None:
-        by_name(inference)  # raises now if the name is unknown
+        check_names = getattr(by_name(inference), "check_names", None)  # raises now if the name is unknown
+        if check_names is not None:
+            check_names(self.net, self.masked_names)
         self._task_inference = inference
         self._superposition = None  # it keeps tensors of the previous inference
 
@@ -533,8 +536,9 @@ class MaskedModel(MultiTaskModule):
     def scale_constants(self, densities: Mapping[str, float]) -> None:
         """Scale the constants of ``init="scaled_constant"`` for masks of these densities.
 
-        The constants are scaled once, before the first task. The method does nothing if ``init`` is another one, if the
-        constants are already scaled, if a task has begun, or if the model has a base.
+        Those of the output layer are smaller, if it is masked (see `constants.with_output`). The constants are scaled
+        once, before the first task. The method does nothing if ``init`` is another one, if the constants are already
+        scaled, if a task has begun, or if the model has a base.
 
         Args:
             densities: share of each masked weight's entries that a mask keeps, by name.
@@ -543,6 +547,9 @@ class MaskedModel(MultiTaskModule):
         used = of.scaled_for or of.tasks or of.active is not None
         if self.init != "scaled_constant" or used or len(of.base):
             return
+        last = output_weight(self.net)
+        if last in densities:
+            densities = with_output(densities, last, of.frozen[last])
         scale_constants(of.frozen, densities, of.padding)
         of.scaled_for = {name: float(density) for name, density in densities.items()}
         self._clear_kept()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from avalanche_supermask.bits.packed_masks import CHUNK_BYTES
+from avalanche_supermask.inference.base import check_masked
 from avalanche_supermask.inference.kept import Kept
 from avalanche_supermask.inference.layer_inputs import common_layers, layer_inputs, owners, shared_layer
 from avalanche_supermask.recurrent_gradients import differentiable
@@ -158,7 +159,9 @@ class Superposition:
         coefficients = coefficients[: len(self.keys)]
         own = _weighted(private, coefficients / coefficients.sum() if self._extra else coefficients)
         buffers = {name for name, _ in self.model.net.named_buffers()}
-        asked = {**leaves, **own} if layers is None else {name: leaves[name] for name in self._checked(layers)}
+        if layers is not None:
+            check_masked(layers, self.model.masked_names)
+        asked = {**leaves, **own} if layers is None else {name: leaves[name] for name in layers}
         learns = {n: t.detach().requires_grad_(True) for n, t in asked.items() if n not in buffers}
 
         def of_group(x: Any) -> dict[str, Tensor]:
@@ -180,12 +183,6 @@ class Superposition:
                 total = torch.cat([total, by_layer.sum(dim=0, keepdim=True)])
             totals.append(total.T)
         return torch.cat(totals)
-
-    def _checked(self, layers: Sequence[str]) -> Sequence[str]:
-        masked = self.model.masked_names
-        if not layers or not set(layers) <= set(masked):
-            raise ValueError(f"layers: expected names of masked weights, some of {list(masked)}; got {list(layers)}")
-        return layers
 
     def _weights(self, coefficients: Tensor) -> dict[str, Tensor]:
         """``W ⊙ Σ a_i M_i``; the first result is kept, because inference starts every batch with equal coefficients."""

@@ -34,6 +34,7 @@ __all__ = [
     "head_tensors",
     "moving_buffers",
     "output_layer",
+    "output_weight",
     "own_values",
     "redraw",
     "say_what_stays",
@@ -83,7 +84,7 @@ def classify(
 
     Raises:
         TypeError: ``own`` or ``exclude`` is a string instead of a list.
-        ValueError: an option is unknown, or there is nothing to mask.
+        ValueError: an option is unknown, ``own`` or ``exclude`` has an invalid expression, or there is nothing to mask.
     """
     for option, value, known in (
         ("per_task", per_task, ("none", "norm", "all")),
@@ -142,6 +143,13 @@ def _check_patterns(net: nn.Module, option: str, patterns: Sequence[str]) -> Non
         raise TypeError(f"{option} is a list of regular expressions; got a string, pass {option}=[{patterns!r}]")
     names = [name for name, _ in net.named_parameters()]
     for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"{option}: {pattern!r} is no regular expression ({error}); to name a parameter literally, pass "
+                "re.escape(name)"
+            ) from None
         if names and not any(_matches(name, [pattern]) for name in names):
             close = [name for name in names if re.search(pattern, name)] or names
             warnings.warn(
@@ -251,8 +259,31 @@ def moving_buffers(net: nn.Module) -> tuple[frozenset[str], frozenset[str]]:
     return every, every - still
 
 
-def output_layer(net: nn.Module) -> str:
-    """Name of the last module that has a weight; in every usual network, this is the output layer.
+def output_layer(net: nn.Module, name: str | None = None) -> str:
+    """Name of the output layer.
+
+    Args:
+        net: the network.
+        name: name of the layer, if it is known. None (default): the last module that has a weight, which is the output
+            layer in every usual network.
+
+    Raises:
+        ValueError: no module has a weight, or no module of this name has parameters.
+    """
+    last = output_weight(net).rpartition(".")[0]
+    parameters = dict(net.named_parameters())
+    if name and not any(parameter.startswith(f"{name}.") for parameter in parameters):
+        layers = list(dict.fromkeys(other.rpartition(".")[0] for other, p in parameters.items() if p.dim() > 1))
+        some = ", ".join(map(repr, layers[-8:]))
+        raise ValueError(
+            f"output_layer={name!r} names no layer of {type(net).__name__} that has parameters; its "
+            f"{'last ' if len(layers) > 8 else ''}layers with weights are {some}"
+        )
+    return name or last
+
+
+def output_weight(net: nn.Module) -> str:
+    """Name of the weight of the `output_layer`.
 
     Raises:
         ValueError: no module has a weight.
@@ -262,7 +293,7 @@ def output_layer(net: nn.Module) -> str:
         raise ValueError(
             f"{type(net).__name__} has no weight to mask; pass a network with Linear or convolution layers"
         )
-    return weights[-1].rpartition(".")[0]
+    return weights[-1]
 
 
 @torch.no_grad()

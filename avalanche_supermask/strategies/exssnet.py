@@ -202,7 +202,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         if self._guard.before is None or everywhere(bool(torch.as_tensor(strategy.loss).isfinite().all())):
             super().after_training_epoch(strategy, **kwargs)
         else:
-            self._guard.end_diverged(strategy.model)
+            self._guard.end(strategy.model, partial(_loss, strategy))
             strategy.stop_training()
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:

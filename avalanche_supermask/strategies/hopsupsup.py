@@ -40,14 +40,16 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from typing_extensions import Unpack
 
+from avalanche_supermask.class_outputs import show_logits
 from avalanche_supermask.distributed.plugin import refuse
 from avalanche_supermask.functional import signed_constant, threshold_weight
 from avalanche_supermask.inference import entropy
+from avalanche_supermask.logits import Logits, find_logits
 from avalanche_supermask.plugin import cosine
 from avalanche_supermask.recurrent_gradients import differentiable
 from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategies.hopfield import Hopfield
-from avalanche_supermask.strategy import ModelFirst, StrategyArguments
+from avalanche_supermask.strategy import AvalancheArguments, ModelFirst
 
 __all__ = ["HopSupSup", "HopSupSupPlugin", "UnitMaskedModel"]
 
@@ -62,10 +64,15 @@ class UnitMaskedModel(nn.Module):
             must run in the order in which ``named_modules`` lists them.
         seed: seed of the weights; None (default): it is drawn from torch's global random state.
 
+    Attributes:
+        logits: which tensor of the network's output holds the logits (see `find_logits`); None (default): it is found.
+
     Raises:
         ValueError: a network with fewer than two weighted layers, which has no hidden units, or with a dynamic module
             of Avalanche.
     """
+
+    logits: Logits = None
 
     def __init__(self, net: nn.Module, *, seed: int | None = None) -> None:
         super().__init__()
@@ -97,8 +104,14 @@ class UnitMaskedModel(nn.Module):
             self.memory.append(Hopfield(units))
         self._masks: list[Tensor] = []  # masks in use; if empty, the masks of the scores are used
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits under the mask in training, or under the mask that `use` or `recover` set last."""
+    def forward(self, x: Any, task_labels: Any = None) -> Any:
+        """Return the output under the mask in training, or under the mask that `use` or `recover` set last.
+
+        Args:
+            x: a batch of inputs.
+            task_labels: not used, because the method finds the task without labels. The argument exists so that this
+                model can be called like a `MaskedModel`.
+        """
         masks = self._masks or [_binary(scores) for scores in self.scores]
         # The hooks are removed after the call, because a copy of the model would share the masks of remaining hooks.
         hooks = [
@@ -106,11 +119,18 @@ class UnitMaskedModel(nn.Module):
             for name, mask in zip(self._gated, masks, strict=True)
         ]
         try:
-            out: Tensor = self.net(x)
+            return self.net(x)
         finally:
             for hook in hooks:
                 hook.remove()
-        return out
+
+    def logits_of(self, output: Any) -> Tensor:
+        """Return the logits in an output of the network of any form.
+
+        Raises:
+            TypeError: no tensor of the output could be the logits (see ``logits``).
+        """
+        return find_logits(output, self.logits)
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -154,7 +174,7 @@ class UnitMaskedModel(nn.Module):
             order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(start)).tolist()
             self._descend([batches[i] for i in order], steps, lr, gamma)
             with torch.no_grad():
-                sure = torch.stack([entropy(self(x)).mean() for x in batches]).mean()
+                sure = torch.stack([entropy(self.logits_of(self(x))).mean() for x in batches]).mean()
             found.append((float(sure), self._masks))
         best, masks = min(found, key=lambda pair: pair[0])
         self.use(masks)
@@ -168,7 +188,7 @@ class UnitMaskedModel(nn.Module):
             optimizer.zero_grad()
             with torch.enable_grad(), differentiable(self):
                 self._masks = [_binary(m) for m in real]
-                h = entropy(self(x)).mean()
+                h = entropy(self.logits_of(self(x))).mean()
                 e = torch.stack([n.energy(2 * m - 1) for n, m in zip(self._networks, self._masks, strict=True)]).sum()
                 loss = (1 - b / steps) * h + gamma * (b / steps) * e
             loss.backward()  # type: ignore[no-untyped-call]
@@ -274,6 +294,14 @@ class HopSupSupPlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
         """Use the masks of the scores again, for training."""
         strategy.model.use([])
 
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Show the logits of a structured output to the metrics."""
+        show_logits(strategy, strategy.model)
+
+    def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Show the logits of a structured output to the metrics."""
+        show_logits(strategy, strategy.model)
+
 
 class HopSupSup(ModelFirst):
     """HopSupSup (Wortsman et al. 2020): a Hopfield network stores masks of units; no task identity is used at test.
@@ -309,12 +337,13 @@ class HopSupSup(ModelFirst):
         restarts: int = 5,
         cosine_schedule: bool = True,
         seed: int | None = None,
-        **arguments: Unpack[StrategyArguments],
+        **arguments: Unpack[AvalancheArguments],
     ) -> None:
-        self._check_arguments(arguments, StrategyArguments)
+        self._check_arguments(arguments, AvalancheArguments)
         masked = model if isinstance(model, UnitMaskedModel) else UnitMaskedModel(model, seed=seed)
         method = HopSupSupPlugin(**taken_by(HopSupSupPlugin, locals()))
         given: dict[str, Any] = dict(arguments)
+        masked.logits = given.pop("logits", masked.logits)
         given["plugins"] = [*(given.get("plugins") or []), method]
         optimizer = SGD(masked.scores.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4)
         super().__init__(model=masked, optimizer=optimizer, **given)

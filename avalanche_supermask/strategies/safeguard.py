@@ -60,7 +60,10 @@ class Safeguard:
         self.before = self._loss(model, loss)
 
     def end(self, model: MaskedModel, loss: Callable[[Any, Any, Any], Tensor]) -> bool:
-        """End the guarded phase, and undo it if it did not lower the loss; return whether it is kept."""
+        """End the guarded phase, and undo it if it did not lower the loss; return whether it is kept.
+
+        A loss that is NaN or infinite is not lower. A second call has the result of the first one.
+        """
         if self.before is None:
             return True
         if self.after is None:
@@ -69,11 +72,6 @@ class Safeguard:
         if not better:
             self.undo(model)
         return better
-
-    def end_diverged(self, model: MaskedModel) -> None:
-        """End and undo a phase whose loss is NaN or infinite."""
-        self.after = math.inf
-        self.undo(model)
 
     @property
     def got_much_worse(self) -> bool:

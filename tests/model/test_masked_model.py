@@ -32,6 +32,8 @@ def test_exclude_leaves_weights_out():
 def test_expressions_that_do_nothing_are_told(option):
     with pytest.raises(TypeError, match=rf"{option} is a list .* pass {option}=\['5'\]"):
         MaskedModel(mlp(), **{option: "5"})
+    with pytest.raises(ValueError, match=rf"{option}: '\(5' is no regular expression .*pass re.escape\(name\)"):
+        MaskedModel(mlp(), **{option: ["(5"]})
     with pytest.warns(UserWarning, match=rf"{option}: '5' matches no parameter .* for example '5\\\\.weight'"):
         model = MaskedModel(mlp(), **{option: ["5", r"1\..*"]})
     assert model.masked_names == ["3.weight", "5.weight"]

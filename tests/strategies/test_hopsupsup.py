@@ -11,7 +11,7 @@ from torch import nn
 from avalanche_supermask import HopSupSup, UnitMaskedModel
 from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.inference import entropy
-from tests.streams import class_stream, lenet
+from tests.streams import class_stream, inputs, lenet
 
 
 def network(width=256, outputs=2):
@@ -39,6 +39,14 @@ def test_masks_are_recovered_from_unlabelled_inputs():
         x, y, _ = load_tensors(experience.dataset, torch.device("cpu"))
         with torch.no_grad():
             assert (found.model(x).argmax(1) == y).float().mean() > 0.9
+
+
+def test_a_task_label_is_accepted_and_has_no_effect():
+    model = HopSupSup(network(), evaluator=None, seed=0).model.eval()
+    x = inputs(4)
+    for labels in (0, 7, torch.zeros(4, dtype=torch.long), None):
+        assert torch.equal(model(x, labels), model(x))
+        assert torch.equal(model(x, task_labels=labels), model(x))
 
 
 def test_weights_never_change_and_one_score_vector_a_layer_learns():

@@ -49,7 +49,7 @@ from avalanche_supermask.data.held_out import BATCH, hold_out
 from avalanche_supermask.distributed import agreed
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.tensor_roles import Frozen
-from avalanche_supermask.model.tensor_roles import output_layer as last_layer
+from avalanche_supermask.model.tensor_roles import output_layer as found_output_layer
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.registry import register
 from avalanche_supermask.shared_arguments import taken_by
@@ -397,13 +397,17 @@ class CLNP(SubnetworkStrategy):
         model: a network of Linear, convolution and BatchNorm layers with ReLU, also with residual sums; or an Avalanche
             multi-head model of such layers.
         optimizer: an optimizer with the parameters of ``model``; None (default): Adam.
-        output_layer: name of the output layer; None (default): the last module that has a weight.
+        output_layer: name of the output layer, or of a module with all its layers; None (default): the last module
+            that has a weight.
         schedule: schedule of the learning rate within each phase, ``"constant"`` or ``"cosine"``; None (default):
             cosine if no optimizer was passed, else constant.
         frozen: how layers with ``requires_grad=False`` are treated. ``"keep"`` (default): they never change, and their
             neurons are not units. ``"mask"``: they are pruned like the other layers.
         seed: seed of the re-initialisation and of the held-out samples; None (default): it is drawn at random.
         arguments: arguments of any Avalanche strategy.
+
+    Raises:
+        ValueError: an unknown or impossible option, for example an ``output_layer`` that the network does not have.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -451,10 +455,11 @@ class CLNP(SubnetworkStrategy):
         }
         method = CLNPPlugin(**given)
         wrapping: dict[str, Any] = {"mask": "all", "seed": seed}
+        last = found_output_layer(model.net if isinstance(model, MaskedModel) else model, output_layer)
         if not isinstance(model, MaskedModel):
             wrapping |= {"init": "keep", "frozen": frozen}
             if head == "own":
-                wrapping["own"] = [re.escape(f"{output_layer or last_layer(model)}.".lstrip(".")) + ".*"]
+                wrapping["own"] = [re.escape(f"{last}.".lstrip(".")) + ".*"]
         super().__init__(model=model, method=method, optimizer=optimizer, default_lr=1e-3, **wrapping, **arguments)
 
     def export(self, task: int, *, slim: bool = False) -> nn.Module:

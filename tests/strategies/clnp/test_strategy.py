@@ -9,7 +9,7 @@ from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 from torch.optim import SGD
 
-from avalanche_supermask import CLNP, supermask_metrics
+from avalanche_supermask import CLNP, MaskedModel, supermask_metrics
 from avalanche_supermask.strategies.clnp.activity import unit_activity
 from avalanche_supermask.strategies.clnp.entries import FREE
 from avalanche_supermask.strategies.clnp.pruning import (
@@ -40,6 +40,25 @@ def sides(method, name):
     targets = [claimed[int(r)] for r in rows]
     sources = [-1] if columns is None else [claimed[int(c)] for c in columns]
     return targets, sources
+
+
+@pytest.mark.parametrize("name", ["nope", "2", "5.weight"])
+@pytest.mark.parametrize("head", ["own", "gated"])
+def test_an_output_layer_that_is_not_there_is_refused(name, head):
+    message = rf"output_layer='{name}' names no layer of Sequential .*its layers with weights are '1', '3', '5'"
+    with pytest.raises(ValueError, match=message):
+        CLNP(mlp(), output_layer=name, head=head, **QUICK)
+    with pytest.raises(ValueError, match=message):
+        CLNP(MaskedModel(mlp(), mask="all", init="keep"), output_layer=name, **QUICK)
+
+
+def test_an_output_layer_may_hold_layers():
+    net = nn.Sequential(mlp(), nn.ReLU(), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    assert all(name.startswith("0.") for name in CLNP(net, output_layer="2", **QUICK).model.masked_names)
+    assert "2.0.weight" in CLNP(net, output_layer="2.1", **QUICK).model.masked_names
+    deep = nn.Sequential(*[nn.Linear(2, 2) for _ in range(12)])
+    with pytest.raises(ValueError, match=r"its last layers with weights are '4', '5', .*'11'$"):
+        CLNP(deep, output_layer="12", **QUICK)
 
 
 # ------------------------------------------------------------------ the partition

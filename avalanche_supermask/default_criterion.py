@@ -1,0 +1,36 @@
+"""The criterion of a strategy if the caller passes none: cross-entropy of the logits in an output of any form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["LogitsCrossEntropy"]
+
+
+class LogitsCrossEntropy(nn.CrossEntropyLoss):
+    """Cross-entropy of the logits in a network's output, Avalanche's default criterion for outputs of any form.
+
+    For a network that returns a tensor of logits, it computes what ``CrossEntropyLoss()`` computes.
+
+    Args:
+        logits_of: function that returns the logits ``(batch, classes, *positions)`` of an output, for example
+            ``model.logits_of`` of a `MaskedModel`. It is called for each batch, so a later change of ``model.logits``
+            has an effect.
+
+    Example:
+        >>> from avalanche_supermask.logits import find_logits
+        >>> criterion = LogitsCrossEntropy(find_logits)
+        >>> round(criterion({"logits": torch.zeros(3, 2)}, torch.tensor([0, 1, 1])).item(), 4)
+        0.6931
+    """
+
+    def __init__(self, logits_of: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.logits_of = logits_of
+
+    def forward(self, input: Any, target: Tensor) -> Tensor:
+        """Return the mean cross-entropy of a batch, from the network's whole output and the class numbers."""
+        return super().forward(self.logits_of(input), target)
