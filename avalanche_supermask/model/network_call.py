@@ -49,7 +49,7 @@ class Writes:
     def copies(self) -> dict[str, Tensor]:
         """New copies, by name, of the tensors that a call may change.
 
-        Each call needs its own copies, because outputs of earlier calls, and gradients of these outputs, may use theirs.
+        Each call needs its own copies, because outputs of earlier calls, and their gradients, may use the earlier ones.
         """
         found: dict[str, Tensor] = {}
         for tensor, names in self.moved:
