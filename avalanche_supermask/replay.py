@@ -24,7 +24,7 @@ _RECORDINGS = 4  # greatest number of recordings, for functions whose arguments 
 class Replay:
     """Calls a function of tensors; on a GPU it records the function once, and then repeats the recording.
 
-    The function runs as usual on a CPU, for large tensors, and while the user records a graph himself. If the inputs
+    The function runs as usual on a CPU, for large tensors, and while the user records a graph. If the inputs
     have moved, it runs as usual twice and is then recorded again, a few times at most. If it cannot be recorded, it
     runs as usual from then on.
 

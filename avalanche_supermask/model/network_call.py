@@ -259,5 +259,5 @@ def _places(net: nn.Module) -> dict[str, list[_Place]]:
 
 
 def is_compiling() -> bool:
-    """Whether `torch.compile` traces this call; always False before PyTorch 2.2, which cannot tell."""
+    """Whether `torch.compile` traces this call; always False before PyTorch 2.2, which has no test for it."""
     return torch.compiler.is_compiling() if hasattr(torch.compiler, "is_compiling") else False

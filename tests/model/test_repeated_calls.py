@@ -241,7 +241,7 @@ def test_repeated_calls_can_be_vectorized() -> None:
 
 
 def test_a_buffer_in_an_output_belongs_to_the_caller() -> None:
-    """The caller may change what he was given, and no later call changes it."""
+    """The caller may change it, and no later call changes it."""
     model = counting("returned")
     with torch.no_grad():
         first = model(X, 0)[1]
