@@ -7,7 +7,6 @@ loaded. The tensors of finished tasks have names with dots, and are created whil
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterator, Mapping, MutableMapping
-from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,13 +14,11 @@ from torch import Tensor, nn
 __all__ = ["NamedTensors", "decoded", "encoded"]
 
 
-@cache  # every training step needs the names of all layers
 def encoded(name: str) -> str:
     """Return a dotted name as a key without dots: ``/`` stands for a dot, and ``%2F`` for a slash."""
     return name.replace("%", "%25").replace("/", "%2F").replace(".", "/")
 
 
-@cache
 def decoded(key: str) -> str:
     """Return the dotted name of a key; this is the inverse of `encoded`.
 

@@ -28,7 +28,11 @@ def differentiable(net: nn.Module) -> Iterator[None]:
         ...     net(torch.ones(3, 2))[0].sum().backward()
     """
     if any(isinstance(module, nn.RNNBase) for module in net.modules()):
-        with torch.backends.cudnn.flags(enabled=False):
+        # `torch.backends.cudnn.flags` would also set the precisions, and it fails if the user has set them one by one.
+        before, torch.backends.cudnn.enabled = torch.backends.cudnn.enabled, False
+        try:
             yield
+        finally:
+            torch.backends.cudnn.enabled = before
     else:
         yield

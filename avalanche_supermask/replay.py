@@ -29,52 +29,59 @@ class Replay:
     runs as usual from then on.
 
     Args:
-        function: computes on its arguments and on tensors that keep their addresses, and writes only to the latter. It
-            must not read numbers back from the device or draw random numbers.
         entries: number of entries on which the function computes; more than `MOST_ENTRIES` are not recorded.
 
     Example:
-        >>> total = torch.zeros(2)
-        >>> add = Replay(total.add_, entries=2)
-        >>> add(torch.ones(2)), add(torch.ones(2))
+        >>> total, replay = torch.zeros(2), Replay(entries=2)
+        >>> replay(total.add_, torch.ones(2)), replay(total.add_, torch.ones(2))
         (None, None)
         >>> total.tolist()
         [2.0, 2.0]
     """
 
-    def __init__(self, function: Callable[..., object], *, entries: int) -> None:
-        self.function = function
+    def __init__(self, *, entries: int) -> None:
         self.recordings_left = _RECORDINGS if entries <= MOST_ENTRIES else 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._addresses: list[int] = []  # addresses of the last call's tensors
+        self._places: list[tuple[int, tuple[int, ...]]] = []  # addresses and strides of the last call's tensors
 
-    def __call__(self, *tensors: Tensor) -> None:
+    # The function is an argument of the call, because an object that stored its own method in a `Replay` would be in a
+    # cycle of references, and the device memory of such an object is not freed before Python's next garbage collection.
+    def __call__(self, function: Callable[..., object], *tensors: Tensor) -> None:
         """Run the function, or repeat its recording.
 
         Args:
-            tensors: the function's arguments, all on one device.
+            function: the same function in every call. It computes on its arguments and on tensors that keep their
+                addresses, and writes only to the latter. It must not read numbers back from the device or draw random
+                numbers.
+            tensors: the function's arguments, all on one device; their shapes and types are the same in every call.
         """
         device = tensors[0].device
-        if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
-            self.function(*tensors)
+        if device.type != "cuda":
+            function(*tensors)
         elif device.index == torch.cuda.current_device():
-            self._call(tensors)
+            self._call(function, tensors)
         else:
             with torch.cuda.device(device):
-                self._call(tensors)
+                self._call(function, tensors)
 
-    def _call(self, tensors: tuple[Tensor, ...]) -> None:
-        addresses = [tensor.data_ptr() for tensor in tensors]
-        known, self._addresses = addresses == self._addresses, addresses
+    def _call(self, function: Callable[..., object], tensors: tuple[Tensor, ...]) -> None:
+        if torch.cuda.is_current_stream_capturing():
+            function(*tensors)
+            return
+        places = [(tensor.data_ptr(), tensor.stride()) for tensor in tensors]
+        known = places == self._places
         if known and self._graph is not None:
             self._graph.replay()
             return
-        self.function(*tensors)
-        # A recording takes as long as several calls, so it is made when the same addresses come a second time.
-        self._graph = self._recorded(tensors) if known and self.recordings_left else None
-        self.recordings_left -= self._graph is not None
+        # The old recording goes before the function runs: if the function fails, it must not serve the new places.
+        self._graph, self._places = None, places
+        function(*tensors)
+        # A recording takes as long as several calls, so it is made when the same places come a second time.
+        if known and self.recordings_left:
+            self._graph = self._recorded(function, tensors)
+            self.recordings_left -= self._graph is not None
 
-    def _recorded(self, tensors: tuple[Tensor, ...]) -> torch.cuda.CUDAGraph | None:
+    def _recorded(self, function: Callable[..., object], tensors: tuple[Tensor, ...]) -> torch.cuda.CUDAGraph | None:
         """A graph of the function's operators; None if they cannot be recorded. Nothing is computed."""
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -83,7 +90,7 @@ class Replay:
                 # Other threads, such as those of data loaders, may use the device at the same time.
                 graph.capture_begin(capture_error_mode="thread_local")
                 try:
-                    self.function(*tensors)
+                    function(*tensors)
                 finally:
                     graph.capture_end()
         except RuntimeError:

@@ -1,5 +1,7 @@
 """Compatibility: torchvision's networks, a causal transformer, optimizers, plugins and number formats."""
 
+import warnings
+
 import pytest
 import torch
 from avalanche.benchmarks import tensors_benchmark
@@ -9,7 +11,8 @@ from torch import nn
 from torch.optim import SGD, Optimizer, RMSprop
 from torch.optim.lr_scheduler import ExponentialLR
 
-from avalanche_supermask import CLNP, ExSSNeT, ImpressLearn, SupSup
+from avalanche_supermask import CLNP, ExSSNeT, ImpressLearn, MaskedModel, SupSup
+from avalanche_supermask.selection import selection
 from avalanche_supermask.strategies.clnp.entries import FREE
 from avalanche_supermask.strategies.clnp.pruning import PruningReport
 from benchmarks.lib.assorted_networks import LARGE as NETWORKS
@@ -164,3 +167,25 @@ def test_torch_compile_changes_no_bit_and_forgets_nothing(compiled):
     plain, found = learned(None), learned(compiled)
     assert torch.equal(found[0], found[1])
     torch.testing.assert_close(found[0], plain[0])
+
+
+@pytest.mark.skipif(Version(torch.__version__) < Version("2.6"), reason="its compiler fails on such modules")
+def test_torch_compile_gets_the_network_and_not_the_choice_of_masks():
+    operators = []
+
+    def compiled(graph, inputs):
+        operators.append([str(node.target) for node in graph.graph.nodes if node.op.startswith("call")])
+        return graph.forward
+
+    model = MaskedModel(mlp(), seed=0)
+    model.begin(0, 0)
+    model.set_scores(model.fresh_scores(0))
+    model.learn_scores(selection(model.masked_shapes, density=0.3))
+    torch.compile(mlp(), backend=compiled)(inputs())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = torch.compile(model, backend=compiled)(inputs(), 0)
+    assert torch.equal(found, model(inputs(), 0))
+    assert len(operators) == 2
+    assert operators[0] == operators[1]
+    assert not any("lru_cache" in str(warning.message) for warning in caught)

@@ -195,37 +195,41 @@ class TestReplay:
             calls.append(tensor)
             total.add_(tensor)
 
-        replay, one, two = Replay(add, entries=3), torch.ones(3, device=GPU), torch.full((3,), 2.0, device=GPU)
+        replay, one, two = Replay(entries=3), torch.ones(3, device=GPU), torch.full((3,), 2.0, device=GPU)
         for _ in range(5):
-            replay(one)
+            replay(add, one)
         assert total.tolist() == [5, 5, 5]
         assert len(calls) == 3  # Two calls, and the recording.
         one.fill_(10)
-        replay(one)
+        replay(add, one)
         assert total.tolist() == [15, 15, 15]
-        replay(two)  # other addresses
-        replay(one)
+        replay(add, two)  # other addresses
+        replay(add, one)
         assert total.tolist() == [27, 27, 27]
 
     def test_arguments_that_move_again_and_again_are_recorded_a_few_times_at_most(self):
         total = torch.zeros(3, device=GPU)
-        replay = Replay(total.add_, entries=3)
+        replay = Replay(entries=3)
         for value in range(1, 21):
             moved = torch.full((3,), float(value), device=GPU)
             for _ in range(3):
-                replay(moved)
+                replay(total.add_, moved)
         assert total.tolist() == [3 * sum(range(1, 21))] * 3
         assert replay.recordings_left == 0
 
     def test_a_function_that_reads_from_the_device_runs_as_usual(self):
         total = torch.zeros(3, device=GPU)
-        replay = Replay(lambda tensor: total.add_(float(tensor.sum())), entries=3)
+        replay = Replay(entries=3)
+
+        def add(tensor):
+            total.add_(float(tensor.sum()))
+
         for _ in range(4):
-            replay(torch.ones(3, device=GPU).add_(0))
+            replay(add, torch.ones(3, device=GPU).add_(0))
             torch.cuda.synchronize()
         one = torch.ones(3, device=GPU)
         for _ in range(4):
-            replay(one)
+            replay(add, one)
         assert total.tolist() == [24, 24, 24]
         assert replay.recordings_left == 0
 

@@ -97,8 +97,7 @@ class OneTable:
         ]
         self._zero = torch.zeros(1, dtype=dtype, device=device)
         self._found = torch.empty(self.vectors * n + 1, dtype=dtype, device=device)
-        self._looked_up = Replay(self._look_up, entries=sum(entries))
-        self._added_up = Replay(self._add_up, entries=sum(entries))
+        self._looked_up, self._added_up = Replay(entries=sum(entries)), Replay(entries=sum(entries))
 
     def weights(self, coefficients: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
         """Effective weights of the layers.
@@ -107,7 +106,7 @@ class OneTable:
             coefficients: the coefficient vectors.
             weights: weights of the layers.
         """
-        self._looked_up(*coefficients)
+        self._looked_up(self._look_up, *coefficients)
         return list(torch._foreach_mul(self._views, list(weights)))
 
     def _look_up(self, *coefficients: Tensor) -> None:
@@ -128,7 +127,7 @@ class OneTable:
             weights: weights of the layers.
         """
         torch._foreach_copy_(self._views, list(grads))
-        self._added_up(*weights)
+        self._added_up(self._add_up, *weights)
         return self._found[:-1].clone().view(self.vectors, self.n).unbind()
 
     def _add_up(self, *weights: Tensor) -> None:

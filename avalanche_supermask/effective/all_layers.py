@@ -205,7 +205,8 @@ def _by_lists(tensors: Sequence[Tensor]) -> bool:
 def _at_once(chooser: Chooser, scores: Sequence[Tensor], weights: Sequence[Tensor], keeps: Sequence[int]) -> TopKAtOnce:
     if chooser.at_once is None or not chooser.at_once.serves(scores, keeps, weights[0].dtype):
         shapes = [score.shape for score in scores]
-        chooser.at_once = TopKAtOnce(shapes, keeps, scores[0].device, weights[0].dtype)
+        with torch.inference_mode(False):  # later calls may record gradients
+            chooser.at_once = TopKAtOnce(shapes, keeps, scores[0].device, weights[0].dtype)
     return chooser.at_once
 
 

@@ -75,13 +75,13 @@ class TopKAtOnce:
             span = slice(start, start + sum(part))
             keys[span] = ranks.repeat_interleave(torch.tensor(part, device=device), output_size=sum(part))
             self._groups.append((keys[span], self._flat_masks[span], places.to(device)))
-        self._computed = Replay(self._compute, entries=sum(sizes))
+        self._replay = Replay(entries=sum(sizes))
 
     @torch.no_grad()
     def __call__(self, scores: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
         """Return the masks, which are 1 at kept entries and 0 elsewhere; the next call overwrites them."""
         self.calls += 1
-        self._computed(*scores, *weights)
+        self._replay(self._compute, *scores, *weights)
         return self._masks
 
     def _compute(self, *tensors: Tensor) -> None:

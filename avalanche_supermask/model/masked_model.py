@@ -39,7 +39,7 @@ from avalanche_supermask.model.frozen_batchnorm import FrozenChannels
 from avalanche_supermask.model.inputs import UNSET, arguments_of, packed, task_labels_of
 from avalanche_supermask.model.labels import LabelReader
 from avalanche_supermask.model.marks import check_marks, refuse_owned
-from avalanche_supermask.model.network_call import NetworkCall
+from avalanche_supermask.model.network_call import NetworkCall, is_compiling
 from avalanche_supermask.model.parameter_kinds import padding_rows
 from avalanche_supermask.model.repeated_calls import MISSED, RepeatedCalls
 from avalanche_supermask.model.routing import Router, forward_mixed
@@ -355,7 +355,7 @@ class MaskedModel(MultiTaskModule):
 
     def _again(self, x: Any, labels: Any) -> Any:
         """The output of a finished task that was called before, if the fast path serves this call; else `MISSED`."""
-        if self.training or self._task_inference != "given" or torch.compiler.is_compiling():
+        if self.training or self._task_inference != "given" or is_compiling():
             return MISSED
         if self._repeated is None:
             self._repeated = RepeatedCalls(
@@ -476,7 +476,7 @@ class MaskedModel(MultiTaskModule):
     def _sparse_names(self, key: int, arguments: Arguments) -> frozenset[str]:
         if self.execution == "dense" or self.training:
             return NONE
-        if torch.compiler.is_compiling():  # the compiler supports dense weights only
+        if is_compiling():  # the compiler supports dense weights only
             return NONE
         assert self._executor is not None
         found = self._executor.known(key, arguments)

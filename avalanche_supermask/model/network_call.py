@@ -17,12 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from avalanche_supermask import nested
-from avalanche_supermask.lasting import lasting
 from avalanche_supermask.model.checkpointed_calls import CURRENT, Call
 from avalanche_supermask.model.parameter_kinds import rescaled_in_place
 
-__all__ = ["NetworkCall", "Writes", "hooked"]
+__all__ = ["NetworkCall", "Writes", "hooked", "is_compiling"]
 
 _Place = tuple[dict[str, Any], str]  # a dictionary of a module, and a key in this dictionary
 
@@ -33,33 +31,30 @@ class Writes:
     Attributes:
         places: the places that `NetworkCall` had found when ``all`` was made; None before the first call.
         all: one tuple per place: a dictionary of a module, a key in this dictionary, and the tensor for this key.
-        copies: copies of the tensors that a call may change; they are written in place of these tensors.
-        originals: the tensors of the copies, in the same order.
+        moved: tensors that a call may change, each with all its names.
     """
 
     def __init__(self) -> None:
         self.places: dict[str, list[_Place]] | None = None
         self.all: list[tuple[dict[str, Any], str, Tensor]] = []
-        self.copies: list[Tensor] = []
-        self.originals: list[Tensor] = []
+        self.moved: list[tuple[Tensor, list[str]]] = []
 
-    def make(self, tensors: Mapping[str, Tensor], places: dict[str, list[_Place]], moved: Collection[str]) -> None:
-        """Find the places of the tensors, with copies of those whose names are in ``moved``."""
+    def find(self, tensors: Mapping[str, Tensor], places: dict[str, list[_Place]], moved: Collection[str]) -> None:
+        """Set the places of the tensors; ``moved`` has the names of those that a call may change."""
+        self.places = places
+        self.all = [(*place, tensor) for name, tensor in tensors.items() for place in places[name]]
         originals = {id(tensors[name]): tensors[name] for name in moved}
-        with lasting():
-            copies = {place: tensor.clone() for place, tensor in originals.items()}
-        self.originals, self.copies, self.places = list(originals.values()), list(copies.values()), places
-        self.all = [(*place, copies.get(id(t), t)) for name, t in tensors.items() for place in places[name]]
+        self.moved = [(t, [name for name, of in tensors.items() if of is t]) for t in originals.values()]
 
-    def restore(self) -> None:
-        """Give the copies the values of their originals again, because an earlier call may have changed them."""
-        torch._foreach_copy_(self.copies, self.originals)
+    def copies(self) -> dict[str, Tensor]:
+        """New copies, by name, of the tensors that a call may change.
 
-    def in_use(self, output: Any) -> bool:
-        """Whether an output is one of the copies or a view of one, so that they must not be used again."""
-        of_copies = {copy.untyped_storage().data_ptr() for copy in self.copies}
-        given = (t for t in nested.tensors(output) if t.layout == torch.strided)
-        return any(t.untyped_storage().data_ptr() in of_copies for t in given)
+        Each call needs its own copies, because outputs of earlier calls, and their gradients, may use the earlier ones.
+        """
+        found: dict[str, Tensor] = {}
+        for tensor, names in self.moved:
+            found.update(dict.fromkeys(names, tensor.clone()))
+        return found
 
 
 class NetworkCall:
@@ -113,7 +108,7 @@ class NetworkCall:
             KeyError: the network has no tensor of a given name.
         """
         tensors = self._with_copies(net, tensors)
-        if _is_compiling():  # the compiler supports functional_call: the tensors become inputs of the compiled code
+        if is_compiling():  # the compiler supports functional_call: the tensors become inputs of the compiled code
             with hooked(net, hooks or {}):
                 return functional_call(net, dict(tensors), tuple(args), dict(kwargs or {}))
         return self.run(Call(net, tensors, hooks or {}), net, args, kwargs or {})
@@ -167,36 +162,28 @@ class NetworkCall:
             tensors: tensors by name; the same tensors at each call with these ``writes``.
             args: positional arguments for the network.
             writes: the places of these tensors; the first call fills it.
-            moved: names of the tensors that the network may change; it gets copies of them. No gradient may be
-                recorded in calls with such names.
+            moved: names of the tensors that the network may change; it gets copies of them.
         """
         with self.lock:
             if not self._is_as_found(net) or writes.places is not self._places:
-                rescaled = self._rescaled(net, tensors)
-                if rescaled and torch.is_grad_enabled():
-                    return self(net, tensors, args)
-                writes.make(tensors, self._found(net, tensors), {*moved, *rescaled})
-            if writes.copies:
-                if torch.is_grad_enabled():  # the gradients of earlier outputs may need the copies as they were
-                    return self(net, tensors, args)
-                writes.restore()
-            before = self._current
+                writes.find(tensors, self._found(net, tensors), {*moved, *self._rescaled(net, tensors)})
+            copies, before = writes.copies() if writes.moved else {}, self._current
             own = [holder[key] for holder, key, _ in writes.all]
-            call = Call(net, tensors)
+            call = Call(net, {**tensors, **copies} if copies else tensors)
             token = CURRENT.set((self, call))
             try:
                 self._current = call
                 for holder, key, tensor in writes.all:
                     holder[key] = tensor
-                output = net(*args)
+                for name, copy in copies.items():
+                    for holder, key in self._places[name]:
+                        holder[key] = copy
+                return net(*args)
             finally:
                 for (holder, key, _), tensor in zip(writes.all, own, strict=True):
                     holder[key] = tensor
                 self._current = before
                 CURRENT.reset(token)
-            if writes.copies and writes.in_use(output):
-                writes.places = None
-            return output
 
     def _with_copies(self, net: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The tensors, with copies of those that the network changes in place."""
@@ -211,7 +198,7 @@ class NetworkCall:
 
     def own(self, net: nn.Module, names: list[str]) -> dict[str, Tensor]:
         """The network's own tensors of these names, even while another thread calls the network with other tensors."""
-        if _is_compiling():
+        if is_compiling():
             return {name: tensor for name, tensor in net.named_parameters() if name in names}
         with self.lock:
             if not self._is_as_found(net) or self._own[0] is not self._places or self._own[1] != names:
@@ -271,5 +258,6 @@ def _places(net: nn.Module) -> dict[str, list[_Place]]:
     return {name: list(tied[id(holder[key])].values()) for name, (holder, key) in named.items()}
 
 
-def _is_compiling() -> bool:
+def is_compiling() -> bool:
+    """Whether `torch.compile` traces this call; always False before PyTorch 2.2, which cannot tell."""
     return torch.compiler.is_compiling() if hasattr(torch.compiler, "is_compiling") else False

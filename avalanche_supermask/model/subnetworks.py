@@ -30,6 +30,7 @@ from avalanche_supermask.effective import partly_trained_weights
 from avalanche_supermask.functional import entries_weight
 from avalanche_supermask.lasting import lasting
 from avalanche_supermask.model.mixtures import Mixtures
+from avalanche_supermask.model.network_call import is_compiling
 from avalanche_supermask.model.sparse_training import TrainedCSR
 from avalanche_supermask.model.sparse_weight import SparseWeight
 from avalanche_supermask.named_tensors import NamedTensors
@@ -277,9 +278,9 @@ class Subnetworks(nn.Module):
         Args:
             live: the trainable copy of each weight, by name.
         """
-        # The exact top-k stays outside the compiler; only the network is compiled. Outside of it, leaving the compiler
-        # would take as long as an operator.
-        return self._uncompiled(live) if torch.compiler.is_compiling() else self._current_weights(live)
+        # The exact top-k is never compiled, only the network is. `torch.compiler.disable` takes as long as an operator,
+        # so it is used only while the compiler traces this call.
+        return self._uncompiled(live) if is_compiling() else self._current_weights(live)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _uncompiled(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:

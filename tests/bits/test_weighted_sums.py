@@ -1,9 +1,13 @@
 """The combination of masks agrees with a stack of float masks and autograd."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
 from avalanche_supermask.bits import weighted_sums
+from avalanche_supermask.bits.one_table import OneTable
 from avalanche_supermask.bits.weighted_sums import Mixer, encode
 
 
@@ -117,3 +121,16 @@ def test_one_table_for_all_layers_gives_the_bits_of_one_a_layer(n, monkeypatch):
         at_once, ours = found()
         assert all(torch.equal(x, y) for x, y in zip(at_once, expected, strict=True))
         torch.testing.assert_close(ours, gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_the_memory_of_a_common_table_is_freed_without_a_garbage_collection():
+    table = OneTable([torch.tensor([[2, 3]], dtype=torch.int32)], [(2,)], [2], [0], n=2, dtype=torch.float32)
+    table.weights([torch.ones(2)], [torch.ones(2)])
+    table.gradients([torch.ones(2)], [torch.ones(2)])
+    kept = weakref.ref(table)
+    gc.disable()
+    try:
+        del table
+        assert kept() is None
+    finally:
+        gc.enable()

@@ -1,7 +1,9 @@
 """Computing all layers at once gives the bits of single layers: with lists, compiled loops and numpy."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -118,11 +120,46 @@ def test_a_second_forward_pass_leaves_the_first_ones_gradients(way):
     keeps, chooser = dict.fromkeys(SHAPES, 4), Chooser()
     first = top_k_weights(scores, weights, keeps, chooser)
     before = {n: w.detach().clone() for n, w in first.items()}
-    top_k_weights({n: s.detach().flip(0) for n, s in scores.items()}, weights, keeps, chooser)
+    top_k_weights({n: -s.detach().flip(0) for n, s in scores.items()}, weights, keeps, chooser)
     assert all(torch.equal(first[n], before[n]) for n in SHAPES)
     sum(w.sum() for w in first.values()).backward()
     for name, weight in weights.items():
         assert torch.equal(weight.grad.bool(), top_k_mask(scores[name], 4))
+        assert torch.equal(scores[name].grad, weight * scores[name].sign())
+
+
+@pytest.mark.parametrize("way", ["lists", "compiled"], indirect=True)
+def test_the_gradient_of_scores_can_be_differentiated(way):
+    scores = {n: torch.randn(s, requires_grad=True) for n, s in SHAPES.items()}
+    weights = {n: torch.randn(s, requires_grad=True) for n, s in SHAPES.items()}
+    found = top_k_weights(scores, weights, dict.fromkeys(SHAPES, 4), Chooser())
+    first = torch.autograd.grad(sum(w.sum() for w in found.values()), list(scores.values()), create_graph=True)
+    second = torch.autograd.grad(sum(g.sum() for g in first), list(weights.values()))
+    assert all(torch.equal(g, s.sign()) for g, s in zip(second, scores.values(), strict=True))
+
+
+@pytest.mark.parametrize("way", ["lists", "compiled"], indirect=True)
+def test_a_first_call_in_inference_mode_serves_later_calls(way):
+    scores, weights = ({n: torch.randn(s) for n, s in SHAPES.items()} for _ in range(2))
+    chooser, keeps = Chooser(), dict.fromkeys(SHAPES, 4)
+    with torch.inference_mode():
+        want = top_k_weights(scores, weights, keeps, chooser)
+    found = top_k_weights({n: s.requires_grad_() for n, s in scores.items()}, weights, keeps, chooser)
+    assert all(torch.equal(found[n], want[n]) for n in SHAPES)
+    found["a"].sum().backward()
+    assert torch.equal(scores["a"].grad, weights["a"] * scores["a"].sign())
+
+
+def test_the_memory_of_a_sort_is_freed_without_a_garbage_collection():
+    choose = one_sort.TopKAtOnce([(5,)], [2], torch.device("cpu"), torch.float32)
+    choose([torch.randn(5)], [torch.ones(5)])
+    kept = weakref.ref(choose)
+    gc.disable()
+    try:
+        del choose
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_the_partly_trained_weights_of_one_layer_at_a_time():

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from avalanche_supermask import MaskedModel
 from avalanche_supermask.model.repeated_calls import MISSED
@@ -182,8 +183,21 @@ class Counting(nn.Module):
             self.calls.data.add_(1)
         elif self.way == "replaced":
             self.calls = self.calls + 1
-        out = self.layer(x) * self.scale + self.calls
+        elif self.way == "in a checkpoint":
+            return checkpoint(self.count, x, use_reentrant=False)
+        out = self.layer(x) * self.scale + self.calls.sum() + len(self.calls)
+        if self.way == "longer":
+            self.calls.data = torch.cat([self.calls.data, torch.ones(1)])
+        elif self.way == "resized":
+            self.calls.resize_(3).fill_(1)
+        elif self.way == "part of the input":
+            self.calls.data = x.detach()[0, :1]
         return (out, self.calls) if self.way == "returned" else out
+
+    def count(self, x: Tensor) -> Tensor:
+        """Return the logits, and count the call."""
+        self.calls += 1
+        return self.layer(x) * self.scale
 
 
 def counting(way: str) -> MaskedModel:
@@ -193,17 +207,37 @@ def counting(way: str) -> MaskedModel:
     return model
 
 
-@pytest.mark.parametrize("way", ["in place", "by data", "replaced"])
-def test_buffers_that_a_call_changes_start_anew_in_every_call(way: str) -> None:
-    """No call sees what an earlier call did to a buffer, and neither does the stored task."""
-    model = counting(way)
-    with torch.no_grad():
-        outputs = [model(X, 0) for _ in range(4)]
+@pytest.mark.parametrize("way", ["in place", "by data", "replaced", "longer", "resized", "part of the input"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_buffers_that_a_call_changes_start_anew_in_every_call(way: str, grad: bool) -> None:
+    """No call sees what an earlier call did to a buffer, and neither do the stored task and the caller's input."""
+    model, x = counting(way), X.clone()
+    with torch.set_grad_enabled(grad):
+        outputs = [model(x, 0).detach() for _ in range(4)]
         assert is_short(model, 0)
-    outputs.append(model(X, 0).detach())  # A call that records gradients takes the full path.
+    outputs.append(model(x, 0).detach())
     assert all(torch.equal(out, outputs[0]) for out in outputs)
-    assert float(model.tensors_of(0)["calls"]) == 0
-    assert float(model.net.calls) == 0  # type: ignore[arg-type]
+    assert torch.equal(x, X)
+    assert model.tensors_of(0)["calls"].tolist() == [0]
+    assert model.net.calls.tolist() == [0]  # type: ignore[operator, union-attr]
+
+
+def test_a_checkpointed_part_that_runs_again_changes_copies() -> None:
+    """The backward pass computes a checkpointed part again, and the stored task keeps its buffers."""
+    model, x = counting("in a checkpoint"), X.clone().requires_grad_()
+    outputs = [model(x, 0) for _ in range(3)]
+    sum(out.sum() for out in outputs).backward()  # type: ignore[union-attr]
+    assert x.grad is not None
+    assert model.tensors_of(0)["calls"].tolist() == [0]
+
+
+def test_repeated_calls_can_be_vectorized() -> None:
+    """The outputs of a model with buffers of its own have no storage under `torch.func.vmap`."""
+    model = counting("never")
+    with torch.no_grad():
+        expected = [model(X, 0) for _ in range(2)][-1]
+        found = torch.func.vmap(lambda x: model(x, 0))(torch.stack([X, X]))
+    assert torch.allclose(found[1], expected)
 
 
 def test_a_buffer_in_an_output_belongs_to_the_caller() -> None:
@@ -216,13 +250,15 @@ def test_a_buffer_in_an_output_belongs_to_the_caller() -> None:
     assert (first.item(), second.item(), third.item()) == (0, 5, 0)
 
 
-def test_gradients_of_an_earlier_output_survive_a_call_without_gradients() -> None:
+@pytest.mark.parametrize("way", ["never", "in place"])
+def test_gradients_of_an_earlier_output_survive_later_calls(way: str) -> None:
     """The copies of buffers that a short call writes are not those that an earlier output needs."""
-    model, x = counting("never"), X.clone().requires_grad_()
+    model, x = counting(way), X.clone().requires_grad_()
     with torch.no_grad():
         model(X, 0), model(X, 0)
-    out = model(x, 0)
+    outputs = [model(x, 0), model(x, 0)]
     with torch.no_grad():
         model(X, 0)
-    out.sum().backward()
+    for out in outputs:
+        out.sum().backward()
     assert x.grad is not None
