@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["batch_size", "concatenated", "joined", "mapped", "moved", "rows", "split", "tensors"]
+__all__ = ["batch_size", "concatenated", "is_empty", "joined", "mapped", "moved", "rows", "split", "tensors"]
 
 
 def mapped(change: Callable[[Tensor], Any], x: Any) -> Any:
@@ -60,6 +60,17 @@ def batch_size(x: Any) -> int:
         "expected a batch of tensors, or a dictionary, list or data class with a tensor of one row per sample; got "
         f"{_name(x)} without one"
     )
+
+
+def is_empty(x: Any) -> bool:
+    """Whether a batch has tensors, and all of them are without a sample.
+
+    Example:
+        >>> is_empty({"ids": torch.zeros(0, 7)}), is_empty(torch.zeros(1, 0))
+        (True, False)
+    """
+    sizes = [len(t) for t in tensors(x) if t.dim()]
+    return bool(sizes) and not any(sizes)
 
 
 def rows(x: Any, index: Tensor | slice, *, n: int | None = None) -> Any:

@@ -63,6 +63,8 @@ class _ByGradient:
 
     def __call__(self, model: Candidates, n_tasks: int, x: Any) -> Tensor:
         """Return the number of each sample's task (see `Inference`)."""
+        if nested.is_empty(x):
+            return torch.zeros(0, dtype=torch.long)
         n = min(self.first or n_tasks, n_tasks)
         groups = [nested.rows(x, slice(self.images))] if self.per == "batch" else nested.split(x, 1)
         found = self._find(model, n, n_tasks, groups) if n > 1 else torch.zeros(len(groups), dtype=torch.long)

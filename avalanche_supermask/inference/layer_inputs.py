@@ -155,7 +155,7 @@ def whole_input(x: Any) -> Tensor | None:
 
 def _smaller(x: Tensor) -> Tensor:
     """Images, averaged to at most `WIDEST` numbers; tensors that are not images are unchanged."""
-    if x.dim() != 4 or x[0].numel() <= WIDEST:
+    if x.dim() != 4 or x.shape[1:].numel() <= WIDEST:
         return x
     side = max(1, math.isqrt(WIDEST // x.shape[1]))
     return adaptive_avg_pool2d(x, (min(side, x.shape[2]), min(side, x.shape[3])))

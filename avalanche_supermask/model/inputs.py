@@ -68,6 +68,8 @@ def task_labels_of(labels: Any) -> Tensor:
             f"expected task labels as the second argument, one integer or one per sample; got {type(labels).__name__}: "
             f"{remedy}"
         ) from None
+    if found.numel() == 0:
+        return torch.zeros(0, dtype=torch.long)  # an empty list has no type
     if found.is_floating_point() or found.is_complex() or (found.dim() > 1 and found.numel() != len(found)):
         raise TypeError(
             "expected task labels as the second argument, one integer or one per sample; got "

@@ -22,10 +22,10 @@ class LabelReader:
         self._last: tuple[weakref.ref[Tensor], int, int | None] | None = None
 
     def only(self, labels: Tensor) -> int | None:
-        """The label that all samples have; None if their labels differ.
+        """The label that all samples have; None if their labels differ, or if there is no sample.
 
         Args:
-            labels: tensor of shape ``(n,)``, with n at least 1.
+            labels: tensor of shape ``(n,)``.
 
         Example:
             >>> reader = LabelReader()
@@ -48,4 +48,4 @@ class LabelReader:
 
 def _only(labels: Tensor) -> int | None:
     values = labels.tolist()
-    return int(values[0]) if values.count(values[0]) == len(values) else None
+    return int(values[0]) if values and values.count(values[0]) == len(values) else None

@@ -19,7 +19,7 @@ modules beside it, above all `subnetworks`, do whatever takes more than a few li
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -321,7 +321,7 @@ class MaskedModel(MultiTaskModule):
 
         Returns:
             The network's output. If the tasks of a batch have outputs of different widths, the narrower ones are filled
-            up to the widest with -1000.
+            up to the widest with -1000. The output for an empty batch has the width of the latest task's outputs.
 
         Raises:
             TypeError: there is no input, or the second argument cannot be task labels.
@@ -346,7 +346,12 @@ class MaskedModel(MultiTaskModule):
             return self._forward_label(x, task_labels)
         labels = task_labels_of(task_labels)
         label = self._labels.only(labels)
-        return forward_mixed(x, labels, self._forward_label) if label is None else self._forward_label(x, label)
+        return self._forward_mixed(x, labels, self._forward_label) if label is None else self._forward_label(x, label)
+
+    def _forward_mixed(self, x: Any, labels: Tensor, forward: Callable[[Any, int], Any]) -> Any:
+        if len(labels) or not nested.is_empty(x):
+            return forward_mixed(x, labels, forward)
+        return self.forward_task(self.router.latest(self.subnetworks), x)
 
     def _again(self, x: Any, labels: Any) -> Any:
         """The output of a finished task that was called before, if the fast path serves this call; else `MISSED`."""
@@ -429,7 +434,7 @@ class MaskedModel(MultiTaskModule):
             self.inferred_task = None  # the output belongs to no single task
             return answer
         self.inferred_task = torch.tensor(self.task_keys)[answer]
-        return forward_mixed(x, self.inferred_task, lambda part, key: self.forward_task(key, part))
+        return self._forward_mixed(x, self.inferred_task, lambda part, key: self.forward_task(key, part))
 
     def forward_single_task(self, x: Any, task_label: int) -> Any:
         """Outputs for a batch of one task."""
