@@ -102,7 +102,7 @@ def test_a_network_that_overfits_has_a_lower_held_out_loss():
             held_out.extend(self._held_out)
 
     plugin = Held(share=0.5, seed=3)
-    strategy = build("supsup", mlp(), plugins=[plugin], train_epochs=12, mask_lr=0.5)
+    strategy = build("supsup", mlp(), plugins=[plugin], train_epochs=12, mask_lr=1.0)
     strategy.train(class_stream(1, n=24, n_classes=2).train_stream[0])
     assert min(plugin.losses) < plugin.losses[-1], "the last epoch is not the best one"
     x, y, _ = held_out
