@@ -81,7 +81,9 @@ class Subnetworks(nn.Module):
     scaled_for: Mapping[str, float] = MappingProxyType({})
     """Densities for which the constants are scaled, by name; empty if they are not scaled."""
 
-    padding: Mapping[str, int] = {}  # a default, because pickles of 0.1.0 lack the attribute
+    # These defaults are attributes of the class, because pickles of 0.1.0 lack the attributes.
+    padding: Mapping[str, int] = {}
+    _latest_select: Selection | None = None  # also after the task is finished
 
     def __init__(
         self,
@@ -195,7 +197,9 @@ class Subnetworks(nn.Module):
     def learn_scores(self, select: Selection, *, trainable: Mapping[str, Tensor] | None = None) -> None:
         """Start a phase that trains the scores, and also the entries marked in ``trainable`` (bool), if any."""
         self._clear_weights()
-        self.phase, self.select = "scores", select
+        # An equal selection of an earlier task has what a GPU recorded for it, and does not record it again.
+        select = self._latest_select if self._latest_select == select else select
+        self.phase, self.select, self._latest_select = "scores", select, select
         self.trainable.update({name: t.clone() for name, t in self.without_padding(trainable or {}).items()})
 
     def learn_coefficients(self, *, own: frozenset[str] = frozenset(), select: Selection | None = None) -> None:

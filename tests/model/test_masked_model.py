@@ -379,3 +379,17 @@ def test_the_short_form_of_a_model_and_a_strategy_tells_what_they_hold():
 def test_a_method_says_when_it_needs_the_task():
     assert SupSup.scenario == Scenario(training=True, test=False)
     assert SupSupNNs.scenario == Scenario(training=False, test=False)
+
+
+def test_an_equal_selection_of_the_next_task_keeps_what_was_recorded():
+    model = MaskedModel(mlp(), seed=0)
+    first, equal, other = (selection(model.masked_shapes, density=density) for density in (0.3, 0.3, 0.5))
+    used = []
+    for key, select in enumerate((first, equal, other)):
+        model.begin(key, key)
+        model.set_scores(model.fresh_scores(key))
+        model.learn_scores(select)
+        used.append(model.subnetworks.select)
+        model.commit()
+    assert used[0] is used[1] is first
+    assert used[2] is other
