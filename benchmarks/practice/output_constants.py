@@ -1,0 +1,84 @@
+"""Measure how large the constants of the output layer should be: accuracies of SupSup and ExSSNeT at their defaults.
+
+    python -m benchmarks.practice.output_constants --dataset-root DIR --out benchmarks/results/output_constants.json
+
+A bound is the greatest sum of the magnitudes of the weights that one output keeps (`OUTPUT` in
+`avalanche_supermask.model.constants`). Accuracy is the mean over the tasks, on held-out training data. No test data are
+used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from avalanche_supermask import ExSSNeT, SupSup
+from avalanche_supermask.model import constants
+from benchmarks.lib.image_data import load_digits, load_mnist
+from benchmarks.lib.networks import mlp
+from benchmarks.lib.provenance import write_result
+from benchmarks.practice.defaults import Case, Part, accuracy, lenet, load_linear, permuted
+
+BOUNDS = (math.inf, 8.0, 4.0, 2.0, 1.0)
+
+
+def load_patterns(_: Path | None) -> tuple[Part, Part]:
+    """Return noisy images of twelve random patterns. The test part is empty."""
+    generator = torch.Generator().manual_seed(0)
+    patterns, y = torch.randn(12, 3, 16, 16, generator=generator), torch.arange(7200) % 12
+    x = patterns[y] + 2 * torch.randn(len(y), 3, 16, 16, generator=generator)
+    return (x, y), (x[:0], y[:0])
+
+
+def convolutions() -> nn.Module:
+    """Return two convolutions and an output layer of 512 inputs."""
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(512, 4),
+    )  # fmt: skip
+
+
+CASES = {
+    "patterns, 28 steps": Case(load_patterns, None, 3, 200, convolutions, 32, 4, classes=4),
+    "patterns, 56 steps": Case(load_patterns, None, 3, 200, convolutions, 32, 8, classes=4),
+    "patterns, 112 steps": Case(load_patterns, None, 3, 200, convolutions, 32, 16, classes=4),
+    "permuted-linear, 100 steps": Case(load_linear, permuted, 3, 300, partial(mlp, 16, (32, 32), 4), 32, 10),
+    "permuted-digits, 92 steps": Case(load_digits, permuted, 4, None, partial(mlp, 64, (100, 100), 10), 32, 2),
+    "permuted-digits, 368 steps": Case(load_digits, permuted, 4, None, partial(mlp, 64, (100, 100), 10), 32, 8),
+    "split-mnist, 10 steps": Case(load_mnist, None, 3, 1200, partial(mlp, 784, (256, 256), 2), 128, 1),
+    "split-mnist, 60 steps": Case(load_mnist, None, 3, 1200, partial(mlp, 784, (256, 256), 2), 128, 6),
+    "split-mnist-lenet, 160 steps": Case(load_mnist, None, 2, 2000, lenet, 64, 5, classes=5),
+}
+
+
+def main() -> None:
+    """Run every bound on every stream; the result file is written after each stream."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="2000,2001,2002", help="(default %(default)s)")
+    parser.add_argument("--dataset-root", type=Path, help="where torchvision keeps MNIST, or puts it")
+    parser.add_argument("--out", type=Path, required=True, help="result file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    rows: dict[str, dict[str, dict[str, float]]] = {}
+    for name, case in CASES.items():
+        for method in (SupSup, ExSSNeT):
+            found = {}
+            for bound in BOUNDS:
+                constants.OUTPUT = bound
+                each = [accuracy(method, case, seed, options.dataset_root) for seed in seeds]
+                found["none" if math.isinf(bound) else f"{bound:g}"] = statistics.fmean(each)
+            rows.setdefault(name, {})[method.__name__] = found
+            print(name, method.__name__, {bound: round(value, 4) for bound, value in found.items()}, flush=True)
+        write_result(options.out, "benchmarks.practice.output_constants", sys.argv[1:], accuracy=rows)
+
+
+if __name__ == "__main__":
+    main()
