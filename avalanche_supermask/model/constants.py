@@ -16,7 +16,7 @@ from avalanche_supermask.functional import fan_in, initial_scores, reordered, si
 
 __all__ = ["OUTPUT", "fresh_scores", "redraw_free", "scale_constants", "with_output"]
 
-OUTPUT = 4.0  # greatest sum of the magnitudes of the weights that one output keeps, with scaled constants
+OUTPUT = 8.0  # greatest sum of the magnitudes of the weights that one output keeps, with scaled constants
 
 
 def fresh_scores(
@@ -53,9 +53,11 @@ def with_output(densities: Mapping[str, float], output: str, weight: Tensor) -> 
 
     Example:
         >>> with_output({"fc.weight": 0.5}, "fc.weight", torch.ones(10, 64))
+        {'fc.weight': 0.5}
+        >>> with_output({"fc.weight": 0.5}, "fc.weight", torch.ones(10, 256))  # each output keeps 128 weights
         {'fc.weight': 2.0}
-        >>> signed_constant((10, 64), density=2.0).abs().unique() * 32  # 32 weights are kept per output
-        tensor([4.])
+        >>> signed_constant((10, 256), density=2.0).abs().unique() * 128
+        tensor([8.])
     """
     kept = densities[output] * fan_in(weight.shape)
     return {**densities, output: densities[output] * max(1.0, 2 * kept / OUTPUT**2)}
