@@ -1,6 +1,7 @@
 """Measure how large the constants of the output layer should be: accuracies of SupSup and ExSSNeT at their defaults.
 
     python -m benchmarks.practice.output_constants --dataset-root DIR --out benchmarks/results/output_constants.json
+    python -m benchmarks.practice.output_constants --streams "shallow, 80 steps" --out FILE
 
 A bound is the greatest sum of the magnitudes of the weights that one output keeps (`OUTPUT` in
 `avalanche_supermask.model.constants`). Accuracy is the mean over the tasks, on held-out training data. No test data are
@@ -45,6 +46,14 @@ def convolutions() -> nn.Module:
     )  # fmt: skip
 
 
+def shallow() -> nn.Module:
+    """Return one convolution and an output layer of 256 inputs, the network of ``docs/first_hour.md``."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+        nn.Linear(256, 2),
+    )  # fmt: skip
+
+
 CASES = {
     "patterns, 28 steps": Case(load_patterns, None, 3, 200, convolutions, 32, 4, classes=4),
     "patterns, 56 steps": Case(load_patterns, None, 3, 200, convolutions, 32, 8, classes=4),
@@ -55,12 +64,14 @@ CASES = {
     "split-mnist, 10 steps": Case(load_mnist, None, 3, 1200, partial(mlp, 784, (256, 256), 2), 128, 1),
     "split-mnist, 60 steps": Case(load_mnist, None, 3, 1200, partial(mlp, 784, (256, 256), 2), 128, 6),
     "split-mnist-lenet, 160 steps": Case(load_mnist, None, 2, 2000, lenet, 64, 5, classes=5),
+    "shallow, 80 steps": Case(load_digits, None, 5, 250, shallow, 32, 10),
 }
 
 
 def main() -> None:
     """Run every bound on every stream; the result file is written after each stream."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", default=";".join(CASES), help="separated by semicolons (default: all)")
     parser.add_argument("--seeds", default="2000,2001,2002", help="(default %(default)s)")
     parser.add_argument("--dataset-root", type=Path, help="where torchvision keeps MNIST, or puts it")
     parser.add_argument("--out", type=Path, required=True, help="result file")
@@ -68,7 +79,8 @@ def main() -> None:
     torch.set_num_threads(1)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     rows: dict[str, dict[str, dict[str, float]]] = {}
-    for name, case in CASES.items():
+    for name in options.streams.split(";"):
+        case = CASES[name]
         for method in (SupSup, ExSSNeT):
             found = {}
             for bound in BOUNDS:
