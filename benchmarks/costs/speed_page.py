@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 NETWORKS = 3  # Each tuple of targets has one value per network, in the order of the tables' columns.
+LARGE = 4  # columns of the table of large networks: two networks, each in two types of numbers
 ON_CPU = {
     "mask step": (1.2, 1.2, 1.02),
     "weight step": (1.1, 1.08, 1.01),
@@ -179,7 +180,14 @@ def page(results: Path) -> str:
         gpu_commit=cuda["commit"][:12],
         gpu_table=_networks(cuda["ratios to dense"], ON_GPU),
         gpu_bfloat16_table=_networks(bfloat16["ratios to dense"], ON_GPU),
-        large_table=_large(large["ratios to dense"], large_bfloat16["ratios to dense"]),
+        large_table=_networks(
+            {
+                f"{name.split(',')[0]}, {kind}": result["ratios to dense"][name]
+                for name in large["ratios to dense"]
+                for kind, result in (("float32", large), ("bfloat16", large_bfloat16))
+            },
+            dict.fromkeys(("mask step", "weight step", "evaluation"), (None,) * LARGE),
+        ),
         many_table=_table(["", "ratio"], [[name, _cell(scaling["ratios"][name], most)] for name, most in MANY.items()]),
         path_table=_table(
             ["", *next(iter(loops.values()))],
@@ -205,15 +213,6 @@ def _networks(rows: Mapping[str, Mapping[str, float]], targets: Mapping[str, Seq
         for step, asked in targets.items()
     ]
     return _table(["", *rows], lines)
-
-
-def _large(float32: Mapping[str, Mapping[str, float]], bfloat16: Mapping[str, Mapping[str, float]]) -> str:
-    """Format the ratios of large networks, with one column per network and type of numbers."""
-    names = [name.split(",")[0] for name in float32]
-    head = ["", *(f"{name}, {kind}" for name in names for kind in ("float32", "bfloat16"))]
-    pairs = list(zip(float32.values(), bfloat16.values(), strict=True))
-    steps = ("mask step", "weight step", "evaluation")
-    return _table(head, [[step, *(_cell(of[step], None) for pair in pairs for of in pair)] for step in steps])
 
 
 def _cell(value: float, most: float | None) -> str:

@@ -76,6 +76,9 @@ def main() -> None:
     parser.add_argument("--dataset-root", type=Path, help="where torchvision keeps MNIST, or puts it")
     parser.add_argument("--out", type=Path, required=True, help="result file")
     options = parser.parse_args()
+    unknown = [name for name in options.streams.split(";") if name not in CASES]
+    if unknown:
+        parser.error(f"--streams: unknown {unknown}; expected some of {list(CASES)}, separated by semicolons")
     torch.set_num_threads(1)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     rows: dict[str, dict[str, dict[str, float]]] = {}

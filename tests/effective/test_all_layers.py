@@ -1,9 +1,7 @@
 """Computing all layers at once gives the bits of single layers: with lists, compiled loops and numpy."""
 
 import copy
-import gc
 import pickle
-import weakref
 
 import pytest
 import torch
@@ -19,6 +17,7 @@ from avalanche_supermask.functional import partly_trained_weight, top_k_mask, to
 from avalanche_supermask.model.mixtures import ALL_LAYERS
 from benchmarks.lib.networks import SlimResNet18
 from tests.building import learn_nothing
+from tests.memory import is_freed_without_collection
 from tests.streams import mlp
 
 WAYS = ["lists", "compiled", "loops"]
@@ -151,15 +150,12 @@ def test_a_first_call_in_inference_mode_serves_later_calls(way):
 
 
 def test_the_memory_of_a_sort_is_freed_without_a_garbage_collection():
-    choose = one_sort.TopKAtOnce([(5,)], [2], torch.device("cpu"), torch.float32)
-    choose([torch.randn(5)], [torch.ones(5)])
-    kept = weakref.ref(choose)
-    gc.disable()
-    try:
-        del choose
-        assert kept() is None
-    finally:
-        gc.enable()
+    def used():
+        choose = one_sort.TopKAtOnce([(5,)], [2], torch.device("cpu"), torch.float32)
+        choose([torch.randn(5)], [torch.ones(5)])
+        return choose
+
+    assert is_freed_without_collection(used)
 
 
 def test_the_partly_trained_weights_of_one_layer_at_a_time():
