@@ -147,6 +147,37 @@ def test_the_gaussians_name_the_class_too(way):
     assert float(torch.cat(hits).float().mean()) > 0.9
 
 
+@pytest.mark.parametrize("weight", [0.0, 16.0, 1e6])
+def test_both_adds_the_subnetwork_to_the_likelihoods(weight):
+    """An independent formula: Gaussian log-likelihoods of the task's classes plus the weighted log-probabilities."""
+    stream = class_stream(3)
+    trained = train_all(strategy(net=mlp(outputs=6), way=Gaussian(rank=2)), stream)
+    model = trained.model.eval()
+    x = torch.cat([torch.stack([sample[0] for sample in experience.dataset]) for experience in stream.test_stream])
+    with torch.no_grad():
+        model.task_inference = Gaussian(rank=2, names="class")
+        likelihoods = model(x)
+        tasks = model.inferred_task.clone()
+        model.task_inference = Gaussian(rank=2, names="both", network_weight=weight)
+        out = model(x)
+        assert torch.equal(model.inferred_task, tasks)
+        for row, task in enumerate(tasks.tolist()):
+            own = [0, 1]  # the labels of every task
+            network = model.forward_task(task, x[row : row + 1])[0, own].log_softmax(dim=0)
+            expected = (likelihoods[row, own] + weight * network).clamp_min(-1000.0)
+            torch.testing.assert_close(out[row, own], expected, rtol=1e-4, atol=1e-3)
+            assert bool((out[row, 2:] == -1000.0).all())
+
+
+def test_both_refuses_outputs_without_one_logit_per_class():
+    model = MaskedModel(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), seed=0, task_inference=Gaussian(rank=1))
+    learn_nothing(model, 0)
+    gather_statistics(model, 0, [(torch.randn(20, 4), torch.arange(20) % 5)])
+    model.task_inference = Gaussian(rank=1, names="both")
+    with pytest.raises(ValueError, match=r"labels go up to 4 and its logits are \(3, 2\): use names='task'"):
+        model.eval()(torch.randn(3, 4))
+
+
 class Pair(nn.Module):
     """A network that takes a dictionary with an image and numbers."""
 
@@ -304,7 +335,8 @@ def test_targets_that_are_no_classes_make_one_class():
         ({"rank": -1}, "rank >= 0"),
         ({"rank": (1, 2)}, "rank has 2 numbers"),
         ({"covariance": "all"}, "covariance must be"),
-        ({"names": "both"}, "names must be"),
+        ({"names": "neither"}, "names must be"),
+        ({"network_weight": -1.0}, "finite network_weight >= 0; got -1.0"),
         ({"ridge": -1.0}, "ridge and shrinkage >= 0"),
         ({"per": "task"}, "per must be"),
     ],

@@ -44,6 +44,9 @@ class Candidates(Protocol):
     def outputs(self, x: Any) -> Iterator[Tensor]:
         """Logits of every task in order, a few tasks at a time: ``(tasks, batch, classes, *positions)``."""
 
+    def task_logits(self, task: int, x: Any) -> Tensor:
+        """Logits of one task: ``(batch, classes, *positions)``."""
+
     @property
     def expected(self) -> Tensor:
         """Mean entropy of every task's outputs on its own training data, ``(K,)``; infinite if it was not measured."""

@@ -15,6 +15,7 @@ comparable.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -49,12 +50,17 @@ class Gaussian:
         ridge: share of the mean variance that is added to all variances (default 0.1).
         shrinkage: for ``covariance="class"``, the weight of the task's covariance in that of a class, as a number of
             samples (default 100).
-        names: result of the Gaussians: the ``"task"``, whose subnetwork then predicts the class (default); or the
-            ``"class"`` itself (a generative classifier, which uses only the features of the network).
+        names: result of the Gaussians: the ``"task"``, whose subnetwork then predicts the class (default); the
+            ``"class"`` itself (a generative classifier, which uses only the features of the network); or ``"both"``:
+            the task, and then the class from the Gaussians and the subnetwork together. Its logits are the
+            log-likelihoods plus ``network_weight`` times the log-probabilities of the subnetwork (a product of
+            experts, Hinton 2002).
+        network_weight: weight of the subnetwork for ``names="both"`` (default 16). It is above 1, because a
+            log-likelihood of hundreds of numbers differs more between classes than a log-probability of a network.
         per: ``"sample"`` finds one task for each sample (default), ``"batch"`` one for the whole batch.
 
     The defaults of layers, rank, ridge, shrinkage and covariance were chosen on held-out training data of SplitMNIST
-    and CLINC150 (``docs/methods/unknown_tasks.md``).
+    and CLINC150, that of ``network_weight`` on these and on CIFAR-100's features (``docs/methods/unknown_tasks.md``).
 
     Raises:
         ValueError: a setting is out of its range.
@@ -66,7 +72,8 @@ class Gaussian:
     shared: bool | Sequence[str] = False
     ridge: float = 0.1
     shrinkage: float = 100.0
-    names: Literal["task", "class"] = "task"
+    names: Literal["task", "class", "both"] = "task"
+    network_weight: float = 16.0
     per: Per = "sample"
 
     def __post_init__(self) -> None:
@@ -83,8 +90,10 @@ class Gaussian:
             raise ValueError(f"rank has {len(self.rank)} numbers: expected one, or one for each name in layers")
         if self.covariance not in ("class", "task"):
             raise ValueError(f"covariance must be 'class' or 'task'; got {self.covariance!r}")
-        if self.names not in ("task", "class"):
-            raise ValueError(f"names must be 'task' or 'class'; got {self.names!r}")
+        if self.names not in ("task", "class", "both"):
+            raise ValueError(f"names must be 'task', 'class' or 'both'; got {self.names!r}")
+        if not 0 <= self.network_weight < math.inf:
+            raise ValueError(f"expected a finite network_weight >= 0; got {self.network_weight}")
         if self.ridge < 0 or self.shrinkage < 0:
             raise ValueError(f"expected ridge and shrinkage >= 0; got {self.ridge} and {self.shrinkage}")
 
@@ -165,7 +174,7 @@ class Gaussian:
     # ------------------------------------------------------------------ at evaluation
 
     def __call__(self, model: Candidates, n_tasks: int, x: Any) -> Tensor | Answer:
-        """Return the number of each sample's task, or an `Answer` for ``names="class"`` (see `Inference`)."""
+        """Return the number of each sample's task, or an `Answer` if ``names`` is not ``"task"`` (see `Inference`)."""
         by_class = self._by_class(model, n_tasks, x)
         costs = self._of_tasks(by_class)  # (K, batch)
         if self.per == "batch":
@@ -229,7 +238,10 @@ class Gaussian:
         return {name: ClassGaussians.of(parts[name]).truncated(ranks[name]) for name in layers}
 
     def _logits(self, model: Candidates, by_class: Sequence[Mapping[str, Tensor]], found: Tensor, x: Any) -> Tensor:
-        """Logits: the log-likelihoods of the found task's classes, up to a constant, in the columns of their labels."""
+        """Logits: the log-likelihoods of the found task's classes, up to a constant, in the columns of their labels.
+
+        For ``names="both"``, the weighted log-probabilities of the task's subnetwork are added to them.
+        """
         gaussians = model.kept(self, lambda: self._prepared(model, len(by_class)))
         classes = [next(iter(of_layers.values())).classes for of_layers in gaussians]
         outputs = next(iter(model.outputs(nested.rows(x, slice(0, 1))))).shape[2]
@@ -241,8 +253,21 @@ class Gaussian:
             if len(rows):
                 of_classes = torch.stack([c[rows] for c in of_layers.values()]).sum(dim=0)
                 likely = 0.5 * (of_classes.amin(dim=1, keepdim=True) - of_classes)
+                if self.names == "both":
+                    likely = likely + self.network_weight * self._of_network(model, task, rows, x, classes[task])
                 logits[rows.unsqueeze(1), classes[task].to(rows.device)] = likely.clamp_min(ABSENT)
         return logits
+
+    @staticmethod
+    def _of_network(model: Candidates, task: int, rows: Tensor, x: Any, classes: Tensor) -> Tensor:
+        """Log-probabilities of a task's subnetwork for the task's classes, ``(rows, C)``."""
+        logits = model.task_logits(task, nested.rows(x, rows.cpu()))
+        if logits.dim() != 2 or int(classes.max()) >= logits.shape[1]:
+            raise ValueError(
+                "names='both' needs one logit per class label, (batch, classes); the task's labels go up to "
+                f"{int(classes.max())} and its logits are {tuple(logits.shape)}: use names='task'"
+            )
+        return logits[:, classes.to(logits.device)].float().log_softmax(dim=1)
 
 
 ABSENT = -1000.0  # logit of a class that the found task does not have; with this value, the loss stays finite

@@ -99,6 +99,11 @@ class Superposition:
         for key in self.keys[start:]:
             yield self.model.logits_of(self.model.forward_task(key, x)).unsqueeze(0)
 
+    @torch.no_grad()
+    def task_logits(self, task: int, x: Any) -> Tensor:
+        """Logits of one task: ``(batch, classes, *positions)``."""
+        return self.logits(self.model.forward_task(self.keys[task], x))
+
     @property
     def _batches(self) -> bool:
         """Whether several tasks are computed in one call.

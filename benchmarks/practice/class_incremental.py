@@ -339,6 +339,7 @@ _SPLIT_WAYS: dict[str, Inference] = {
     "gaussian rank 10": Gaussian(rank=10),
     "gaussian rank 5": Gaussian(rank=5),
     "generative classifier": Gaussian(names="class"),
+    "gaussian and network select the class": Gaussian(names="both"),
     "features alone": Gaussian(layers=("3", "5")),
     "input and features": Gaussian(layers=("input", "3", "5")),
     "input and features, covariance a task, rank 50": Gaussian(
@@ -352,6 +353,7 @@ _SHARED_WAYS: dict[str, Inference] = {
     "shared covariance": Gaussian(shared=True, rank=40, ridge=0.01),
     "generative classifier": Gaussian(names="class"),
     "shared covariance names the class": Gaussian(shared=True, rank=40, ridge=0.01, names="class"),
+    "shared covariance and network select the class": Gaussian(shared=True, rank=40, ridge=0.01, names="both"),
     "combined": Combined(),
     "shared covariance, entropy and logits": Combined(
         witnesses=(Gaussian(shared=True, rank=40, ridge=0.01), ExpectedEntropy(), MaxLogit())
@@ -361,6 +363,9 @@ _SHARED_WAYS: dict[str, Inference] = {
 _WIDE_WAYS: dict[str, Inference] = {
     "shared covariance, rank 200": Gaussian(shared=True, rank=200, ridge=0.003),
     "shared covariance, rank 200, names the class": Gaussian(shared=True, rank=200, ridge=0.003, names="class"),
+    "shared covariance, rank 200, and network select the class": Gaussian(
+        shared=True, rank=200, ridge=0.003, names="both"
+    ),
 }
 _FEATURE_METHODS: dict[str, dict[str, Any]] = {
     "supsup": {"density": 0.1, "mask_lr": 0.02},
