@@ -64,7 +64,7 @@ def _load(path: Path) -> Result:
 _NEEDED = ("method", "stream", "seed", "average_accuracy", "forgetting", "bwt", "bytes_per_task", "bytes_total",
            "train_seconds", "output_drift", "accuracy_matrix", "config", "commit", "machine")  # fmt: skip
 _OPTIONAL = ("selection_bytes", "pruning", "train_cpu_seconds", "eval_seconds", "eval_cpu_seconds", "task_id_accuracy",
-             "free_share", "peak_memory_bytes")  # fmt: skip
+             "batch_accuracy", "free_share", "peak_memory_bytes")  # fmt: skip
 
 
 def by_stream(results: Sequence[Result]) -> dict[str, list[Result]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from avalanche.logging import TensorboardLogger
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_supermask import CachedTensors, MaskedModel, methods, supermask_metrics
+from avalanche_supermask.inference import by_name
+from benchmarks.lib.accuracy import accuracy
 from benchmarks.lib.provenance import provenance
 from benchmarks.lib.streams import build_stream, stream_of, with_validation
 from leaderboard.methods import Setup, build_strategy, parse_row, protocol, rows
@@ -175,6 +178,7 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, devi
         "samples": [[len(experience.dataset) for experience in side] for side in (train, test)],  # training, then test
         "output_drift": max(drift),
         **_task_inference(metrics),
+        **_in_batches(strategy.model, test),
         **_pruning(strategy),
         "bytes_per_task": per_task,
         **_selection_bytes(strategy.model),
@@ -209,6 +213,24 @@ def _task_inference(metrics: dict[str, Any]) -> dict[str, float]:
     names = {"task_id_accuracy": "TaskIdAccuracy/", "unshared_accuracy": "UnsharedAccuracy/"}
     found = {key: [v for name, v in metrics.items() if name.startswith(start)] for key, start in names.items()}
     return {key: sum(values) / len(values) for key, values in found.items() if values}
+
+
+BATCH = 128  # samples of a batch of one task
+
+
+def _in_batches(model: Any, test: Any) -> dict[str, float]:
+    """Return the average accuracy if one task is inferred for each batch of 128 samples of one task.
+
+    The result is empty where tasks are given, and for methods that infer no task of a batch.
+    """
+    way = by_name(model.task_inference) if isinstance(model, MaskedModel) else None
+    if not is_dataclass(way) or isinstance(way, type) or not hasattr(way, "per"):
+        return {}
+    before, model.task_inference = model.task_inference, replace(way, per="batch")
+    try:
+        return {"batch_accuracy": statistics.fmean(accuracy(model, e, batch_size=BATCH) for e in test)}
+    finally:
+        model.task_inference = before
 
 
 def _selection_bytes(model: Any) -> dict[str, Any]:

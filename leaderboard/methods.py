@@ -272,7 +272,7 @@ _ROWS: dict[str, Row] = {
 # With these options the task is not given at evaluation: it is inferred from each sample alone.
 _INFERENCE = {
     "oneshot": "oneshot", "entropy": "entropy", "expected": "expected_entropy", "maxlogit": "max_logit",
-    "gaussian": "gaussian",
+    "gaussian": "gaussian", "combined": "combined",
 }  # fmt: skip
 _INFERRING = ("supsup", "exssnet", "clnp", "impresslearn")
 

@@ -84,6 +84,7 @@ def _row(
         "bwt": _cell([r["bwt"] for r in cells], _four),
         "fwt": _cell([transfer_of(r) for r in cells], _four),
         "task_id": _cell([r.get("task_id_accuracy") for r in cells], _four),
+        "in_batches": _cell([r.get("batch_accuracy") for r in cells], _four),
         "drift": _cell([max(r["output_drift"] for r in cells)], lambda v: f"{v:.2g}"),
         "bytes_per_task": _cell([r["bytes_per_task"] for r in cells], _whole),
         "bytes_total": _cell([r["bytes_total"] for r in cells], _whole),

@@ -44,8 +44,9 @@ is either given or unknown.
 *Forgetting* follows Chaudhry et al. (2018): the best accuracy on a task since it was learned and before the last
 task, minus its final accuracy. *BWT* compares the final accuracy with that right after learning; its negative is
 Avalanche's forgetting. *FWT* is how much better than guessing the accuracy on a task is just before it is learned.
-*Task id* is how often the task was inferred correctly, where it is inferred. *Drift* is the largest change of any old
-task's logits on stored probes. *Bytes per task* is the memory that a task adds on average to one plain network,
+*Task id* is how often the task was inferred correctly, where it is inferred, from each sample alone. *In batches* is
+the accuracy if one task is inferred for each batch of 128 samples of one task, which is far easier. *Drift* is the
+largest change of any old task's logits on stored probes. *Bytes per task* is the memory that a task adds on average to one plain network,
 training state included; *last mask* is the size of the last task's mask or coefficients alone. *Bytes in all* counts
 everything that must be kept after the last task, network included. *Free* is the share of the weights that no task's
 mask holds in the end. *Time* and *eval time* are the processor times of training and evaluation, divided by those of
@@ -118,6 +119,7 @@ def _row(name: str, groups: Mapping[str, Sequence[Result]], naive: Sequence[Resu
         "BWT": _spread([r["bwt"] for r in cells]),
         "FWT": _spread([transfer_of(r) for r in cells]),
         "task id": _spread([r.get("task_id_accuracy") for r in cells]),
+        "in batches": _spread([r.get("batch_accuracy") for r in cells]),
         "drift": f"{max(r['output_drift'] for r in cells):.2g}",
         "bytes per task": _shown(mean([r["bytes_per_task"] for r in cells]), ",.0f"),
         "last mask": _last_mask(cells),

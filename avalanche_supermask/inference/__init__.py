@@ -61,6 +61,7 @@ _NAMES: dict[str, Callable[[], Inference]] = {
     "max_logit": MaxLogit,
     "entropy_descent": EntropyDescent,
     "gaussian": Gaussian,
+    "combined": Combined,
 }
 
 

@@ -128,8 +128,8 @@ class MaskedModel(MultiTaskModule):
             networks, with ``init="keep"``.
         seed: seed of the constants and of every task's fresh scores; None draws one from torch's generator.
         task_inference: how the task is found at evaluation: ``"given"`` (by the labels), ``"oneshot"``, ``"binary"``,
-            ``"entropy"``, ``"expected_entropy"``, ``"max_logit"``, ``"entropy_descent"``, ``"gaussian"``, or an
-            object of `inference` with settings. It can be set later.
+            ``"entropy"``, ``"expected_entropy"``, ``"max_logit"``, ``"entropy_descent"``, ``"gaussian"``,
+            ``"combined"``, or an object of `inference` with settings. It can be set later.
         logits: which tensor of the network's output is the logits (inference, KKT and metrics need them): an
             attribute or key, an index, or a function of the output. None: the output itself if it is a tensor, its
             ``logits``, or else its first tensor. It can be set later.

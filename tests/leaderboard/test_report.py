@@ -127,10 +127,11 @@ def test_what_was_measured_has_a_column_and_what_was_not_has_none():
     assert "memory" not in table([old]).splitlines()[0]
     new = result(
         accuracy_matrix=[[0.9, 0.75], [0.9, 0.9]], peak_memory_bytes=2_000_000, free_share=[0.9, 0.8],
-        eval_cpu_seconds=3.0, task_id_accuracy=0.75,
+        eval_cpu_seconds=3.0, task_id_accuracy=0.75, batch_accuracy=0.85,
     )  # fmt: skip
-    lines = table([{**old, "eval_cpu_seconds": 1.5}, new], columns=("FWT", "task id", "free", "eval time", "memory"))
-    assert lines.splitlines()[2:] == ["| 0.0000 | – | – | 1.00 | – |", "| 0.2500 | 0.7500 | 0.800 | 2.00 | 2 MB |"]
+    columns = ("FWT", "task id", "in batches", "free", "eval time", "memory")
+    lines = table([{**old, "eval_cpu_seconds": 1.5}, new], columns=columns).splitlines()
+    assert lines[2:] == ["| 0.0000 | – | – | – | 1.00 | – |", "| 0.2500 | 0.7500 | 0.8500 | 0.800 | 2.00 | 2 MB |"]
 
 
 def test_the_best_for_so_many_bytes():

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from benchmarks.lib.streams import STREAMS, build_stream
 from leaderboard.__main__ import main
 from leaderboard.aggregate import _NEEDED
-from leaderboard.cell import Cell, settings_of
+from leaderboard.cell import Cell, run_cell, settings_of
 from leaderboard.forecast import forecast
 from leaderboard.methods import parse_row
 from leaderboard.pool import _context, is_done, run_cells
@@ -43,6 +43,18 @@ def out(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
     return folder
+
+
+@pytest.mark.filterwarnings("ignore:task label:UserWarning")  # a cell evaluates tasks before they are learned
+@pytest.mark.parametrize("method", ["supsup+entropy", "exssnet+gaussian", "supsup+combined"])
+def test_whole_batches_of_one_task_are_a_column_of_their_own(method, tmp_path):
+    cell = Cell("split-digits", method, 0, settings_of("split-digits", method), epochs=1, tasks=2)
+    found = run_cell(cell, dataset_root=None, tb_dir=None)
+    method = method.partition("+")[0]
+    given = Cell("split-digits", method, 0, settings_of("split-digits", method), epochs=1, tasks=2)
+    reference = run_cell(given, dataset_root=None, tb_dir=None)
+    assert "batch_accuracy" not in reference
+    assert found["batch_accuracy"] == pytest.approx(reference["average_accuracy"], abs=0.05)
 
 
 def test_it_ends_with_the_table_and_where_everything_is(out):
