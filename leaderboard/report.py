@@ -46,12 +46,12 @@ task, minus its final accuracy. *BWT* compares the final accuracy with that righ
 Avalanche's forgetting. *FWT* is how much better than guessing the accuracy on a task is just before it is learned.
 *Task id* is how often the task was inferred correctly, where it is inferred, from each sample alone. *In batches* is
 the accuracy if one task is inferred for each batch of 128 samples of one task, which is far easier. *Drift* is the
-largest change of any old task's logits on stored probes. *Bytes per task* is the memory that a task adds on average to one plain network,
-training state included; *last mask* is the size of the last task's mask or coefficients alone. *Bytes in all* counts
-everything that must be kept after the last task, network included. *Free* is the share of the weights that no task's
-mask holds in the end. *Time* and *eval time* are the processor times of training and evaluation, divided by those of
-naive on the same stream and machine. *Memory* is the largest resident memory of the cell's process, libraries and
-data included. Times and memory are shown where they were measured. Wall time is in the result files.
+largest change of any old task's logits on stored probes. *Bytes per task* is the memory that a task adds on average to
+one plain network, training state included; *last mask* is the size of the last task's mask or coefficients alone.
+*Bytes in all* counts everything that must be kept after the last task, network included. *Free* is the share of the
+weights that no task's mask holds in the end. *Time* and *eval time* are the processor times of training and evaluation,
+divided by those of naive on the same stream and machine. *Memory* is the largest resident memory of the cell's process,
+libraries and data included. Times and memory are shown where they were measured. Wall time is in the result files.
 """
 
 

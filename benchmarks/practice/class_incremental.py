@@ -3,8 +3,9 @@
     python -m benchmarks.practice.class_incremental --dataset-root DIR --out benchmarks/results/class_split_mnist.json
 
 The streams are ``split-mnist`` (five tasks of two digits, in an order that depends on the seed), ``cifar100`` (ten
-tasks of ten classes) and ``clinc150`` (ten domains of fifteen intents). The latter two use features of frozen encoders,
-which `benchmarks.lib.frozen_features` computes. A method of this package is trained once per seed and evaluated with
+tasks of ten classes), ``clinc150`` (ten domains of fifteen intents), and ``cifar100-images``, on which a slim ResNet-18
+is trained from scratch. ``cifar100`` and ``clinc150`` use features of frozen encoders, which
+`benchmarks.lib.frozen_features` computes. A method of this package is trained once per seed and evaluated with
 several inference methods: for every sample on its own and, in another column, for batches of 128 samples of one task.
 
 There are controls: the features of the subnetworks alone, and the same Gaussians as a generative classifier (the
@@ -42,7 +43,7 @@ from avalanche_supermask.inference import Combined, Entropy, ExpectedEntropy, Ga
 from avalanche_supermask.inference.gathering import gather_statistics
 from benchmarks.lib.command import run_or_draw
 from benchmarks.lib.frozen_features import frozen_features, out_of_scope_features
-from benchmarks.lib.networks import mlp
+from benchmarks.lib.networks import SlimResNet18, mlp
 from benchmarks.lib.streams import build_stream, with_validation
 from leaderboard.cell import settings_of
 
@@ -67,6 +68,7 @@ class Setting:
         ways: inference methods, by name.
         load: ``(seed, root) -> (training tasks, test tasks)``; every class has its own number.
         novel: ``root -> samples that belong to no task``; None (default) if there are none.
+        build: function that returns a new network; None (default): an MLP of these widths.
     """
 
     tasks: int
@@ -80,15 +82,16 @@ class Setting:
     ways: dict[str, Inference]
     load: Callable[[int, Path | None], tuple[Tasks, Tasks]]
     novel: Callable[[Path | None], Tensor] | None = None
+    build: Callable[[], nn.Module] | None = None
 
     @property
     def sample_bytes(self) -> int:
         """Bytes of a stored sample and its label."""
         return 4 * self.widths[0] + 8
 
-    def network(self) -> nn.Sequential:
+    def network(self) -> nn.Module:
         """Return a new network."""
-        return mlp(self.widths[0], self.widths[1:], self.classes)
+        return self.build() if self.build else mlp(self.widths[0], self.widths[1:], self.classes)
 
 
 # ---------------------------------------------------------------------- streams
@@ -96,7 +99,21 @@ class Setting:
 
 def _split_mnist(seed: int, root: Path | None) -> tuple[Tasks, Tasks]:
     stream = build_stream("split-mnist-class", seed=seed, dataset_root=root)
-    return _tensors(stream.train_stream), _tensors(stream.test_stream)
+    sides = [[(x.flatten(1), y) for x, y in _tensors(side)] for side in (stream.train_stream, stream.test_stream)]
+    return sides[0], sides[1]
+
+
+def _images(seed: int, root: Path | None) -> tuple[Tasks, Tasks]:
+    """Return all training images and 50 test images per class of CIFAR-100, as ten tasks of ten classes."""
+    stream = build_stream("split-cifar100-class", seed=seed, dataset_root=root)
+    train, test = _tensors(stream.train_stream), _tensors(stream.test_stream)
+    tested = [torch.cat([(y == c).nonzero().flatten()[:50] for c in y.unique()]) for _, y in test]
+    return _pairs(train), _pairs([(x[chosen], y[chosen]) for (x, y), chosen in zip(test, tested, strict=True)])
+
+
+def _pairs(tasks: Tasks) -> Tasks:
+    """Join every two tasks to one."""
+    return [(torch.cat([a, c]), torch.cat([b, d])) for (a, b), (c, d) in zip(tasks[::2], tasks[1::2], strict=True)]
 
 
 def _features(name: str, tasks: int, seed: int, root: Path | None) -> tuple[Tasks, Tasks]:
@@ -116,7 +133,7 @@ def _out_of_scope(root: Path | None) -> Tensor:
 
 def _tensors(stream: Any) -> Tasks:
     columns = [load_tensors(experience.dataset.eval(), torch.device("cpu")) for experience in stream]
-    return [(x.flatten(1), y) for x, y, _ in columns]
+    return [(x, y) for x, y, _ in columns]
 
 
 def _benchmark(train: Tasks, test: Tasks) -> Any:
@@ -144,16 +161,18 @@ def _batches(x: Tensor, y: Tensor, size: int = 1024) -> Iterator[tuple[Tensor, T
 
 
 @torch.no_grad()
-def _ids(model: Any, test: Tasks) -> float:
-    """Return the share of samples whose task is inferred correctly, as a mean over the tasks."""
-    found = []
+def _inferred(model: Any, test: Tasks) -> dict[str, float]:
+    """Return the accuracy, and the share of samples whose task is inferred correctly, as means over the tasks."""
+    right, found = [], []
     for task, (x, y) in enumerate(test):
-        hits = []
-        for part, _ in _batches(x, y):
-            model(part)
-            hits.append(model.inferred_task == task)
-        found.append(float(torch.cat(hits).float().mean()))
-    return statistics.fmean(found)
+        parts = []
+        for part, labels in _batches(x, y):
+            hits = model(part).argmax(dim=1) == labels
+            parts.append(torch.stack([hits, model.inferred_task == task]))
+        shares = torch.cat(parts, dim=1).float().mean(dim=1)
+        right.append(float(shares[0]))
+        found.append(float(shares[1]))
+    return {"accuracy": statistics.fmean(right), "task_id_accuracy": statistics.fmean(found)}
 
 
 @dataclass(frozen=True)
@@ -222,7 +241,7 @@ def ours(
         model.task_inference = way
         for task in model.task_keys:
             gather_statistics(model, task, [*_batches(*train[task])])
-        row = {"accuracy": _score(model, test), "task_id_accuracy": _ids(model, test)}
+        row = _inferred(model, test)
         kept = sum(model.bytes_per_task().values()) / n
         model.task_inference = replace(way, per="batch")
         row["accuracy_in_batches"] = _score(model, test, size=BATCH)
@@ -234,7 +253,7 @@ def ours(
             rows = [torch.randperm(len(y), generator=draw)[: setting.memory // n] for _, y in train]
             stored = [(x[chosen], y[chosen]) for (x, y), chosen in zip(train, rows, strict=True)]
             model.task_inference = Calibrated.on(way, model, stored)
-            row = {"accuracy": _score(model, test), "task_id_accuracy": _ids(model, test)}
+            row = _inferred(model, test)
             kept += setting.memory * setting.sample_bytes / n
             name = f"{name}, calibrated on {setting.memory} stored samples"
             yield {"method": method, "way": name, **row, "bytes_per_task": kept, "beside_the_mask": kept - mask}
@@ -272,6 +291,7 @@ def baseline(name: str, setting: Setting, train: Tasks, test: Tasks, *, lr: floa
         strategy = DER(model=net, optimizer=optimizer, alpha=0.1, **replayed, **common)  # beta=0.5, so DER++
         kept = memory * (sample + 4 * setting.classes)
     elif name == "icarl":
+        assert isinstance(net, nn.Sequential)
         body = net[:-1] if len(net) > 2 else nn.Flatten()
         strategy = ICaRL(
             feature_extractor=body, classifier=net[-1], optimizer=optimizer, memory_size=memory, buffer_transform=None,
@@ -367,22 +387,31 @@ _WIDE_WAYS: dict[str, Inference] = {
         shared=True, rank=200, ridge=0.003, names="both"
     ),
 }
+_IMAGE_WAYS: dict[str, Inference] = {
+    "gaussian": Gaussian(),
+    "entropy": Entropy(),
+    "combined": Combined(),
+    "last features": Gaussian(layers=("fc",)),
+    "combined with last features": Combined(
+        witnesses=(Gaussian(), Gaussian(layers=("fc",)), ExpectedEntropy(), MaxLogit())
+    ),
+}
 _FEATURE_METHODS: dict[str, dict[str, Any]] = {
     "supsup": {"density": 0.1, "mask_lr": 0.02},
     "exssnet": {"density": 0.1, "mask_lr": 0.02, "weight_lr": 0.01},
 }
 
 
-def _searched(method: str) -> dict[str, Any]:
-    """Return the leaderboard's settings for this stream, which were chosen on held-out training data."""
-    found = settings_of("split-mnist-class", method)
+def _searched(stream: str, method: str) -> dict[str, Any]:
+    """Return the leaderboard's settings for a stream, which were chosen on held-out training data."""
+    found = settings_of(stream, method)
     return {name: value for name, value in found.items() if name not in ("task_key", "task_inference")}
 
 
 SETTINGS = {
     "split-mnist": Setting(
-        5, 10, (784, 300, 100), 6, 128, 200, {}, {name: _searched(name) for name in ("supsup", "exssnet")}, _SPLIT_WAYS,
-        _split_mnist,
+        5, 10, (784, 300, 100), 6, 128, 200, {},
+        {name: _searched("split-mnist-class", name) for name in ("supsup", "exssnet")}, _SPLIT_WAYS, _split_mnist,
     ),
     "clinc150": Setting(
         10, 150, (384, 300), 10, 32, 1000, {}, _FEATURE_METHODS, _SHARED_WAYS, partial(_features, "clinc150", 10),
@@ -391,6 +420,10 @@ SETTINGS = {
     "cifar100": Setting(
         10, 100, (1280, 300), 10, 64, 1000, {"replay": 1e-4, "er-ace": 3e-4, "der": 1e-4}, _FEATURE_METHODS,
         {**_SHARED_WAYS, **_WIDE_WAYS}, partial(_features, "cifar100", 10),
+    ),
+    "cifar100-images": Setting(
+        10, 100, (3 * 32 * 32,), 4, 64, 1000, {}, {"exssnet": _searched("split-cifar100-class", "exssnet@0.1")},
+        _IMAGE_WAYS, _images, build=partial(SlimResNet18, 100, bfloat16=False),
     ),
 }  # fmt: skip
 
