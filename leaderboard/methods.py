@@ -79,7 +79,7 @@ def _needs_labels(strategy: Any) -> bool:
 
 
 def rows() -> dict[str, Row]:
-    """Return the rows of `leaderboard.rows`, added rows, and a row for every other registered method."""
+    """Return the rows of `leaderboard.rows`, added rows, and every other registered method with its own defaults."""
     others = {
         name: Row(
             subnetwork(name),
