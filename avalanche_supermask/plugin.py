@@ -342,10 +342,13 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         strategy.experience = labelled(strategy.experience)
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """With ``task_key="experience"``, let the index of the experience select the task."""
+        """With ``task_key="experience"``, let the index of the experience select the task; warn if nothing does."""
         join(strategy, self)
+        model = masked_model(strategy)
         if self.task_key == "experience":
-            masked_model(strategy).router.assigned = strategy.experience.current_experience
+            model.router.assigned = strategy.experience.current_experience
+        elif not model.infers and not hasattr(strategy.experience, "task_labels"):
+            model.router.evaluate_without_labels(model.subnetworks)
 
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Let the labels select the task again."""

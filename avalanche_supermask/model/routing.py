@@ -15,6 +15,8 @@ from avalanche_supermask.model.subnetworks import Subnetworks
 
 __all__ = ["Router", "forward_mixed"]
 
+ADVICE = "; set task_inference= to find the task of each input, or use a stream with task labels"
+
 
 class Router:
     """Finds the task of a label.
@@ -59,13 +61,22 @@ class Router:
         if not self._warned and tasks.tasks:
             self._warned = True
             reason = "stands for several learned tasks" if keys else "was never trained"
-            advice = "; set task_inference= to find the task of each input, or use a stream with task labels"
             warnings.warn(
                 f"task label {label} {reason} (learned: {list(tasks.tasks)}); the latest task answers"
-                f"{advice if keys else ''}. Further labels like it are answered the same way without a warning",
+                f"{ADVICE if keys else ''}. Further labels like it are answered the same way without a warning",
                 stacklevel=4,
             )
         return keys[-1] if keys else self.latest(tasks)
+
+    def evaluate_without_labels(self, tasks: Subnetworks) -> None:
+        """Warn once, before data without task labels are evaluated by the latest of several learned tasks."""
+        if not self._warned and self.assigned is None and tasks.active is None and len(tasks.tasks) > 1:
+            self._warned = True
+            warnings.warn(
+                f"the evaluated experience has no task labels (learned: {list(tasks.tasks)}); the latest task answers"
+                f"{ADVICE}. Further experiences like it are evaluated the same way without a warning",
+                stacklevel=4,
+            )
 
 
 def forward_mixed(x: Any, labels: Tensor, forward: Callable[[Any, int], Any]) -> Any:
