@@ -13,7 +13,8 @@ def test_every_script_has_its_question_on_the_page():
     scripts = {
         (folder, path.stem)
         for folder in ("papers", "practice", "costs", "faults")
-        for path in (ROOT / "benchmarks" / folder).glob("[a-z]*.py")
+        for path in (ROOT / "benchmarks" / folder).glob("[a-z]*")
+        if path.suffix == ".py" or (path / "__main__.py").exists()
     }
     listed = set()
     for section in PAGE.split("\n## ")[1:]:

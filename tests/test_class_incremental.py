@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from benchmarks.practice.class_incremental import SETTINGS, Calibrated, _novelty, baseline
+from benchmarks.practice.class_incremental.baselines import baseline
+from benchmarks.practice.class_incremental.calibration import Calibrated
+from benchmarks.practice.class_incremental.scoring import novelty
+from benchmarks.practice.class_incremental.settings import SETTINGS
 
 
 class Biased:
@@ -35,8 +38,8 @@ def test_novelty_is_the_area_under_the_curve_of_the_best_tasks_cost():
             return torch.stack([(x - task).square().sum(dim=1) for task in range(n_tasks)])
 
     test = [(torch.full((5, 2), float(task)), torch.zeros(5)) for task in range(3)]
-    assert _novelty(Distance(), Model, test, torch.full((4, 2), 9.0)) == 1.0
-    assert _novelty(Distance(), Model, test, torch.zeros(4, 2)) == 0.5
+    assert novelty(Distance(), Model, test, torch.full((4, 2), 9.0)) == 1.0
+    assert novelty(Distance(), Model, test, torch.zeros(4, 2)) == 0.5
 
 
 def test_an_unknown_baseline_is_refused():

@@ -48,7 +48,7 @@ MAY_IMPORT = {
         "companions", "default_criterion", "inference", "logits", "model", "plugin", "shared_arguments", "task_naming",
     },
     "strategy_batch": set(),
-    "metrics": {"model", "data", "logits", "nested", "distributed", "strategy_batch"},
+    "metrics": {"model", "data", "logits", "nested", "strategy_batch"},
     "saving": {"model", "bits", "distributed", "functional", "named_tensors"},
     "restore_best": {"data", "distributed", "plugin"},
     "plots": {"model"},

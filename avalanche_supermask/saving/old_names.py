@@ -1,4 +1,4 @@
-"""Present names of the modules and classes of version 0.1.0, so that its checkpoints (pickles) can still be loaded."""
+"""Present names of modules and classes that were moved since version 0.1.0, so that older checkpoints can be loaded."""
 
 from __future__ import annotations
 
@@ -37,21 +37,25 @@ _MOVED = {
     "trials": "strategies.short_training",
     "units": "strategies.clnp.units",
 }
-_RENAMED = {
-    ("strategies.clnp.unit_owners", "Claims"): "UnitOwners",
-    ("strategies.clnp.entries", "Partition"): "EntryKinds",
+# Classes that left a module or have another name: present module, old name -> module and name.
+_CLASSES = {
+    ("metrics", "_Probe"): ("metrics.output_drift", "_Probe"),
+    ("strategies.clnp.entries", "Partition"): ("strategies.clnp.entries", "EntryKinds"),
+    ("strategies.clnp.unit_owners", "Claims"): ("strategies.clnp.unit_owners", "UnitOwners"),
 }
 
 
 @contextlib.contextmanager
 def old_names() -> Iterator[None]:
-    """Context in which dill finds classes under their names of version 0.1.0."""
+    """Context in which dill finds classes under their earlier names."""
     find_class = dill.Unpickler.find_class
 
     def find(self: dill.Unpickler, module: str, name: str) -> Any:
         if module.startswith(_PACKAGE):
-            module = _PACKAGE + _MOVED.get(module[len(_PACKAGE) :], module[len(_PACKAGE) :])
-            name = _RENAMED.get((module[len(_PACKAGE) :], name), name)
+            home = module[len(_PACKAGE) :]
+            home = _MOVED.get(home, home)
+            home, name = _CLASSES.get((home, name), (home, name))
+            module = _PACKAGE + home
         return find_class(self, module, name)
 
     dill.Unpickler.find_class = find

@@ -1,13 +1,16 @@
 """Checkpoints of version 0.1.0, written before modules were moved, load with the same outputs."""
 
+import io
 from pathlib import Path
 
+import dill
 import pytest
 import torch
 from torch import nn
 
 import avalanche_supermask
 from avalanche_supermask import CachedTensors, maybe_load_checkpoint
+from avalanche_supermask.saving.old_names import _CLASSES, old_names
 
 HERE = Path(__file__).parent
 
@@ -29,3 +32,11 @@ def test_a_checkpoint_of_0_1_0_gives_the_answers_that_it_gave_then(name):
         for key, expected in answers.items():
             torch.testing.assert_close(strategy.model(x, key), expected)
     assert len(strategy.model.state_dict()["subnetworks._extra_state"]["choices"]) == len(answers)
+
+
+@pytest.mark.parametrize(("earlier", "present"), _CLASSES.items())
+def test_a_class_that_left_its_module_is_found_under_its_earlier_name(earlier, present):
+    module, name = earlier
+    with old_names():
+        found = dill.Unpickler(io.BytesIO()).find_class(f"avalanche_supermask.{module}", name)
+    assert (found.__module__, found.__name__) == (f"avalanche_supermask.{present[0]}", present[1])
