@@ -4,8 +4,10 @@ import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_supermask import RestoreBest, SupSup
+from avalanche_supermask.metrics import AccuracyOverSteps, TaskInference
 from tests.building import METHODS, build
 from tests.streams import class_stream, inputs, mlp, outputs, train_all
 
@@ -65,3 +67,19 @@ def test_evaluation_by_the_latest_task_warns_once():
 def test_where_the_task_is_found_nothing_is_warned_of(arguments):
     stream = without_labels(class_stream(2))
     train_all(SupSup(mlp(), **QUICK, **arguments), stream).eval(stream.test_stream)
+
+
+def test_metrics_do_not_take_classes_for_task_labels():
+    stream = without_labels(class_stream(2, task_labels=[5, 7]))
+    metric = AccuracyOverSteps(stream.test_stream[0], every=2)
+    train_all(SupSup(mlp(), **{**QUICK, "evaluator": EvaluationPlugin(metric, loggers=[])}), stream)
+    assert len(metric.result()) > 1
+
+
+def test_tasks_that_are_known_by_labels_are_not_compared_with_data_without_labels():
+    stream = class_stream(2, task_labels=[5, 7])
+    metric = TaskInference()
+    evaluator = EvaluationPlugin(metric, loggers=[])
+    strategy = train_all(SupSup(mlp(), task_inference="gaussian", **{**QUICK, "evaluator": evaluator}), stream)
+    assert "TaskIdAccuracy" not in "".join(strategy.eval(without_labels(stream).test_stream))
+    assert "TaskIdAccuracy" in "".join(strategy.eval(stream.test_stream))
