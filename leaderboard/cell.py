@@ -21,8 +21,9 @@ from avalanche_supermask.inference import by_name
 from benchmarks.lib.accuracy import accuracy
 from benchmarks.lib.provenance import provenance
 from benchmarks.lib.streams import build_stream, stream_of, with_validation
-from leaderboard.methods import Setup, build_strategy, parse_row, protocol, rows
+from leaderboard.methods import build_strategy, parse_row, protocol, rows
 from leaderboard.resources import free_share, mask_overlap, peak_memory_bytes
+from leaderboard.rows import Setup
 from leaderboard.scores import summarise
 from leaderboard.storage_bytes import kept_bytes
 from leaderboard.tensorboard_summary import write_summary

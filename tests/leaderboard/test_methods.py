@@ -4,7 +4,8 @@ import pytest
 
 from avalanche_supermask import Scenario, SupSup, methods, registry
 from benchmarks.lib.streams import stream_of
-from leaderboard.methods import Setup, build_strategy, rows
+from leaderboard.methods import build_strategy, rows
+from leaderboard.rows import Setup
 
 
 def test_a_method_that_must_be_told_the_task_gets_no_row_on_a_stream_without_task_labels(monkeypatch):
