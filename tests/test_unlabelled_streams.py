@@ -9,7 +9,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche_supermask import RestoreBest, SupSup
 from avalanche_supermask.metrics import AccuracyOverSteps, TaskInference
 from tests.building import METHODS, build
-from tests.streams import class_stream, inputs, mlp, outputs, train_all
+from tests.streams import class_stream, inputs, mlp, train_all
 
 QUICK = {"train_epochs": 2, "train_mb_size": 16, "evaluator": None, "seed": 0, "density": 0.3}
 VARIANTS = {
