@@ -10,7 +10,7 @@ from torch import Tensor
 from avalanche_supermask.logits import class_dimension, find_logits, replace_logits, widened
 from avalanche_supermask.model.masked_model import MaskedModel
 
-__all__ = ["check_classes", "complete_classes", "latest_logits", "show_logits"]
+__all__ = ["check_classes", "complete_classes", "latest_logits", "output_logits", "show_logits"]
 
 
 def check_classes(strategy: Any, model: MaskedModel) -> None:
@@ -103,12 +103,17 @@ def latest_logits(strategy: Any, model: MaskedModel) -> Tensor | None:
 
     The result is None if there are no logits, or if they have fewer than two dimensions or only one class.
     """
+    logits = output_logits(strategy, model)
+    return logits if logits is not None and logits.dim() > 1 and logits.shape[1] > 1 else None
+
+
+def output_logits(strategy: Any, model: MaskedModel) -> Tensor | None:
+    """Return the logits of the current batch, with the classes in the second dimension; None if there are none."""
     logits = _logits(strategy, model)
-    if logits is None or logits.dim() < 2:
+    if logits is None:
         return None
     logits = logits.detach()
-    logits = logits if model.class_dimension == 1 else logits.movedim(model.class_dimension, 1)
-    return logits if logits.shape[1] > 1 else None
+    return logits if logits.dim() < 2 or model.class_dimension == 1 else logits.movedim(model.class_dimension, 1)
 
 
 def _logits(strategy: Any, model: MaskedModel) -> Tensor | None:

@@ -24,6 +24,7 @@ from avalanche_supermask.companions import check_companions
 from avalanche_supermask.distributed import everywhere, whole_outputs
 from avalanche_supermask.distributed.plugin import join
 from avalanche_supermask.experience_labels import labelled, refuse_text
+from avalanche_supermask.first_logits import fit_output_constants
 from avalanche_supermask.inference.gathering import gather_at_task_end
 from avalanche_supermask.learning_rates import chosen_rates, group_by_rate, one_group, rise
 from avalanche_supermask.model.masked_model import MaskedModel
@@ -284,9 +285,18 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         model = masked_model(strategy)
         if self._iterations == 1:
             check_classes(strategy, model)
+            self._fit_outputs(strategy, model)
         logits = latest_logits(strategy, model)
         if logits is not None:
             self._outputs.append(_few_positions(logits).clone())  # a CUDA graph overwrites its outputs at the next call
+
+    def _fit_outputs(self, strategy: Any, model: MaskedModel) -> None:
+        """Fit the constants of the output layer to the first mini-batch, and compute its outputs again."""
+        factor = fit_output_constants(strategy, model)
+        if factor is not None:
+            self.settings_used["output_factor"] = factor
+        if factor is not None and factor < 1.0:
+            strategy.mb_output = strategy.forward()
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Show the logits of a structured output to the metrics."""

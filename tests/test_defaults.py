@@ -8,9 +8,9 @@ from torch import nn
 from torch.optim import SGD
 
 from avalanche_supermask import ExSSNeT, ImpressLearn, MaskedModel, SupSup, SupSupNNs
+from avalanche_supermask.first_logits import LARGEST_SPREAD
 from avalanche_supermask.functional import balanced_counts, connected_counts, uniform_counts
 from avalanche_supermask.learning_rates import rise, score_rate, weight_rate
-from avalanche_supermask.model.constants import OUTPUT
 from tests.streams import RMSNorm, class_stream, mlp, train_all
 
 QUICK = {"train_mb_size": 16, "evaluator": None, "seed": 0}
@@ -141,14 +141,55 @@ def test_scaled_constants_keep_the_variance_and_survive_forgetting():
     assert other.subnetworks.scaled_for == model.subnetworks.scaled_for
 
 
-@pytest.mark.parametrize(("width", "sum_of_kept"), [(256, OUTPUT), (8, 2.0)])
-def test_the_weights_that_an_output_keeps_have_a_bounded_sum(width, sum_of_kept):
-    model = train_all(SupSup(mlp(width=width), density=0.25, layer_densities="uniform", train_epochs=1, **QUICK),
-                      class_stream(1)).model  # fmt: skip
-    hidden, output = model.masked_names[-2:]
-    kept = 0.25 * width
-    assert float(model.subnetworks.frozen[output].abs().max()) * kept == pytest.approx(sum_of_kept)
-    assert float(model.subnetworks.frozen[hidden].abs().max()) == pytest.approx((2 / kept) ** 0.5)
+class FirstLogits(SupervisedPlugin):
+    """Keeps the logits that the first criterion of each task receives; it comes after the method's plugin."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def before_backward(self, strategy, **kwargs):
+        if strategy.clock.train_exp_iterations == 0:
+            self.seen.append(strategy.mb_output.detach().clone())
+
+
+def spread(logits):
+    return float((logits - logits.mean(dim=1, keepdim=True)).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("method", [SupSup, ExSSNeT])
+def test_the_first_logits_of_a_wide_network_are_small(method):
+    first = FirstLogits()
+    strategy = method(mlp(width=256), density=0.25, layer_densities="uniform", train_epochs=1, plugins=[first], **QUICK)
+    output = strategy.model.masked_names[-1]
+    before = strategy.model.subnetworks.frozen[output].clone()
+    stream = class_stream(3)
+    strategy.train(stream.train_stream[0])
+    model, factor = strategy.model, strategy.method.settings_used["output_factor"]
+    assert 0 < factor < 1
+    assert spread(first.seen[0]) == pytest.approx(LARGEST_SPREAD, rel=1e-3)
+    torch.testing.assert_close(model.subnetworks.frozen[output], before * factor)
+    assert float(model.subnetworks.frozen[output].abs().max()) == pytest.approx(factor * (2 / 64) ** 0.5)
+    old = model.subnetworks.frozen[output].clone()
+    for experience in stream.train_stream[1:]:
+        strategy.train(experience)
+    assert "output_factor" not in strategy.method.settings_used  # only the first task decides
+    assert torch.equal(model.subnetworks.frozen[output], old) or method is ExSSNeT
+
+
+def test_small_first_logits_stay_and_other_constants_too():
+    net = mlp(width=256)
+    inputs = [(1e-3 * torch.randn(40, 36), torch.arange(40) % 2)]
+    stream = tensors_benchmark(train_tensors=inputs, test_tensors=inputs, task_labels=[0])
+    strategy = SupSup(net, density=0.25, train_epochs=1, **QUICK)
+    before = strategy.model.subnetworks.frozen[strategy.model.masked_names[-1]].clone()
+    strategy.train(stream.train_stream[0])
+    assert strategy.method.settings_used["output_factor"] == 1.0
+    assert torch.equal(strategy.model.subnetworks.frozen[strategy.model.masked_names[-1]], before)
+    unscaled = train_all(SupSup(mlp(), init="signed_constant", train_epochs=1, **QUICK), class_stream(1))
+    assert "output_factor" not in unscaled.method.settings_used
+    with pytest.raises(RuntimeError, match="only while the first task is learned"):
+        unscaled.model.shrink_outputs(0.5)
 
 
 def test_a_head_per_task_is_not_taken_for_the_output_layer():

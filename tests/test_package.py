@@ -37,12 +37,13 @@ MAY_IMPORT = {
     "experience_labels": set(),
     "task_naming": {"model"},
     "class_outputs": {"model", "logits"},
+    "first_logits": {"class_outputs", "distributed", "model"},
     "companions": set(),
     "default_criterion": set(),
     "shared_arguments": set(),
     "plugin": {
-        "class_outputs", "companions", "data", "distributed", "experience_labels", "functional", "inference",
-        "learning_rates", "logits", "model", "nested", "selection", "shared_arguments", "task_naming",
+        "class_outputs", "companions", "data", "distributed", "experience_labels", "first_logits", "functional",
+        "inference", "learning_rates", "logits", "model", "nested", "selection", "shared_arguments", "task_naming",
     },
     "strategy": {
         "companions", "default_criterion", "inference", "logits", "model", "plugin", "shared_arguments", "task_naming",

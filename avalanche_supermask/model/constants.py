@@ -12,11 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avalanche_supermask.functional import fan_in, initial_scores, reordered, signed_constant
+from avalanche_supermask.functional import initial_scores, reordered, signed_constant
 
-__all__ = ["OUTPUT", "fresh_scores", "redraw_free", "scale_constants", "with_output"]
-
-OUTPUT = 8.0  # greatest sum of the magnitudes of the weights that one output keeps, with scaled constants
+__all__ = ["fresh_scores", "redraw_free", "scale_constants"]
 
 
 def fresh_scores(
@@ -36,31 +34,6 @@ def fresh_scores(
     if magnitudes is None:
         return scores
     return {name: reordered(score, magnitudes[name].abs().cpu()) for name, score in scores.items()}
-
-
-def with_output(densities: Mapping[str, float], output: str, weight: Tensor) -> dict[str, float]:
-    """Densities for `scale_constants`, with a larger one for the output layer, so that its constants are smaller.
-
-    A mask that keeps m weights ``±c`` per output can make logits of at most ``m c`` times the activations. With the
-    constants of the other layers, ``m c`` is ``sqrt(2 m)``. Then the first logits are too large where m is large, and a
-    short training only makes them smaller, because a constant cannot become smaller by training, as a weight can.
-    Therefore ``m c`` is at most `OUTPUT` in this layer.
-
-    Args:
-        densities: share of each weight's entries that a mask keeps, by name.
-        output: name of the output layer's weight.
-        weight: this weight.
-
-    Example:
-        >>> with_output({"fc.weight": 0.5}, "fc.weight", torch.ones(10, 64))
-        {'fc.weight': 0.5}
-        >>> with_output({"fc.weight": 0.5}, "fc.weight", torch.ones(10, 256))  # each output keeps 128 weights
-        {'fc.weight': 2.0}
-        >>> signed_constant((10, 256), density=2.0).abs().unique() * 128
-        tensor([8.])
-    """
-    kept = densities[output] * fan_in(weight.shape)
-    return {**densities, output: densities[output] * max(1.0, 2 * kept / OUTPUT**2)}
 
 
 @torch.no_grad()

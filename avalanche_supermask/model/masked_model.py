@@ -33,7 +33,7 @@ from avalanche_supermask.inference import Answer, Inference, by_name, entropy
 from avalanche_supermask.lasting import lasting, ordinary
 from avalanche_supermask.logits import Logits, find_logits
 from avalanche_supermask.model.cache import Recent, TaskTensors
-from avalanche_supermask.model.constants import fresh_scores, redraw_free, scale_constants, with_output
+from avalanche_supermask.model.constants import fresh_scores, redraw_free, scale_constants
 from avalanche_supermask.model.execution import NONE, Arguments, Execution, Executor, checked
 from avalanche_supermask.model.frozen_batchnorm import FrozenChannels
 from avalanche_supermask.model.inputs import UNSET, arguments_of, packed, task_labels_of
@@ -541,9 +541,8 @@ class MaskedModel(MultiTaskModule):
     def scale_constants(self, densities: Mapping[str, float]) -> None:
         """Scale the constants of ``init="scaled_constant"`` for masks of these densities.
 
-        Those of the output layer are smaller, if it is masked (see `constants.with_output`). The constants are scaled
-        once, before the first task. The method does nothing if ``init`` is another one, if the constants are already
-        scaled, if a task has begun, or if the model has a base.
+        The constants are scaled once, before the first task. The method does nothing if ``init`` is another one, if the
+        constants are already scaled, if a task has begun, or if the model has a base.
 
         Args:
             densities: share of each masked weight's entries that a mask keeps, by name.
@@ -552,11 +551,35 @@ class MaskedModel(MultiTaskModule):
         used = of.scaled_for or of.tasks or of.active is not None
         if self.init != "scaled_constant" or used or len(of.base):
             return
-        last = output_weight(self.net)
-        if last in densities:
-            densities = with_output(densities, last, of.frozen[last])
         scale_constants(of.frozen, densities, of.padding)
         of.scaled_for = {name: float(density) for name, density in densities.items()}
+        self._clear_kept()
+
+    @property
+    def shrinks_outputs(self) -> bool:
+        """Whether `shrink_outputs` may be called: scaled constants, a masked output layer, and no finished task."""
+        return not self.task_keys and output_weight(self.net) in self.subnetworks.scaled_for
+
+    @torch.no_grad()
+    def shrink_outputs(self, factor: float) -> None:
+        """Multiply the scaled constants of the output layer by a factor, while the first task is learned.
+
+        Args:
+            factor: factor of the constants, in (0, 1].
+
+        Raises:
+            RuntimeError: a task is finished, the constants are not scaled, or the output layer is not masked.
+        """
+        if not self.shrinks_outputs:
+            raise RuntimeError(
+                "the constants of the output layer can change only while the first task is learned, with "
+                "init='scaled_constant' and a masked output layer"
+            )
+        of, last = self.subnetworks, output_weight(self.net)
+        density = factor**-2  # `scale_constants` multiplies by the root of its inverse
+        scale_constants(of.frozen, {last: density}, of.padding)
+        of.scaled_for = {**of.scaled_for, last: of.scaled_for[last] * density}
+        of.drop_standing()
         self._clear_kept()
 
     @torch.no_grad()

@@ -453,9 +453,9 @@ class Subnetworks(nn.Module):
         self.trainable.clear()
         self.places.clear()
         self.trained_sparsely = frozenset()
-        self._drop_standing()
+        self.drop_standing()
 
-    def _drop_standing(self) -> None:
+    def drop_standing(self) -> None:
         """Drop the constant parts of the weights; they are computed again when they are needed."""
         self._standing, self._sparse = {}, {}
 
@@ -555,7 +555,7 @@ class Subnetworks(nn.Module):
         }
 
     def _apply(self, fn: Any, recurse: bool = True) -> Subnetworks:
-        self._drop_standing()
+        self.drop_standing()
         super()._apply(fn, recurse)
         return self
 
@@ -611,7 +611,7 @@ class Subnetworks(nn.Module):
         if self.active is None or state["active"] != self.active:
             self.abandon()
         self.phase = state["phase"] if self.active is not None else None
-        self._drop_standing()
+        self.drop_standing()
         self.tasks = {key: Task(*task) for key, *task in state["tasks"]}
         self.next_slot = state["next_slot"]
         self.scaled_for = dict(state.get("scaled_for", {}))

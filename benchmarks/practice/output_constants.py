@@ -3,9 +3,9 @@
     python -m benchmarks.practice.output_constants --dataset-root DIR --out benchmarks/results/output_constants.json
     python -m benchmarks.practice.output_constants --streams "shallow, 80 steps" --out FILE
 
-A bound is the greatest sum of the magnitudes of the weights that one output keeps (`OUTPUT` in
-`avalanche_supermask.model.constants`). Accuracy is the mean over the tasks, on held-out training data. No test data are
-used.
+A limit is the largest spread of the first logits (`LARGEST_SPREAD` in `avalanche_supermask.first_logits`). Where the
+first logits are larger, the constants of the output layer are made smaller. Accuracy is the mean over the tasks, on
+held-out training data. No test data are used.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from avalanche_supermask import ExSSNeT, SupSup
-from avalanche_supermask.model import constants
+from avalanche_supermask import ExSSNeT, SupSup, first_logits
 from benchmarks.lib.image_data import load_digits, load_mnist
 from benchmarks.lib.networks import mlp
 from benchmarks.lib.provenance import write_result
 from benchmarks.practice.defaults import Case, Part, accuracy, lenet, load_linear, permuted
 
-BOUNDS = (math.inf, 8.0, 4.0, 2.0, 1.0)
+LIMITS = (math.inf, 2.0, 1.0, 0.5, 0.25)
 
 
 def load_patterns(_: Path | None) -> tuple[Part, Part]:
@@ -69,7 +68,7 @@ CASES = {
 
 
 def main() -> None:
-    """Run every bound on every stream; the result file is written after each stream."""
+    """Run every limit on every stream; the result file is written after each stream."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", default=";".join(CASES), help="separated by semicolons (default: all)")
     parser.add_argument("--seeds", default="2000,2001,2002", help="(default %(default)s)")
@@ -86,12 +85,12 @@ def main() -> None:
         case = CASES[name]
         for method in (SupSup, ExSSNeT):
             found = {}
-            for bound in BOUNDS:
-                constants.OUTPUT = bound
+            for limit in LIMITS:
+                first_logits.LARGEST_SPREAD = limit
                 each = [accuracy(method, case, seed, options.dataset_root) for seed in seeds]
-                found["none" if math.isinf(bound) else f"{bound:g}"] = statistics.fmean(each)
+                found["none" if math.isinf(limit) else f"{limit:g}"] = statistics.fmean(each)
             rows.setdefault(name, {})[method.__name__] = found
-            print(name, method.__name__, {bound: round(value, 4) for bound, value in found.items()}, flush=True)
+            print(name, method.__name__, {limit: round(value, 4) for limit, value in found.items()}, flush=True)
         write_result(options.out, "benchmarks.practice.output_constants", sys.argv[1:], accuracy=rows)
 
 
