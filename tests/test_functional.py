@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from avalanche_supermask.functional import _top_k_without_sync as top_k_on_gpu
 from avalanche_supermask.functional import (
     erdos_renyi_counts,
     initial_scores,
@@ -18,6 +17,7 @@ from avalanche_supermask.functional import (
     top_k_weight,
     uniform_counts,
 )
+from avalanche_supermask.functional.top_k import _top_k_without_sync as top_k_on_gpu
 
 
 def naive_top_k(scores, keep):

@@ -26,7 +26,7 @@ from avalanche_supermask.functional import top_k_free
 from avalanche_supermask.plugin import adopt_parameters
 from avalanche_supermask.pretrained import left_out
 from benchmarks.lib.provenance import write_result
-from benchmarks.practice.pretrained import network
+from benchmarks.practice.pretrained.tasks import network
 
 
 def step(call: Callable[[Tensor], Tensor], optimizer: Adam, x: Tensor, y: Tensor) -> float:

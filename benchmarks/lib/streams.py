@@ -2,26 +2,20 @@
 
 Task labels are 0, 1, 2 and so on, and classes are numbered from 0 in every task. In the streams whose names end in
 ``-class`` or ``-class-ordered`` there are no task labels, and every class has its own number (class-incremental).
-
-The MNIST streams have the same samples as Avalanche's ``SplitMNIST``, ``PermutedMNIST`` and ``RotatedMNIST`` (a test
-compares them). Here a whole experience is transformed at once, because Avalanche's transformation of single samples
-takes 1 ms for a rotated image, which is ten minutes for ten rotations.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from avalanche.benchmarks import dataset_benchmark, tensors_benchmark
+from avalanche.benchmarks import dataset_benchmark
 from torch import Tensor, nn
-from torchvision.transforms.functional import rotate
 
 from benchmarks.lib import text
 from benchmarks.lib.image_data import (
@@ -34,10 +28,10 @@ from benchmarks.lib.image_data import (
     load_fashion,
     load_mnist,
     load_tiny_imagenet,
-    normalise,
     standardised,
     uint8_pixels,
 )
+from benchmarks.lib.image_tasks import permuted, rotated, split_classes
 from benchmarks.lib.networks import SlimResNet18, bfloat16_is_fast, lenet5, mlp
 
 __all__ = [
@@ -97,65 +91,6 @@ class Stream:
         return replace(self, network=self.network(dataset_root)) if self.network_reads_data else self
 
 
-def _benchmark(train: Sequence[Split], test: Sequence[Split], *, labels: bool = True) -> Any:
-    """Return a benchmark from tasks whose classes are numbered from 0; without labels, class numbers become unique."""
-    if labels:
-        return tensors_benchmark(train_tensors=train, test_tensors=test, task_labels=list(range(len(train))))
-    n = 1 + int(train[0][1].max())
-    train, test = ([(x, y + n * task) for task, (x, y) in enumerate(splits)] for splits in (train, test))
-    return tensors_benchmark(train_tensors=train, test_tensors=test, task_labels=[0] * len(train))
-
-
-def _split_classes(
-    load: Callable[..., tuple[Split, Split]],
-    seed: int,
-    root: Path | None,
-    *,
-    tasks: int = 5,
-    classes: int = 2,
-    prepare: Callable[[Tensor], Tensor] = normalise,
-    shuffle: bool = True,
-    labels: bool = True,
-) -> Any:
-    """Split the classes into tasks, in the order that ``nc_benchmark(seed=seed, shuffle=shuffle)`` draws."""
-    n = tasks * classes
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)) if shuffle else torch.arange(n)
-    place = order.argsort()  # class -> its position in the order
-
-    def split(data: Split) -> list[Split]:
-        x, places = data[0], place[data[1]]
-        chosen = [places // classes == task for task in range(tasks)]
-        return [(prepare(x[rows]), places[rows] % classes) for rows in chosen]
-
-    train, test = load(root)
-    return _benchmark(split(train), split(test), labels=labels)
-
-
-def _permuted(load: Callable[..., tuple[Split, Split]], n_tasks: int, seed: int, root: Path | None) -> Any:
-    """Permute the pixels of every task in a different order."""
-    train, test = load(root)
-    random = np.random.RandomState(seed)
-    orders = [torch.from_numpy(random.permutation(train[0][0].numel())) for _ in range(n_tasks)]
-
-    def tasks(split: Split) -> list[Split]:
-        flat = normalise(split[0]).flatten(1)
-        return [(flat[:, order].reshape(split[0].shape), split[1]) for order in orders]
-
-    return _benchmark(tasks(train), tasks(test))
-
-
-def _rotated(load: Callable[..., tuple[Split, Split]], n_tasks: int, seed: int, root: Path | None) -> Any:
-    """Rotate the images of every task by a different angle, in whole degrees from -180 to 180."""
-    train, test = load(root)
-    random = np.random.RandomState(seed)
-    angles = [int(random.randint(-180, 181)) for _ in range(n_tasks)]
-
-    def tasks(split: Split) -> list[Split]:
-        return [(normalise(rotate(split[0], angle)), split[1]) for angle in angles]
-
-    return _benchmark(tasks(train), tasks(test))
-
-
 def _mlp_stream(build: Callable[[int, Path | None], Any], *widths: int, **protocol: Any) -> Stream:
     inputs, *hidden, classes = widths
     return Stream(build, classes=classes, network=partial(mlp, inputs, hidden, classes), shape=widths, **protocol)
@@ -168,7 +103,7 @@ _WSN_SETTINGS: dict[str, dict[str, Any]] = {"wsn": {"lr": 1e-3}, "packnet": {"op
 def _wsn_streams() -> dict[str, Stream]:
     """Return the two streams of WSN's table (Kang et al. 2022) that a CPU can run: no biases, a dense head per task."""
     superclasses = partial(
-        _split_classes, load_cifar100_superclasses, tasks=20, classes=5, prepare=standardised, shuffle=False
+        split_classes, load_cifar100_superclasses, tasks=20, classes=5, prepare=standardised, shuffle=False
     )
     lenet = "LeNet, 20 and 50 filters, 800-500, without biases"
     small = partial(mlp, 784, [100, 100], 10, bias=False)
@@ -194,7 +129,7 @@ _RESNET = {
     "shape": f"slim ResNet-18 (20 channels), {'bfloat16' if _IN_BFLOAT16 else 'float32'}",
 }  # fmt: skip
 _TEN = {"tasks": 10, "epochs": 2, "batch_size": 128}
-_PERMUTED = partial(_permuted, load_mnist, 10)
+_PERMUTED = partial(permuted, load_mnist, 10)
 
 
 def _resnet_streams(
@@ -207,7 +142,7 @@ def _resnet_streams(
     settings_from: str | None = None,
 ) -> dict[str, Stream]:
     """Return two streams of a data set, with and without task labels; classes are in natural order, as published."""
-    build = partial(_split_classes, load, tasks=tasks, classes=classes, prepare=prepare, shuffle=False)
+    build = partial(split_classes, load, tasks=tasks, classes=classes, prepare=prepare, shuffle=False)
     network = partial(SlimResNet18, bfloat16=_IN_BFLOAT16)
     with_labels = Stream(
         build, tasks, classes, network=partial(network, classes), settings_from=settings_from, **_RESNET
@@ -262,44 +197,44 @@ def _webnlp(order: int) -> Stream:
 
 STREAMS: dict[str, Stream] = {
     "split-digits": _mlp_stream(
-        partial(_split_classes, load_digits), 64, 100, 100, 2, distinct_classes=True, **_DIGITS
+        partial(split_classes, load_digits), 64, 100, 100, 2, distinct_classes=True, **_DIGITS
     ),
     "split-digits-class": _mlp_stream(
-        partial(_split_classes, load_digits, labels=False), 64, 100, 100, 10, task_labels=False,
+        partial(split_classes, load_digits, labels=False), 64, 100, 100, 10, task_labels=False,
         distinct_classes=True, settings_from="split-digits", **_DIGITS,
     ),
-    "permuted-digits": _mlp_stream(partial(_permuted, load_digits, 5), 64, 100, 100, 10, **_DIGITS),
-    "split-mnist": _mlp_stream(partial(_split_classes, load_mnist), 784, 300, 100, 2, **_SPLIT),
+    "permuted-digits": _mlp_stream(partial(permuted, load_digits, 5), 64, 100, 100, 10, **_DIGITS),
+    "split-mnist": _mlp_stream(partial(split_classes, load_mnist), 784, 300, 100, 2, **_SPLIT),
     # The pairs 0 and 1, 2 and 3, and so on, are those of the published runs. Accuracy differs more between pairs than
     # between methods.
     "split-mnist-ordered": _mlp_stream(
-        partial(_split_classes, load_mnist, shuffle=False), 784, 300, 100, 2, settings_from="split-mnist", **_SPLIT
+        partial(split_classes, load_mnist, shuffle=False), 784, 300, 100, 2, settings_from="split-mnist", **_SPLIT
     ),
     "split-mnist-class": _mlp_stream(
-        partial(_split_classes, load_mnist, labels=False), 784, 300, 100, 10, task_labels=False,
+        partial(split_classes, load_mnist, labels=False), 784, 300, 100, 10, task_labels=False,
         settings_from="split-mnist", **_SPLIT,
     ),
     "split-mnist-class-ordered": _mlp_stream(
-        partial(_split_classes, load_mnist, shuffle=False, labels=False), 784, 300, 100, 10, task_labels=False,
+        partial(split_classes, load_mnist, shuffle=False, labels=False), 784, 300, 100, 10, task_labels=False,
         settings_from="split-mnist", **_SPLIT,
     ),
     "permuted-mnist": _mlp_stream(_PERMUTED, 784, 300, 100, 10, **_TEN),
     "rotated-mnist": _mlp_stream(
-        partial(_rotated, load_mnist, 10), 784, 300, 100, 10, settings_from="permuted-mnist", **_TEN
+        partial(rotated, load_mnist, 10), 784, 300, 100, 10, settings_from="permuted-mnist", **_TEN
     ),
     # CLNP's network. It is too wide for a suite that two cores run in an hour.
     "permuted-mnist-wide": _mlp_stream(
         _PERMUTED, 784, 2000, 2000, 10, tasks=10, epochs=4, batch_size=256, settings_from="permuted-mnist"
     ),
     "split-fmnist": _mlp_stream(
-        partial(_split_classes, load_fashion), 784, 300, 100, 2, settings_from="split-mnist", **_SPLIT
+        partial(split_classes, load_fashion), 784, 300, 100, 2, settings_from="split-mnist", **_SPLIT
     ),
     "split-fmnist-class": _mlp_stream(
-        partial(_split_classes, load_fashion, labels=False), 784, 300, 100, 10, task_labels=False,
+        partial(split_classes, load_fashion, labels=False), 784, 300, 100, 10, task_labels=False,
         settings_from="split-mnist", **_SPLIT,
     ),
     "permuted-digits-100": _mlp_stream(
-        partial(_permuted, load_digits, 100), 64, 100, 100, 10, settings_from="permuted-digits", **_HUNDRED
+        partial(permuted, load_digits, 100), 64, 100, 100, 10, settings_from="permuted-digits", **_HUNDRED
     ),
     **_resnet_streams("split-cifar100", load_cifar100, 20, 5),
     **_wsn_streams(),
