@@ -230,6 +230,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         if key in model.subnetworks.tasks and self.on_revisit == "new":
             key = max(model.subnetworks.tasks) + 1
         mask = self._begin(model, key, label)
+        model.router.learning = frozenset(map(int, getattr(strategy.experience, "task_labels", ())))
         self._iterations = 0
         self._outputs.clear()
         if self.rule_applies:
@@ -345,6 +346,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             model.commit([*self._outputs])
             gather_at_task_end(strategy, key)
             self.task_committed(strategy, model, key)
+        model.router.learning = frozenset()
         self._outputs.clear()
 
     def before_eval_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:

@@ -24,9 +24,12 @@ class Router:
     Attributes:
         assigned: key of a task that is used for all labels; None: the labels determine the task.
         given: whether the assigned task is also used instead of the result of inference.
+        learning: further labels of the task being learned, if its experience has several.
     """
 
-    given = False  # an attribute of the class, because pickles of 0.1.0 lack it
+    # These are attributes of the class because older pickles lack them.
+    given = False
+    learning: frozenset[int] = frozenset()
 
     def __init__(self) -> None:
         self.assigned: int | None = None
@@ -49,11 +52,15 @@ class Router:
             return self.assigned
         return tasks.active if tasks.active is not None else next(reversed(tasks.tasks), None)
 
+    def is_learning(self, label: int | None, tasks: Subnetworks) -> bool:
+        """Whether a label belongs to the task that is being learned."""
+        return tasks.active is not None and (label == tasks.active_label or label in self.learning)
+
     def resolve(self, label: int, tasks: Subnetworks) -> int | None:
         """Key of the task that is being learned or was learned under a label; else the latest, with one warning."""
         if self.assigned is not None and (self.assigned in tasks.tasks or self.assigned == tasks.active):
             return self.assigned
-        if tasks.active is not None and label == tasks.active_label:
+        if self.is_learning(label, tasks):
             return tasks.active
         keys = [key for key, task in tasks.tasks.items() if task.label == label]
         if len(keys) == 1:

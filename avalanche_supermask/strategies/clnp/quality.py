@@ -45,7 +45,7 @@ def found_on(model: MaskedModel, data: Sequence[Any], criterion: Callable[[Any, 
         loss += float(criterion(output, y)) * n
         samples += n
         logits = model.logits_of(output)
-        classes = classes and logits.shape[1] > 1 and class_dimension(logits, y) is not None
+        classes = classes and class_dimension(logits, y) is not None and logits.shape[1] > 1
         if classes:
             right += int((logits.argmax(dim=1) == y).sum())
             counted += y.numel()
