@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 
-from avalanche_supermask.model.subnetworks import Task
+from avalanche_supermask.model.finished_tasks import Task
 
 __all__ = ["OnRevisit", "TaskKey", "check_revisit", "name_task"]
 

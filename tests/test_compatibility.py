@@ -53,7 +53,7 @@ def test_clnp_on_residual_depthwise_and_squeeze_and_excitation_layers(network, m
         mine = (claimed == FREE) & (torch.rand(len(claimed), generator=torch.Generator().manual_seed(place)) < 0.4)
         return PruningReport(0.0, 1.0, 1.0, {}), torch.where(mine, place, claimed), mine
 
-    monkeypatch.setattr("avalanche_supermask.strategies.clnp.strategy.prune", claim_some)  # random labels claim none
+    monkeypatch.setattr("avalanche_supermask.strategies.clnp.plugin.prune", claim_some)  # random labels claim none
     strategy = CLNP(NETWORKS[network](), train_mb_size=6, evaluator=None, seed=0)
     x = torch.rand(4, 3, 32, 32)
     learns_without_forgetting(strategy, images(2, n=24), x)

@@ -8,7 +8,7 @@ import pytest
 
 from avalanche_supermask import CLNP, ExSSNeTPlugin, methods
 from avalanche_supermask.shared_arguments import complete_arguments, taken_by
-from avalanche_supermask.strategies.clnp.strategy import CLNPPlugin
+from avalanche_supermask.strategies.clnp import CLNPPlugin
 
 METHODS = methods()
 

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from avalanche_supermask import SupSup
 from avalanche_supermask.experience_labels import labelled
-from avalanche_supermask.model.subnetworks import Task
+from avalanche_supermask.model.finished_tasks import Task
 from avalanche_supermask.task_naming import check_revisit, name_task
 from tests.streams import class_stream, mlp
 

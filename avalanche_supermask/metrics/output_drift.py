@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from avalanche_supermask import nested
 from avalanche_supermask.metrics.after_task import AfterTask
+from avalanche_supermask.model.finished_tasks import Task
 from avalanche_supermask.model.masked_model import MaskedModel
-from avalanche_supermask.model.subnetworks import Task
 from avalanche_supermask.strategy_batch import outputs_for
 
 __all__ = ["OutputDrift"]

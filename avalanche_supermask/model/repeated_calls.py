@@ -15,10 +15,11 @@ from torch import Tensor, int64, nn
 
 from avalanche_supermask.model.cache import Recent
 from avalanche_supermask.model.execution import NONE, Executor
+from avalanche_supermask.model.finished_tasks import Task
 from avalanche_supermask.model.labels import LabelReader
 from avalanche_supermask.model.network_call import NetworkCall
 from avalanche_supermask.model.routing import Router
-from avalanche_supermask.model.subnetworks import Subnetworks, Task
+from avalanche_supermask.model.subnetworks import Subnetworks
 
 __all__ = ["MISSED", "RepeatedCalls"]
 

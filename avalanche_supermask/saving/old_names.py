@@ -40,7 +40,9 @@ _MOVED = {
 # Classes that left a module or have another name: present module, old name -> module and name.
 _CLASSES = {
     ("metrics", "_Probe"): ("metrics.output_drift", "_Probe"),
+    ("model.subnetworks", "Task"): ("model.finished_tasks", "Task"),
     ("strategies.clnp.entries", "Partition"): ("strategies.clnp.entries", "EntryKinds"),
+    ("strategies.clnp.strategy", "CLNPPlugin"): ("strategies.clnp.plugin", "CLNPPlugin"),
     ("strategies.clnp.unit_owners", "Claims"): ("strategies.clnp.unit_owners", "UnitOwners"),
 }
 

@@ -1,7 +1,7 @@
 """The methods, one file or folder each: paper, idea, equations and deviations, then the plugin and the strategy."""
 
 from avalanche_supermask.registry import methods
-from avalanche_supermask.strategies.clnp.strategy import CLNP, CLNPPlugin
+from avalanche_supermask.strategies.clnp import CLNP, CLNPPlugin
 from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
 from avalanche_supermask.strategies.hopsupsup import HopSupSup, HopSupSupPlugin, UnitMaskedModel
 from avalanche_supermask.strategies.impresslearn import ImpressLearn, ImpressLearnPlugin

@@ -18,7 +18,7 @@ from avalanche_supermask.strategies.clnp.pruning import (
     prune,
     strength_that_claims_least,
 )
-from avalanche_supermask.strategies.clnp.strategy import dense_rate, share_of_free
+from avalanche_supermask.strategies.clnp.rules import dense_rate, share_of_free
 from avalanche_supermask.strategies.clnp.units import Units
 from tests.streams import ResNet, class_stream, inputs, lenet, mlp, outputs, train_all
 
