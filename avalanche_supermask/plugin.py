@@ -19,6 +19,7 @@ from avalanche.training.plugins import GDumbPlugin, SupervisedPlugin
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_supermask import nested
 from avalanche_supermask.class_outputs import check_classes, complete_classes, latest_logits, show_logits
 from avalanche_supermask.companions import check_companions
 from avalanche_supermask.distributed import everywhere, whole_outputs
@@ -28,6 +29,7 @@ from avalanche_supermask.first_logits import fit_output_constants
 from avalanche_supermask.inference.gathering import gather_at_task_end
 from avalanche_supermask.learning_rates import chosen_rates, group_by_rate, one_group, rise
 from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.model.plain_state import plain_state, warn_of_changes
 from avalanche_supermask.shared_arguments import complete_arguments
 from avalanche_supermask.task_naming import OnRevisit, TaskKey, check_revisit, name_task
 
@@ -110,6 +112,8 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     continues = False
     _model: int | None = None  # id of the strategy's model, set when training begins or resumes from a checkpoint
     _told_of_classes = False
+    _state: dict[str, Tensor | float] | None = None  # plain attributes of the network before the first training step
+    _looked_at_state = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -233,6 +237,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         model.router.learning = frozenset(map(int, getattr(strategy.experience, "task_labels", ())))
         self._iterations = 0
         self._outputs.clear()
+        self._state = None if self._looked_at_state else plain_state(model.net)
         if self.rule_applies:
             one_group(strategy.optimizer)  # an interrupted experience may have left several groups
         self._lrs = [group["lr"] for group in strategy.optimizer.param_groups]
@@ -282,11 +287,14 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             self._set_lr(strategy.optimizer, scheduled("cosine", step, steps=steps, rises=phase.lr == "rule"))
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Check once per task that the network has an output for every label; store the latest outputs."""
+        """Check the outputs once per task, and once what the network itself changes; store the latest outputs."""
         model = masked_model(strategy)
         if self._iterations == 1:
             check_classes(strategy, model)
             self._fit_outputs(strategy, model)
+            if self._state is not None:
+                warn_of_changes(model, self._state, samples=nested.batch_size(strategy.mb_x))
+                self._state, self._looked_at_state = None, True
         logits = latest_logits(strategy, model)
         if logits is not None:
             self._outputs.append(_few_positions(logits).clone())  # a CUDA graph overwrites its outputs at the next call

@@ -6,7 +6,6 @@ or folder.
 
 from __future__ import annotations
 
-import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avalanche_supermask.model.copied_functions import copy_of
 from avalanche_supermask.model.tensor_roles import output_layer
 
 __all__ = ["ImageEncoderClassifier", "classifier", "left_out", "said_of"]
@@ -75,8 +75,8 @@ def classifier(net: nn.Module | str | Path, classes: int, *, seed: int = 0) -> n
 
             return _on_encoder(pretrained(str(net)), classes)
         if hasattr(net, "config") and hasattr(net, "base_model"):
-            return _on_encoder(copy.deepcopy(net.base_model), classes)  # type: ignore[arg-type]
-        return _with_output_layer(copy.deepcopy(net), classes)
+            return _on_encoder(copy_of(net.base_model), classes)  # type: ignore[type-var, arg-type]
+        return _with_output_layer(copy_of(net), classes)
 
 
 def _on_encoder(encoder: nn.Module, classes: int) -> nn.Module:

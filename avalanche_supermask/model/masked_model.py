@@ -34,6 +34,7 @@ from avalanche_supermask.lasting import lasting, ordinary
 from avalanche_supermask.logits import Logits, find_logits
 from avalanche_supermask.model.cache import Recent, TaskTensors
 from avalanche_supermask.model.constants import fresh_scores, redraw_free, scale_constants
+from avalanche_supermask.model.copied_functions import copy_of
 from avalanche_supermask.model.execution import NONE, Arguments, Execution, Executor, checked
 from avalanche_supermask.model.frozen_batchnorm import FrozenChannels
 from avalanche_supermask.model.inputs import UNSET, arguments_of, packed, task_labels_of
@@ -140,7 +141,8 @@ class MaskedModel(MultiTaskModule):
 
     Raises:
         ValueError: ``net`` has no weight to mask, an option is unknown, or some weights are not parameters (the old
-            ``torch.nn.utils.weight_norm``, ``prune``, lazy layers).
+            ``torch.nn.utils.weight_norm``, ``prune``, lazy layers), or functions in attributes or hooks refer to
+            modules of ``net``, so that a copy would call the original.
         TypeError: the network cannot be called with other weights (`DataParallel`, TorchScript).
 
     Example:
@@ -197,7 +199,7 @@ class MaskedModel(MultiTaskModule):
         }  # fmt: skip
         self.seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
         check_wrappable(net)
-        self.host = _Host(copy.deepcopy(net))
+        self.host = _Host(copy_of(net))
         use_masked_weight_norm(self.net)
         layout = classify(self.net, per_task=per_task, exclude=exclude, own=own, mask=mask, frozen=frozen)
         say_what_stays(net, layout)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from avalanche_supermask.model.checkpointed_calls import CURRENT, Call
-from avalanche_supermask.model.parameter_kinds import rescaled_in_place
+from avalanche_supermask.model.written_weights import WrittenWeights
 
 __all__ = ["NetworkCall", "Writes", "hooked", "is_compiling"]
 
@@ -65,6 +65,7 @@ class NetworkCall:
 
     Attributes:
         lock: held during a call, because the network holds the given tensors instead of its own during that time.
+        written: the weights that the network changes in place, of which each call gets copies.
 
     Example:
         >>> net, call = nn.Linear(2, 1, bias=False), NetworkCall()
@@ -77,10 +78,7 @@ class NetworkCall:
         self._net: nn.Module | None = None
         self._children: list[tuple[dict[str, Any], str, nn.Module]] = []
         self._places: dict[str, list[_Place]] = {}
-        self._written: tuple[nn.Module | None, frozenset[str]] = (
-            None,
-            frozenset(),
-        )  # a network, and the names of its weights that calls change in place
+        self.written = WrittenWeights()
         self._current: Call | None = None
         # The places that `own` found last: all places, the names, and the place of each name.
         self._own: tuple[dict[str, list[_Place]], list[str], list[tuple[str, dict[str, Any], str]]] = ({}, [], [])
@@ -111,7 +109,13 @@ class NetworkCall:
         if is_compiling():  # the compiler supports functional_call: the tensors become inputs of the compiled code
             with hooked(net, hooks or {}):
                 return functional_call(net, dict(tensors), tuple(args), dict(kwargs or {}))
-        return self.run(Call(net, tensors, hooks or {}), net, args, kwargs or {})
+        with self.lock:
+            watched = self.written.copies_to_watch(net, tensors)
+            call = Call(net, {**tensors, **watched} if watched else tensors, hooks or {})
+            output = self.run(call, net, args, kwargs or {})
+            if self.written.compare(net, watched, tensors):
+                self._places = dict(self._places)  # repeated calls must find their places anew, with these copies
+        return output
 
     def run(self, call: Call, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run a function that uses the network of a call; the network has the call's tensors while it runs.
@@ -166,7 +170,7 @@ class NetworkCall:
         """
         with self.lock:
             if not self._is_as_found(net) or writes.places is not self._places:
-                writes.find(tensors, self._found(net, tensors), {*moved, *self._rescaled(net, tensors)})
+                writes.find(tensors, self._found(net, tensors), {*moved, *(self.written.names(net) & tensors.keys())})
             copies, before = writes.copies() if writes.moved else {}, self._current
             own = [holder[key] for holder, key, _ in writes.all]
             call = Call(net, {**tensors, **copies} if copies else tensors)
@@ -187,14 +191,8 @@ class NetworkCall:
 
     def _with_copies(self, net: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The tensors, with copies of those that the network changes in place."""
-        written = self._rescaled(net, tensors)
+        written = self.written.names(net) & tensors.keys()
         return {**tensors, **{name: tensors[name].clone() for name in written}} if written else tensors
-
-    def _rescaled(self, net: nn.Module, tensors: Mapping[str, Tensor]) -> Collection[str]:
-        """Names of the tensors that the network changes in place in every call."""
-        if self._written[0] is not net:
-            self._written = net, rescaled_in_place(net)
-        return self._written[1] & tensors.keys() if self._written[1] else ()
 
     def own(self, net: nn.Module, names: list[str]) -> dict[str, Tensor]:
         """The network's own tensors of these names, even while another thread calls the network with other tensors."""
@@ -209,7 +207,7 @@ class NetworkCall:
     def forget(self) -> None:
         """Drop the stored places; needed after tensors of the network were replaced or tied."""
         with self.lock:
-            self._net, self._children, self._places, self._written = None, [], {}, (None, frozenset())
+            self._net, self._children, self._places, self.written = None, [], {}, WrittenWeights()
 
     def _found(self, net: nn.Module, tensors: Mapping[str, Any]) -> dict[str, list[_Place]]:
         """Places of all tensors, found again if a submodule was replaced or if one of these names is missing."""

@@ -8,7 +8,6 @@ trainable copy of the weights) are not stored. A strategy is not stored either: 
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from avalanche_supermask.bits.rice import decode, encode
 from avalanche_supermask.distributed import is_first
+from avalanche_supermask.model.copied_functions import copy_of
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.named_tensors import decoded
 from avalanche_supermask.saving.sealed_file import read_sealed, write_sealed
@@ -101,7 +101,7 @@ def load(path: str | os.PathLike[str], net: nn.Module, *, device: str | torch.de
     """
     manifest, tensors, rows = read_compact(path)
     wrapping = manifest["wrapping"]
-    net = copy.deepcopy(net)
+    net = copy_of(net)
     for name, p in net.named_parameters():
         p.requires_grad_(name not in manifest.get("frozen", ()))  # the same parameters as in the saved network
     with warnings.catch_warnings():

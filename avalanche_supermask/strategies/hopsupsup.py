@@ -27,7 +27,6 @@ wherever σ(0) = 0.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -45,6 +44,7 @@ from avalanche_supermask.distributed.plugin import refuse
 from avalanche_supermask.functional import signed_constant, threshold_weight
 from avalanche_supermask.inference import entropy
 from avalanche_supermask.logits import Logits, find_logits
+from avalanche_supermask.model.copied_functions import copy_of
 from avalanche_supermask.plugin import cosine
 from avalanche_supermask.recurrent_gradients import differentiable
 from avalanche_supermask.shared_arguments import taken_by
@@ -82,7 +82,7 @@ class UnitMaskedModel(nn.Module):
                 f"the network has a {growing}, which grows or needs task labels, and HopSupSup neither adds weights "
                 "nor knows labels: give the network one output layer for all classes"
             )
-        self.net = copy.deepcopy(net)
+        self.net = copy_of(net)
         layers = [(name, m) for name, m in self.net.named_modules() if isinstance(m, WEIGHTED)]
         if len(layers) < 2:
             raise ValueError(
