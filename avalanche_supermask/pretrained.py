@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_supermask.model.copied_functions import copy_of
-from avalanche_supermask.model.tensor_roles import output_layer
+from avalanche_supermask.model.heads import output_layer
 
 __all__ = ["ImageEncoderClassifier", "classifier", "left_out", "said_of"]
 

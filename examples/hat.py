@@ -28,7 +28,7 @@ from avalanche_supermask import (
     methods,
     register,
 )
-from avalanche_supermask.model.tensor_roles import output_layer
+from avalanche_supermask.model.heads import output_layer
 
 
 class Gates:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from avalanche_supermask.bits.rice import decode, encode
 from avalanche_supermask.distributed import is_first
+from avalanche_supermask.model.heads import grow_heads
 from avalanche_supermask.model.masked_model import MaskedModel
-from avalanche_supermask.model.tensor_roles import grow_heads
 from avalanche_supermask.saving.sealed_file import digest, read_sealed, write_sealed
 
 __all__ = ["base_digest", "load_task", "save_task"]

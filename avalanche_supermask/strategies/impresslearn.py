@@ -39,9 +39,9 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from avalanche_supermask.metrics import AccuracyOverSteps
+from avalanche_supermask.model.heads import output_layer
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.mixtures import ALL_LAYERS
-from avalanche_supermask.model.tensor_roles import output_layer
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.registry import register
 from avalanche_supermask.selection import LayerDensities, Selection, selection

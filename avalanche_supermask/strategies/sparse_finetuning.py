@@ -38,8 +38,8 @@ from typing_extensions import Unpack
 
 from avalanche_supermask import nested
 from avalanche_supermask.functional import initial_scores, top_k_free
+from avalanche_supermask.model.heads import output_layer
 from avalanche_supermask.model.masked_model import MaskedModel
-from avalanche_supermask.model.tensor_roles import output_layer
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.pretrained import left_out, said_of
 from avalanche_supermask.recurrent_gradients import differentiable

@@ -10,9 +10,9 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
+from avalanche_supermask.model.heads import output_layer as found_output_layer
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.tensor_roles import Frozen
-from avalanche_supermask.model.tensor_roles import output_layer as found_output_layer
 from avalanche_supermask.plugin import Schedule, TaskKey
 from avalanche_supermask.registry import register
 from avalanche_supermask.shared_arguments import taken_by

@@ -40,7 +40,7 @@ from typing import Any
 
 import torch
 
-from avalanche_supermask.model.tensor_roles import output_layer
+from avalanche_supermask.model.heads import output_layer
 from benchmarks.lib.provenance import write_result
 from benchmarks.practice.pretrained.apart import apart, features
 from benchmarks.practice.pretrained.tasks import Data, accuracy, held_out, network, tasks_of

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
-from avalanche_supermask.model.tensor_roles import output_layer
+from avalanche_supermask.model.heads import output_layer
 from avalanche_supermask.plugin import cosine
 from benchmarks.practice.pretrained.tasks import BATCH, Data
 

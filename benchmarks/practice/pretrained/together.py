@@ -11,7 +11,7 @@ from avalanche.benchmarks import tensors_benchmark
 from torch import nn
 
 from avalanche_supermask import CachedTensors, SparseFineTuning, SupSup
-from avalanche_supermask.model.tensor_roles import output_layer
+from avalanche_supermask.model.heads import output_layer
 from benchmarks.practice.pretrained.tasks import BATCH, Data, accuracy
 
 __all__ = ["together"]

@@ -1,0 +1,87 @@
+"""The output layer of a network, and the heads of its tasks in a multi-head network."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from avalanche.benchmarks import tensors_benchmark
+from avalanche.models import DynamicModule
+from avalanche.models.utils import avalanche_model_adaptation
+from torch import Tensor, nn
+
+__all__ = ["grow_heads", "head_tensors", "output_layer", "output_weight"]
+
+
+def output_layer(net: nn.Module, name: str | None = None) -> str:
+    """Name of the output layer.
+
+    Args:
+        net: the network.
+        name: name of the layer, if it is known. None (default): the last module that has a weight, which is the output
+            layer in every usual network.
+
+    Raises:
+        ValueError: no module has a weight, or no module of this name has parameters.
+    """
+    last = output_weight(net).rpartition(".")[0]
+    parameters = dict(net.named_parameters())
+    if name and not any(parameter.startswith(f"{name}.") for parameter in parameters):
+        layers = list(dict.fromkeys(other.rpartition(".")[0] for other, p in parameters.items() if p.dim() > 1))
+        some = ", ".join(map(repr, layers[-8:]))
+        raise ValueError(
+            f"output_layer={name!r} names no layer of {type(net).__name__} that has parameters; its "
+            f"{'last ' if len(layers) > 8 else ''}layers with weights are {some}"
+        )
+    return name or last
+
+
+def output_weight(net: nn.Module) -> str:
+    """Name of the weight of the `output_layer`.
+
+    Raises:
+        ValueError: no module has a weight.
+    """
+    weights = [name for name, p in net.named_parameters() if p.dim() > 1]
+    if not weights:
+        raise ValueError(
+            f"{type(net).__name__} has no weight to mask; pass a network with Linear or convolution layers"
+        )
+    return weights[-1]
+
+
+def head_tensors(net: nn.Module, known: Collection[str], label: int | None) -> dict[str, Tensor]:
+    """Tensors of the heads, without those that belong to another task label.
+
+    These are all tensors whose names are not in ``known``, so that a tensor that was added to the network during
+    training is never left out.
+
+    Args:
+        net: the network.
+        known: names of all tensors outside the heads.
+        label: task label whose heads are returned.
+    """
+    other_heads = tuple(
+        f"{name}.{key}."
+        for name, m in net.named_modules()
+        if isinstance(m, nn.ModuleDict) and str(label) in m
+        for key in m
+        if key != str(label)
+    )
+    everything = (*net.named_parameters(), *net.named_buffers())
+    return {name: t for name, t in everything if name not in known and not name.startswith(other_heads)}
+
+
+def grow_heads(net: nn.Module, outputs: Mapping[int, int]) -> None:
+    """Add the heads of these tasks to a multi-head network, as training on them would do.
+
+    Args:
+        net: the network, changed in place; a network without Avalanche's dynamic modules does not change.
+        outputs: number of classes by task label.
+    """
+    if not any(isinstance(m, DynamicModule) for m in net.modules()):
+        return
+    for label, classes in outputs.items():
+        data = [(torch.zeros(classes, 1), torch.arange(classes))]
+        one = tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=[label])
+        avalanche_model_adaptation(net, one.train_stream[0])
