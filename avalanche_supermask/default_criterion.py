@@ -32,5 +32,18 @@ class LogitsCrossEntropy(nn.CrossEntropyLoss):
         self.logits_of = logits_of
 
     def forward(self, input: Any, target: Tensor) -> Tensor:
-        """Return the mean cross-entropy of a batch, from the network's whole output and the class numbers."""
-        return super().forward(self.logits_of(input), target)
+        """Return the mean cross-entropy of a batch, from the network's whole output and the class numbers.
+
+        Raises:
+            ValueError: the targets are floating-point numbers, but no probabilities of two classes or more.
+        """
+        logits = self.logits_of(input)
+        if not target.is_floating_point():
+            return super().forward(logits, target.long())
+        if logits.shape != target.shape or logits.dim() < 2 or logits.shape[1] < 2:
+            raise ValueError(
+                f"the cross-entropy got targets of {target.dtype} and shape {tuple(target.shape)} for logits of shape "
+                f"{tuple(logits.shape)}; expected class numbers, or a probability for each of two classes or more: "
+                "pass integer labels, or criterion=torch.nn.MSELoss() or another loss for other targets"
+            )
+        return super().forward(logits, target)

@@ -239,6 +239,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         if key in model.subnetworks.tasks and self.on_revisit == "new":
             key = max(model.subnetworks.tasks) + 1
         mask = self._begin(model, key, label)
+        model.router.learning = frozenset(map(int, getattr(strategy.experience, "task_labels", ())))
         self._iterations = 0
         self._outputs.clear()
         self._state = None if self._looked_at_state else plain_state(model.net)
@@ -358,6 +359,7 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             model.commit([*self._outputs])
             gather_at_task_end(strategy, key)
             self.task_committed(strategy, model, key)
+        model.router.learning = frozenset()
         self._outputs.clear()
 
     def before_eval_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
@@ -365,10 +367,13 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         strategy.experience = labelled(strategy.experience)
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """With ``task_key="experience"``, let the index of the experience select the task."""
+        """With ``task_key="experience"``, let the index of the experience select the task; warn if nothing does."""
         join(strategy, self)
+        model = masked_model(strategy)
         if self.task_key == "experience":
-            masked_model(strategy).router.assigned = strategy.experience.current_experience
+            model.router.assigned = strategy.experience.current_experience
+        elif not model.infers and not hasattr(strategy.experience, "task_labels"):
+            model.router.evaluate_without_labels(model.subnetworks)
 
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Let the labels select the task again."""

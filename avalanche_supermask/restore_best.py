@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.models.utils import avalanche_forward
 from torch import Tensor
 
+from avalanche_supermask import nested
 from avalanche_supermask.data.held_out import held_out_batches, hold_out
 from avalanche_supermask.distributed import told
 from avalanche_supermask.plugin import Phase, SubnetworkPlugin, masked_model
@@ -129,9 +129,9 @@ class RestoreBest(SupervisedPlugin, supports_distributed=True):  # type: ignore[
         was_training = model.training
         model.eval()
         try:
-            for x, y, task_labels in held_out_batches(self._held_out):
-                loss = strategy._criterion(avalanche_forward(model, x, task_labels), y)
-                total, samples = total + float(loss) * len(task_labels), samples + len(task_labels)
+            for x, y in held_out_batches(self._held_out):
+                n = nested.batch_size(x)
+                total, samples = total + float(strategy._criterion(model(x), y)) * n, samples + n
         finally:
             model.train(was_training)
         means = told(total / samples)  # the running statistics of the processes differ within an epoch

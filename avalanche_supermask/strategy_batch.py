@@ -17,12 +17,19 @@ __all__ = ["minibatch", "outputs_for"]
 
 
 @contextmanager
-def minibatch(strategy: Any, batch: Any) -> Iterator[None]:
-    """Context in which ``batch`` is the strategy's minibatch, on its device; the old one is restored at the end."""
+def minibatch(strategy: Any, batch: Any, *, unpacked: bool = False) -> Iterator[None]:
+    """Context in which ``batch`` is the strategy's minibatch, on its device; the old one is restored at the end.
+
+    Args:
+        strategy: the strategy.
+        batch: a batch from a loader.
+        unpacked: whether the batch was the strategy's minibatch before, so that it need not be unpacked again.
+    """
     kept = strategy.mbatch, strategy.mb_output
     try:
         strategy.mbatch = copy.copy(batch)
-        strategy._unpack_minibatch()
+        if not unpacked:
+            strategy._unpack_minibatch()
         yield
     finally:
         strategy.mbatch, strategy.mb_output = kept

@@ -241,3 +241,20 @@ def test_avalanche_s_own_strategies_are_as_before():
     strategy = Naive(model=net, optimizer=SGD(net.parameters(), lr=0.1), evaluator=None)
     with pytest.raises(TypeError, match="cross_entropy"):
         strategy.train(class_stream(1).train_stream[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8, torch.bool])
+def test_class_numbers_of_every_integer_type(dtype):
+    logits, y = torch.randn(4, 2), torch.tensor([0, 1, 1, 0])
+    assert LogitsCrossEntropy(lambda x: x)(logits, y.to(dtype)) == nn.functional.cross_entropy(logits, y)
+
+
+@pytest.mark.parametrize(("outputs", "target"), [(2, torch.tensor([0.0, 1.0])), (1, torch.tensor([[0.3], [7.0]]))])
+def test_targets_that_have_no_cross_entropy_are_refused(outputs, target):
+    with pytest.raises(ValueError, match=r"got targets of torch.float32 and shape .*criterion=torch.nn.MSELoss"):
+        LogitsCrossEntropy(lambda x: x)(torch.randn(2, outputs), target)
+
+
+def test_probabilities_are_targets_too():
+    logits, y = torch.randn(3, 2), torch.tensor([[0.2, 0.8], [1.0, 0.0], [0.0, 1.0]])
+    assert LogitsCrossEntropy(lambda x: x)(logits, y) == nn.functional.cross_entropy(logits, y)

@@ -327,6 +327,13 @@ def test_targets_that_are_no_classes_make_one_class():
     assert model.subnetworks.task_statistics(0)["input.classes"].tolist() == [0]
 
 
+@pytest.mark.parametrize("names", ["class", "both"])
+def test_targets_that_are_no_classes_are_refused_where_the_gaussians_name_the_class(names):
+    model = learn_nothing(MaskedModel(mlp(), seed=0, task_inference=Gaussian(names=names)), 0)
+    with pytest.raises(ValueError, match=rf"names='{names}' needs one class number.*shape \(8, 2\).*names='task'"):
+        gather_statistics(model, 0, [(inputs(8), torch.eye(2).repeat(4, 1))])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -4,6 +4,7 @@ import warnings
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, class_incremental_benchmark, tensors_benchmark
+from avalanche.benchmarks.scenarios.task_aware import with_task_labels
 from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EarlyStoppingPlugin, EvaluationPlugin, LRSchedulerPlugin, SupervisedPlugin
@@ -220,6 +221,24 @@ def test_two_tasks_in_one_experience():
     experience.task_labels = [0, 1]
     with pytest.raises(ValueError, match=r"experience 0 mixes the task labels \[0, 1\]"):
         SupSup(mlp(), train_epochs=1, **QUICK).train(experience)
+
+
+def test_every_sample_of_an_experience_with_several_labels_trains_its_task():
+    stream, active = class_stream(4), []
+
+    class Routes(SupervisedPlugin):
+        def before_forward(self, strategy, **kwargs):
+            model = strategy.model
+            found = {model.router.resolve(label, model.subnetworks) for label in strategy.mb_task_id.tolist()}
+            active.append((model.active, found))
+
+    strategy = SupSup(mlp(), train_epochs=1, task_key="experience", plugins=[Routes()], **QUICK)
+    parts = [experience.dataset for experience in stream.train_stream]
+    mixed = [parts[0], parts[1].concat(parts[2]), parts[0].concat(parts[1]).concat(parts[2]), parts[3].concat(parts[1])]
+    for experience in with_task_labels(benchmark_from_datasets(train=mixed)).train_stream:
+        strategy.train(experience)
+    assert strategy.model.task_keys == [0, 1, 2, 3]
+    assert all(found == {key} for key, found in active)
 
 
 def test_too_few_outputs():

@@ -25,15 +25,15 @@ def hold_out(dataset: Any, *, share: float, seed: int, device: torch.device) -> 
         device: device of the held-out samples.
 
     Returns:
-        The held-out samples, with the transforms of evaluation, as columns ``[inputs, targets, ..., task labels]``; and
-        the data set of all other samples.
+        The held-out samples, with the transforms of evaluation, as columns ``[inputs, targets, ...]``; and the data
+        set of all other samples.
     """
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
     cut = round(share * len(dataset))
     return load_tensors(dataset.eval().subset(order[:cut] or order), device), dataset.subset(order[cut:])
 
 
-def held_out_batches(columns: Sequence[Any]) -> Iterator[tuple[Any, Any, Any]]:
-    """Yield inputs, targets and task labels of at most 1024 samples at a time; they may have any structure."""
-    parts = (nested.split(column, BATCH) for column in (columns[0], columns[1], columns[-1]))
+def held_out_batches(columns: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield inputs and targets of at most 1024 samples at a time; they may have any structure."""
+    parts = (nested.split(column, BATCH) for column in columns[:2])
     yield from zip(*parts, strict=True)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from avalanche_supermask import nested
 from avalanche_supermask.inference import by_name
+from avalanche_supermask.strategy_batch import minibatch
 
 __all__ = ["gather_at_task_end", "gather_statistics"]
 
@@ -69,20 +70,30 @@ def gather_at_task_end(strategy: Any, task: int) -> None:
     if not hasattr(way, "observe"):
         return
     earlier = model.subnetworks.task_statistics(task)
-    found = _observed(model, task, _training_batches(strategy))
+    found = _observed(model, task, _TrainingBatches(strategy))
     if found is not None and hasattr(way, "joined") and earlier.keys() == found.keys():
         found = way.joined(earlier, found)
     model.store_statistics(task, found or {})
 
 
-def _training_batches(strategy: Any) -> Iterable[Any]:
-    dataset = strategy.experience.dataset.eval()
-    return DataLoader(
-        dataset,
-        batch_size=max(256, strategy.eval_mb_size),
-        collate_fn=getattr(dataset, "collate_fn", None),
-        generator=torch.Generator(),  # a loader without a generator would draw from the global random state
-    )
+class _TrainingBatches:
+    """Inputs and labels of the experience's training data, as the strategy unpacks them."""
+
+    def __init__(self, strategy: Any) -> None:
+        self._strategy = strategy
+        dataset = strategy.experience.dataset.eval()
+        self._loader = DataLoader(
+            dataset,
+            batch_size=max(256, strategy.eval_mb_size),
+            collate_fn=getattr(dataset, "collate_fn", None),
+            generator=torch.Generator(),  # a loader without a generator would draw from the global random state
+        )
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        for batch in self._loader:
+            with minibatch(self._strategy, batch):
+                x, y = self._strategy.mb_x, self._strategy.mb_y
+            yield x, y
 
 
 class _Moved:

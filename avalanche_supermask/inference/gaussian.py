@@ -135,7 +135,7 @@ class Gaussian:
                         covariance="class" if self._of_classes(name) else "task",
                         shrinkage=self.shrinkage,
                     )
-                moments[name].add(features, _classes(y, len(features)).to(features.device))
+                moments[name].add(features, self._labels(y, len(features)).to(features.device))
         found = {name: each.finish() for name, each in moments.items()}
         return {f"{name}.{part}": t for name, g in found.items() for part, t in g.tensors().items()}
 
@@ -161,6 +161,18 @@ class Gaussian:
             whole = joined(*both, of_classes=of_classes)
             found.update({f"{layer}.{part}": t for part, t in whole.tensors().items()})
         return found
+
+    def _labels(self, y: Any, n: int) -> Tensor:
+        """One label per sample; if the targets are not class numbers, all samples count as one class."""
+        if isinstance(y, Tensor) and y.shape == (n,) and not y.is_floating_point() and not y.is_complex():
+            return y
+        if self.names != "task":
+            form = f"{y.dtype} and shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+            raise ValueError(
+                f"names={self.names!r} needs one class number per sample; got targets of {form} for {n} samples: use "
+                "names='task', or integer labels"
+            )
+        return torch.zeros(n, dtype=torch.long)
 
     def _ranks(self, layers: Sequence[str]) -> list[int]:
         return [self.rank] * len(layers) if isinstance(self.rank, int) else [*self.rank]
@@ -271,10 +283,3 @@ class Gaussian:
 
 
 ABSENT = -1000.0  # logit of a class that the found task does not have; with this value, the loss stays finite
-
-
-def _classes(y: Any, n: int) -> Tensor:
-    """One label per sample; if the targets are not class numbers, all samples count as one class."""
-    if isinstance(y, Tensor) and y.shape == (n,) and not y.is_floating_point() and not y.is_complex():
-        return y
-    return torch.zeros(n, dtype=torch.long)

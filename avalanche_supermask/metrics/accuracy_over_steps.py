@@ -19,11 +19,11 @@ _BATCH = 1024
 
 
 @torch.no_grad()
-def _outputs(model: Any, x: Tensor, task_labels: Tensor) -> Tensor:
+def _outputs(model: Any, x: Tensor, task_labels: Tensor | None) -> Tensor:
     was_training = model.training
     model.eval()
     try:
-        out: Tensor = avalanche_forward(model, x, task_labels)
+        out: Tensor = model(x) if task_labels is None else avalanche_forward(model, x, task_labels)
         return out.clone()
     finally:
         model.train(was_training)
@@ -79,12 +79,12 @@ class AccuracyOverSteps(PluginMetric[list[tuple[int, float]]]):
         return self._measure(strategy, step) if step % self.every else None
 
     def _measure(self, strategy: Any, step: int) -> list[MetricValue]:
-        x, y, *_, t = self._data
+        x, y, *rest = (column.split(_BATCH) for column in self._data)
+        labels = rest[-1] if hasattr(self.test, "task_labels") else [None] * len(y)
         right = [
-            (_outputs(strategy.model, a, c).argmax(dim=1) == b).sum()
-            for a, b, c in zip(x.split(_BATCH), y.split(_BATCH), t.split(_BATCH), strict=True)
+            (_outputs(strategy.model, a, c).argmax(dim=1) == b).sum() for a, b, c in zip(x, y, labels, strict=True)
         ]
-        accuracy = float(sum(right)) / len(y)
+        accuracy = float(sum(right)) / len(self._data[1])
         self._curve.append((step, accuracy))
         name = get_metric_name(self, strategy, add_experience=True, add_task=True)
         return [MetricValue(self, name, accuracy, step)]

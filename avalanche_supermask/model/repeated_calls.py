@@ -77,7 +77,7 @@ class RepeatedCalls:
             label = self.labels.only(label)
         tasks = self.tasks
         key = self._key(label)
-        if key is None or (tasks.active is not None and label == tasks.active_label):
+        if key is None or self.router.is_learning(label, tasks):
             return MISSED
         sparse: frozenset[str] | None = NONE
         args = (x, label) if self._multi_task else (x,)

@@ -15,6 +15,8 @@ from avalanche_supermask.model.subnetworks import Subnetworks
 
 __all__ = ["Router", "forward_mixed"]
 
+ADVICE = "; set task_inference= to find the task of each input, or use a stream with task labels"
+
 
 class Router:
     """Finds the task of a label.
@@ -22,9 +24,12 @@ class Router:
     Attributes:
         assigned: key of a task that is used for all labels; None: the labels determine the task.
         given: whether the assigned task is also used instead of the result of inference.
+        learning: further labels of the task being learned, if its experience has several.
     """
 
-    given = False  # an attribute of the class, because pickles of 0.1.0 lack it
+    # These are attributes of the class because older pickles lack them.
+    given = False
+    learning: frozenset[int] = frozenset()
 
     def __init__(self) -> None:
         self.assigned: int | None = None
@@ -47,11 +52,15 @@ class Router:
             return self.assigned
         return tasks.active if tasks.active is not None else next(reversed(tasks.tasks), None)
 
+    def is_learning(self, label: int | None, tasks: Subnetworks) -> bool:
+        """Whether a label belongs to the task that is being learned."""
+        return tasks.active is not None and (label == tasks.active_label or label in self.learning)
+
     def resolve(self, label: int, tasks: Subnetworks) -> int | None:
         """Key of the task that is being learned or was learned under a label; else the latest, with one warning."""
         if self.assigned is not None and (self.assigned in tasks.tasks or self.assigned == tasks.active):
             return self.assigned
-        if tasks.active is not None and label == tasks.active_label:
+        if self.is_learning(label, tasks):
             return tasks.active
         keys = [key for key, task in tasks.tasks.items() if task.label == label]
         if len(keys) == 1:
@@ -59,13 +68,22 @@ class Router:
         if not self._warned and tasks.tasks:
             self._warned = True
             reason = "stands for several learned tasks" if keys else "was never trained"
-            advice = "; set task_inference= to find the task of each input, or use a stream with task labels"
             warnings.warn(
                 f"task label {label} {reason} (learned: {list(tasks.tasks)}); the latest task answers"
-                f"{advice if keys else ''}. Further labels like it are answered the same way without a warning",
+                f"{ADVICE if keys else ''}. Further labels like it are answered the same way without a warning",
                 stacklevel=4,
             )
         return keys[-1] if keys else self.latest(tasks)
+
+    def evaluate_without_labels(self, tasks: Subnetworks) -> None:
+        """Warn once, before data without task labels are evaluated by the latest of several learned tasks."""
+        if not self._warned and self.assigned is None and tasks.active is None and len(tasks.tasks) > 1:
+            self._warned = True
+            warnings.warn(
+                f"the evaluated experience has no task labels (learned: {list(tasks.tasks)}); the latest task answers"
+                f"{ADVICE}. Further experiences like it are evaluated the same way without a warning",
+                stacklevel=4,
+            )
 
 
 def forward_mixed(x: Any, labels: Tensor, forward: Callable[[Any, int], Any]) -> Any:

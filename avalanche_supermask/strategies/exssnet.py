@@ -30,7 +30,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from avalanche.models.utils import avalanche_forward
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -184,7 +183,7 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         """Store the last batches of the mask phase for the safeguard."""
         super().after_training_iteration(strategy, **kwargs)
         if self._phase is not None and self._phase.name == "mask":
-            self._guard.see(strategy.mb_x, strategy.mb_y, strategy.mb_task_id)
+            self._guard.see(strategy.mbatch)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({"_guard": Safeguard(), "_few_free": False, **state})  # 0.1.0 had no safeguard
@@ -287,9 +286,11 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         return batches, torch.cat(labels)
 
 
-def _loss(strategy: Any, x: Any, y: Any, task_labels: Any) -> Tensor:
-    """Return the criterion's loss for a batch, without the terms that plugins add."""
-    loss: Tensor = strategy._criterion(avalanche_forward(strategy.model, x, task_labels), y)
+def _loss(strategy: Any, batch: Any) -> Tensor:
+    """Return the criterion's loss for a batch of the strategy, without the terms that plugins add."""
+    with minibatch(strategy, batch, unpacked=True):
+        strategy.mb_output = strategy.forward()
+        loss: Tensor = strategy.criterion()
     return loss
 
 

@@ -208,6 +208,7 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
             epochs=self.basis_epochs or strategy.train_epochs,
             criterion=strategy._criterion,
             device=strategy.device,
+            labelled=hasattr(strategy.experience, "task_labels"),
             schedule=self.schedule,
             seed=model.seed - key,
         )

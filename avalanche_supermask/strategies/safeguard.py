@@ -6,6 +6,7 @@ are held out, nothing is drawn at random, and the cost is a few forward passes.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Callable
@@ -31,7 +32,7 @@ class Safeguard:
     """
 
     def __init__(self) -> None:
-        self._batches: deque[tuple[Any, Any, Any]] = deque(maxlen=BATCHES)
+        self._batches: deque[Any] = deque(maxlen=BATCHES)
         self._kept: dict[str, Tensor] = {}
         self.before: float | None = None
         self.after: float | None = None
@@ -42,16 +43,16 @@ class Safeguard:
         self._kept = {}
         self.before = self.after = None
 
-    def see(self, x: Any, y: Any, task_labels: Any) -> None:
+    def see(self, batch: Any) -> None:
         """Store a batch of the previous phase; only the last 8 are kept."""
-        self._batches.append((x, y, task_labels))
+        self._batches.append(copy.copy(batch))
 
-    def begin(self, model: MaskedModel, loss: Callable[[Any, Any, Any], Tensor]) -> None:
+    def begin(self, model: MaskedModel, loss: Callable[[Any], Tensor]) -> None:
         """Begin the guarded phase; without any stored batch, nothing is guarded.
 
         Args:
             model: the model, whose weights have the committed values.
-            loss: function that returns the mean loss of a batch of inputs, labels and task labels.
+            loss: function that returns the mean loss of a batch.
         """
         if not self._batches:
             return
@@ -59,7 +60,7 @@ class Safeguard:
         self._kept = {name: t.detach().clone() for name, t in tensors if name not in model.subnetworks.frozen}
         self.before = self._loss(model, loss)
 
-    def end(self, model: MaskedModel, loss: Callable[[Any, Any, Any], Tensor]) -> bool:
+    def end(self, model: MaskedModel, loss: Callable[[Any], Tensor]) -> bool:
         """End the guarded phase, and undo it if it did not lower the loss; return whether it is kept.
 
         A loss that is NaN or infinite is not lower. A second call has the result of the first one.
@@ -89,11 +90,11 @@ class Safeguard:
         model.subnetworks.restart_values()
 
     @torch.no_grad()
-    def _loss(self, model: MaskedModel, loss: Callable[[Any, Any, Any], Tensor]) -> float:
+    def _loss(self, model: MaskedModel, loss: Callable[[Any], Tensor]) -> float:
         was_training = model.training
         model.eval()
         try:
-            losses = [float(loss(*batch)) for batch in self._batches]
+            losses = [float(loss(batch)) for batch in self._batches]
         finally:
             model.train(was_training)
         everywhere = [loss for of_process in told(losses) for loss in of_process]

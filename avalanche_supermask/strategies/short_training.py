@@ -28,19 +28,22 @@ def train_copy(
     device: torch.device,
     after_backward: Callable[[MaskedModel], None] | None = None,
     schedule: Schedule = "constant",
+    labelled: bool = True,
     seed: int | None = None,
 ) -> None:
     """Train the trainable tensors of a model in place with Adam; torch's random state on the CPU is restored.
 
     Args:
         model: a copy of the model, whose phase has begun.
-        batches: loader of minibatches ``[x, y, ..., task_label]``; each epoch is one pass over it.
+        batches: loader of minibatches ``[x, y, ..., task_label]``, or ``[x, y, ...]`` without labels; each epoch is one
+            pass over it.
         lr: learning rate; ``"rule"``: a separate rate for each layer (see `learning_rates`).
         epochs: number of passes over the batches.
         criterion: function that returns the loss of outputs and labels.
         device: device of the model.
         after_backward: function that is called with the model after each backward pass, when gradients exist.
         schedule: schedule of the learning rate, ``"constant"`` (default) or ``"cosine"``.
+        labelled: whether the last entry of a minibatch is the task labels (default True).
         seed: seed for the order of the batches; None (default): torch's current random state determines the order.
     """
     total = epochs * len(batches)
@@ -56,10 +59,10 @@ def train_copy(
             torch.manual_seed(seed)
         with averaged(model.parameters()) as average:
             for batch in (batch for _ in range(epochs) for batch in batches):
-                x, y, t = nested.moved(batch[0], device), batch[1].to(device), batch[-1].to(device)
+                x, y, *rest = nested.moved(list(batch), device)
                 optimizer.zero_grad()
-                average.samples = len(y)
-                criterion(model(x, t), y).backward()
+                average.samples = nested.batch_size(y)
+                criterion(model(x, rest[-1]) if labelled else model(x), y).backward()
                 if after_backward is not None:
                     after_backward(model)
                 optimizer.step()

@@ -281,7 +281,8 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         """
         claims, was_training = self.claims, model.training
         model.eval()
-        data = load_tensors(self._trained_on.eval(), self._held_out[-1].device)[0]
+        device = next(nested.tensors(self._held_out)).device
+        data = load_tensors(self._trained_on.eval(), device)[0]
         activity = unit_activity(model, claims.units, nested.split(data, BATCH), statistic=self.activity).cpu()
         trainable = claims.free(model)
 
@@ -322,6 +323,7 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
                 criterion=strategy._criterion,
                 after_backward=L1(strength).after_backward,
                 device=strategy.device,
+                labelled=hasattr(strategy.experience, "task_labels"),
             )
             trials[strength] = self._prune(trial)[0]
         return strength_that_claims_least(trials, self.margin)

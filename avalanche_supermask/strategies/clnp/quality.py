@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from avalanche_supermask import nested
 from avalanche_supermask.data.held_out import held_out_batches
 from avalanche_supermask.logits import class_dimension
 from avalanche_supermask.model.masked_model import MaskedModel
@@ -35,14 +36,14 @@ def found_on(model: MaskedModel, data: Sequence[Any], criterion: Callable[[Any, 
 
     Args:
         model: the model, in evaluation mode.
-        data: columns ``[inputs, targets, ..., task labels]``; inputs and targets may have any structure.
+        data: columns ``[inputs, targets, ...]``; inputs and targets may have any structure.
         criterion: the strategy's criterion, a function that returns the loss of outputs and targets.
     """
     right, counted, loss, samples, classes = 0, 0, 0.0, 0, True
-    for x, y, t in held_out_batches(data):
-        output = model(x, t)
-        loss += float(criterion(output, y)) * len(t)
-        samples += len(t)
+    for x, y in held_out_batches(data):
+        output, n = model(x), nested.batch_size(x)
+        loss += float(criterion(output, y)) * n
+        samples += n
         logits = model.logits_of(output)
         classes = classes and class_dimension(logits, y) is not None and logits.shape[1] > 1
         if classes:

@@ -94,6 +94,14 @@ def test_accuracy_and_loss_equal_those_of_one_large_batch(targets, outputs, coun
         assert found.right is None
 
 
+def test_one_number_per_sample_without_a_dimension_of_classes_has_no_accuracy():
+    model = MaskedModel(nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), seed=0)
+    model.begin(0, 0)
+    model.set_scores(model.fresh_scores(0))
+    with torch.no_grad():
+        assert found_on(model.eval(), [torch.randn(9, 4), torch.randn(9)], nn.MSELoss()).right is None
+
+
 def test_dense_class_numbers_count_by_position():
     torch.manual_seed(0)
     x, y = torch.randn(30, 1, 4, 4), torch.randint(0, 2, (30, 4, 4))
