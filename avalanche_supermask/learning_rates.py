@@ -5,15 +5,17 @@ rate in each step, whatever its gradient is. So the size of a rate matters only 
 numbers. For scores, the spread is their initial bound ``1/sqrt(fan_in)``. For weights, it is their root mean square.
 The rule is
 
-    rate of scores  = SCORES  * 1/sqrt(fan_in)
+    rate of scores  = SCORES  * 1/sqrt(fan_in) * sqrt(LAYERS / number of masked layers)
     rate of weights = WEIGHTS * root mean square of the layer's weights
 
-Both rates are multiplied by ``sqrt(100 / steps)``; a phase with fewer than 25 steps counts as 25 steps. The distance
-that noise moves a number grows with the square root of the number of steps. With this factor, the distance is the same
-in phases of different lengths. Under a cosine schedule, the rate rises over the first fifth of the phase. The first
-steps of Adam have full length, whatever the gradients are. Without the rise, these steps would change the order of all
-scores before the gradients have a consistent direction, and all units of a small network with ReLU may be inactive
-after that. `docs/defaults.md` describes how the constants were found.
+where the factor for the number of layers is at most 1. In a step, the masks of all layers change at once, and these
+changes add up on their way through the network. With the factor, their sum is as large in a deep network as in one with
+three layers. Both rates are multiplied by ``sqrt(100 / steps)``; a phase with fewer than 25 steps counts as 25 steps.
+The distance that noise moves a number grows with the square root of the number of steps. With this factor, the distance
+is the same in phases of different lengths. Under a cosine schedule, the rate rises over the first fifth of the phase.
+The first steps of Adam have full length, whatever the gradients are. Without the rise, these steps would change the
+order of all scores before the gradients have a consistent direction, and all units of a small network with ReLU may be
+inactive after that. `docs/defaults.md` describes how the constants were found.
 """
 
 from __future__ import annotations
@@ -33,23 +35,28 @@ SCORES = 0.1
 WEIGHTS = 0.06
 COEFFICIENTS = 0.05
 STEPS = 100
+LAYERS = 3  # a network with more masked layers has smaller rates of the scores
 RISE = 0.2  # share of a phase in which the rate rises to its full value
 FEWEST = 25  # steps; a phase with fewer steps has the rate of a phase with this number of steps
 VECTOR_SPREAD = 0.1  # assumed spread of biases and gains, which have no fan-in
 
 
-def score_rate(shape: tuple[int, ...], steps: int) -> float:
+def score_rate(shape: tuple[int, ...], steps: int, *, layers: int = 1) -> float:
     """Return the learning rate of the scores of a layer.
 
     Args:
         shape: shape of the layer's weight.
         steps: number of optimizer steps of the phase.
+        layers: number of masked layers of the network.
 
     Example:
         >>> score_rate((10, 100), steps=100)
         0.01
+        >>> score_rate((10, 100), steps=100, layers=12)
+        0.005
     """
-    return SCORES * _by_steps(steps) / math.sqrt(fan_in(shape))
+    by_depth = min(1.0, math.sqrt(LAYERS / layers))
+    return SCORES * by_depth * _by_steps(steps) / math.sqrt(fan_in(shape))
 
 
 def weight_rate(weight: Tensor, steps: int) -> float:
@@ -100,9 +107,10 @@ def chosen_rates(model: MaskedModel, steps: int) -> dict[str, tuple[Tensor, floa
         if p.requires_grad:
             found[name] = p, weight_rate(p, steps)
     learned = model.subnetworks
+    layers = max(1, sum(scores.dim() > 1 for scores in learned.scores.values()))  # without biases and gains
     for name, scores in learned.scores.items():
         if scores.requires_grad:
-            found[name] = scores, score_rate(tuple(scores.shape), steps)
+            found[name] = scores, score_rate(tuple(scores.shape), steps, layers=layers)
     for name, values in learned.values.items():
         if values.requires_grad:
             found[name] = values, weight_rate(learned.frozen[name], steps)

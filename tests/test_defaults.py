@@ -54,6 +54,14 @@ def test_rates_by_hand():
     assert used["layer_densities"]["1.weight"] == pytest.approx(0.5, abs=0.01)
 
 
+def test_a_deep_network_has_smaller_rates_of_its_scores():
+    hidden = [layer for _ in range(10) for layer in (nn.Linear(36, 36), nn.ReLU())]
+    net = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(36, 36), nn.ReLU(), nn.Linear(36, 2))
+    used = train_all(SupSup(net, train_epochs=1, **QUICK), class_stream(1)).method.settings_used
+    assert len(used["mask_lr"]) == 12
+    assert list(used["mask_lr"].values()) == pytest.approx([score_rate((36, 36), 3) / 2] * 12)
+
+
 def test_given_numbers_and_a_given_optimizer_are_used_as_they_are():
     given = train_all(
         ExSSNeT(mlp(), mask_lr=0.02, weight_lr=0.01, train_epochs=2, weight_epochs=1, **QUICK), class_stream(1)

@@ -26,7 +26,7 @@ from benchmarks.lib.networks import mlp
 from benchmarks.lib.provenance import write_result
 from benchmarks.practice.defaults import Case, Part, accuracy, lenet, load_linear, permuted
 
-LIMITS = (math.inf, 2.0, 1.0, 0.5, 0.25)
+LIMITS = (math.inf, 1.0, 0.5, 0.25)
 
 
 def load_patterns(_: Path | None) -> tuple[Part, Part]:

@@ -1,0 +1,72 @@
+"""Measure which learning rate of the scores shallow and deep networks need: accuracies of SupSup at its defaults.
+
+    python -m benchmarks.practice.depth --dataset-root DIR --out benchmarks/results/depth.json
+
+A share is `SCORES` in `avalanche_supermask.learning_rates`, the rate relative to the spread of the scores. The rule's
+factor for the number of layers is off. All networks learn the same data, two tasks of five classes of CIFAR-100, in the
+same number of steps. Accuracy is the mean over the tasks, on held-out training data. No test data are used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from avalanche_supermask import SupSup, learning_rates
+from benchmarks.lib.image_data import load_cifar100
+from benchmarks.lib.networks import SlimResNet18
+from benchmarks.lib.provenance import write_result
+from benchmarks.practice.defaults import Case, accuracy
+
+SHARES = (0.2, 0.1, 0.05, 0.025)
+
+
+def convolutions(width: int, layers: int) -> nn.Module:
+    """Return a plain network of convolutions with BatchNorm, halved in size after the first and the middle one."""
+    found: list[nn.Module] = []
+    for layer in range(layers - 1):
+        found += [nn.Conv2d(width if layer else 3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+        found += [nn.MaxPool2d(2)] if layer in (0, layers // 2) else []
+    return nn.Sequential(*found, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * width, 5))
+
+
+NETWORKS = {
+    "3 layers": partial(convolutions, 24, 3),
+    "12 layers": partial(convolutions, 16, 12),
+    "slim ResNet-18 of width 10, 21 layers": partial(SlimResNet18, 5, width=10, bfloat16=False),
+}
+
+
+def main() -> None:
+    """Run every share on every network; the result file is written after each network."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="2000,2001,2002", help="(default %(default)s)")
+    parser.add_argument("--dataset-root", type=Path, help="where torchvision keeps CIFAR-100, or puts it")
+    parser.add_argument("--out", type=Path, required=True, help="result file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    learning_rates.LAYERS = sys.maxsize
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    rows: dict[str, dict[str, dict[str, float]]] = {}
+    for name, network in NETWORKS.items():
+        case = Case(load_cifar100, None, 2, 2000, network, 64, 4, classes=5)
+        found = {}
+        for share in SHARES:
+            learning_rates.SCORES = share
+            each = [accuracy(SupSup, case, seed, options.dataset_root) for seed in seeds]
+            error = statistics.stdev(each) / math.sqrt(len(each)) if len(each) > 1 else math.nan
+            found[f"{share:g}"] = {"accuracy": statistics.fmean(each), "standard_error": error}
+            print(name, share, round(found[f"{share:g}"]["accuracy"], 4), flush=True)
+        rows[name] = found
+        write_result(options.out, "benchmarks.practice.depth", sys.argv[1:], rows=rows)
+
+
+if __name__ == "__main__":
+    main()
