@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 
 import torch
@@ -10,7 +11,7 @@ from avalanche.models import DynamicModule
 from avalanche.models.utils import avalanche_model_adaptation
 from torch import Tensor, nn
 
-__all__ = ["grow_heads", "head_tensors", "output_layer", "output_weight"]
+__all__ = ["grow_heads", "head_tensors", "output_layer", "output_pattern", "output_weight"]
 
 
 def output_layer(net: nn.Module, name: str | None = None) -> str:
@@ -34,6 +35,28 @@ def output_layer(net: nn.Module, name: str | None = None) -> str:
             f"{'last ' if len(layers) > 8 else ''}layers with weights are {some}"
         )
     return name or last
+
+
+def output_pattern(net: nn.Module) -> str:
+    r"""Regular expression that matches the names of the output layer's parameters.
+
+    If the last weight is one of several in a ``ParameterList`` or ``ParameterDict``, or directly in the network, these
+    are no layer, and only the last weight is meant.
+
+    Raises:
+        ValueError: no module has a weight.
+
+    Example:
+        >>> output_pattern(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)))
+        '1\\..*'
+        >>> output_pattern(nn.ParameterDict({"hidden": torch.ones(3, 4), "out": torch.ones(2, 3)}))
+        'out'
+    """
+    layer, last = output_layer(net), output_weight(net)
+    holder = net.get_submodule(layer)
+    several = sum(p.dim() > 1 for p in holder.parameters(recurse=False)) > 1
+    loose = isinstance(holder, (nn.ParameterList, nn.ParameterDict)) or not layer
+    return re.escape(last) if several and loose else re.escape(f"{layer}.".lstrip(".")) + ".*"
 
 
 def output_weight(net: nn.Module) -> str:

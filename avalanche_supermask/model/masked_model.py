@@ -41,7 +41,7 @@ from avalanche_supermask.model.inputs import UNSET, arguments_of, packed, task_l
 from avalanche_supermask.model.labels import LabelReader
 from avalanche_supermask.model.marks import check_marks, refuse_owned
 from avalanche_supermask.model.network_call import NetworkCall, is_compiling
-from avalanche_supermask.model.parameter_kinds import padding_rows
+from avalanche_supermask.model.parameter_kinds import padding_rows, use_dense_gradients
 from avalanche_supermask.model.repeated_calls import MISSED, RepeatedCalls
 from avalanche_supermask.model.routing import Router, forward_mixed
 from avalanche_supermask.model.sparse_places import linear_places, make_sparse, with_sparse
@@ -158,6 +158,7 @@ class MaskedModel(MultiTaskModule):
     class_dimension: int = 1
     frozen_names: frozenset[str] = frozenset()  # parameters that are frozen in the caller's network and never change
     _executor: Executor | None = None
+    _sparse_embeddings: Sequence[str] = ()  # embeddings that compute sparse gradients in the caller's network
     _resumed: _Finished | None = None  # the state in which the task being learned was committed before
 
     def __init__(
@@ -200,6 +201,7 @@ class MaskedModel(MultiTaskModule):
         self.seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
         check_wrappable(net)
         self.host = _Host(copy_of(net))
+        self._sparse_embeddings = use_dense_gradients(self.net)
         use_masked_weight_norm(self.net)
         layout = classify(self.net, per_task=per_task, exclude=exclude, own=own, mask=mask, frozen=frozen)
         say_what_stays(net, layout)
@@ -1011,6 +1013,8 @@ class MaskedModel(MultiTaskModule):
         for name, tensor in self.tensors_of(task).items():
             slots[name].data = tensor.detach().clone()  # with .data, tied weights remain tied
         use_plain_weight_norm(net)
+        for name in self._sparse_embeddings:
+            net.get_submodule(name).sparse = True  # type: ignore[assignment]
         for name, p in net.named_parameters():
             p.requires_grad_(name not in self.frozen_names)
         if sparse:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList
 
-__all__ = ["is_gain", "is_norm", "padding_rows", "rescaled_in_place"]
+__all__ = ["is_gain", "is_norm", "padding_rows", "rescaled_in_place", "use_dense_gradients"]
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -76,3 +76,23 @@ def rescaled_in_place(net: nn.Module) -> frozenset[str]:
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
     }
     return frozenset(name for name, p in net.named_parameters(remove_duplicate=False) if id(p) in weights)
+
+
+def use_dense_gradients(net: nn.Module) -> list[str]:
+    """Make embeddings with ``sparse=True`` compute dense gradients; return their names.
+
+    The gradient of a masked weight is dense in any case, and Adam refuses sparse gradients.
+
+    Example:
+        >>> net = nn.Sequential(nn.Embedding(4, 2, sparse=True))
+        >>> use_dense_gradients(net), net[0].sparse
+        (['0'], False)
+    """
+    found = [
+        name
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
+    ]
+    for name in found:
+        net.get_submodule(name).sparse = False  # type: ignore[assignment]
+    return found

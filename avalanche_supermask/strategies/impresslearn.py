@@ -31,7 +31,6 @@ uses the same coefficients in all layers; it is an ablation.
 from __future__ import annotations
 
 import copy
-import re
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -39,7 +38,7 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from avalanche_supermask.metrics import AccuracyOverSteps
-from avalanche_supermask.model.heads import output_layer
+from avalanche_supermask.model.heads import output_pattern
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.mixtures import ALL_LAYERS
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
@@ -270,7 +269,7 @@ class ImpressLearn(SubnetworkStrategy):
         }
         method = ImpressLearnPlugin(**given)
         if head == "linear" and not isinstance(model, MaskedModel):
-            arguments["own"] = [*arguments.get("own", ()), re.escape(f"{output_layer(model)}.".lstrip(".")) + ".*"]
+            arguments["own"] = [*arguments.get("own", ()), output_pattern(model)]
         if not isinstance(model, MaskedModel):
             # The coefficients adapt the size of the weights, so the constants need no scaling.
             arguments.setdefault("init", "signed_constant")

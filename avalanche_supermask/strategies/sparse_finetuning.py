@@ -27,7 +27,6 @@ task's own tensors (output layer, norms) do not start again after the first epoc
 
 from __future__ import annotations
 
-import re
 import warnings
 from typing import Any, Literal
 
@@ -38,7 +37,7 @@ from typing_extensions import Unpack
 
 from avalanche_supermask import nested
 from avalanche_supermask.functional import initial_scores, top_k_free
-from avalanche_supermask.model.heads import output_layer
+from avalanche_supermask.model.heads import output_pattern
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.pretrained import left_out, said_of
@@ -319,7 +318,7 @@ class SparseFineTuning(SubnetworkStrategy):
         if not isinstance(model, MaskedModel):
             own = [*arguments.get("own", ())]
             if head == "linear":
-                own.append(re.escape(f"{output_layer(model)}.".lstrip(".")) + ".*")
+                own.append(output_pattern(model))
             arguments["own"] = own
             arguments.setdefault("init", "keep")
             arguments.setdefault("outside", "base")

@@ -265,3 +265,24 @@ def test_complex_parameters_stay_with_a_warning_or_are_each_tasks_own(method):
     own = [strategy.model.tensors_of(task)["filter"] for task in (0, 1)]
     assert not torch.equal(*own)
     assert bool((own[0].imag != 0).any())
+
+
+class SparseEmbedding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.EmbeddingBag(11, 12, sparse=True, mode="mean")
+        self.hidden, self.out = nn.Linear(12, 12), nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.out(self.hidden(self.tokens((x.flatten(1) > 0).long().cumsum(1) % 11)).relu())
+
+
+@pytest.mark.parametrize("method", ["supsup", "exssnet", "sparse_finetuning", "impresslearn"])
+@pytest.mark.parametrize("roles", [{"exclude": []}, {"exclude": [], "own": [r"tokens\.weight"]}])
+def test_embeddings_with_sparse_gradients_train_and_are_exported_as_they_were(method, roles):
+    strategy, recorded = build(method, SparseEmbedding(), **roles), []
+    train_all(strategy, class_stream(2), lambda t: recorded.append(outputs(strategy.model, inputs(), t)))
+    assert torch.equal(outputs(strategy.model, inputs(), 0), recorded[0])
+    exported = strategy.model.export(0)
+    assert exported.tokens.sparse
+    assert torch.equal(exported(inputs()), recorded[0])

@@ -424,3 +424,27 @@ def test_weights_in_any_memory_format(choose, norm):
 
     for contiguous, channels_last in zip(learned(torch.contiguous_format), learned(torch.channels_last), strict=True):
         torch.testing.assert_close(channels_last, contiguous)
+
+
+class Loose(nn.Module):
+    """A network whose weights are in a container of parameters, and not in layers."""
+
+    def __init__(self, container):
+        super().__init__()
+        weights = {"hidden": nn.Parameter(torch.randn(24, 36) / 6), "out": nn.Parameter(torch.randn(2, 24) / 5)}
+        self.weights = nn.ParameterDict(weights) if container is nn.ParameterDict else container(weights.values())
+
+    def forward(self, x):
+        hidden, out = self.weights.values() if isinstance(self.weights, nn.ParameterDict) else self.weights
+        return (x.flatten(1) @ hidden.T).relu() @ out.T
+
+
+@pytest.mark.parametrize("container", [nn.ParameterDict, nn.ParameterList])
+def test_of_weights_outside_of_layers_only_the_last_is_the_output_layer(container):
+    strategy = build("sparse_finetuning", Loose(container))
+    masked, own = ["weights.hidden", "weights.out"] if container is nn.ParameterDict else ["weights.0", "weights.1"]
+    assert strategy.model.masked_names == [masked]
+    recorded = []
+    train_all(strategy, class_stream(2), lambda t: recorded.append(outputs(strategy.model, inputs(), t)))
+    assert torch.equal(outputs(strategy.model, inputs(), 0), recorded[0])
+    assert not torch.equal(*(strategy.model.tensors_of(task)[own] for task in (0, 1)))
