@@ -66,7 +66,7 @@ def weight_rate(weight: Tensor, steps: int) -> float:
         weight: the tensor with its values at the start of the phase.
         steps: number of optimizer steps of the phase.
     """
-    values = weight.detach().float()
+    values = weight.detach().abs().float()  # the magnitudes; a weight may be complex
     spread = float(values.square().mean().sqrt()) if values.dim() > 1 else 0.0
     return WEIGHTS * _by_steps(steps) * (spread or VECTOR_SPREAD)
 

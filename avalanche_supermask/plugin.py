@@ -193,6 +193,11 @@ class SubnetworkPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         """Check the strategy's settings, and add the trainable tensors to the optimizer."""
         model = masked_model(strategy)
         refuse_replacement(strategy)
+        if not torch.is_grad_enabled():
+            raise RuntimeError(
+                "gradients are switched off here, by torch.no_grad(), torch.inference_mode() or "
+                "torch.set_grad_enabled(False), so nothing could be learned; call train() outside of it"
+            )
         self._model = id(model)
         check_revisit(self.on_revisit, continues=self.continues, method=type(self).__name__.removesuffix("Plugin"))
         check_companions(strategy.plugins, type(self).__name__.removesuffix("Plugin"))

@@ -194,6 +194,8 @@ class SubnetworkStrategy(ModelFirst):
                 f"optimizer must be None for Adam, or an optimizer of the network's parameters, as in "
                 f"torch.optim.SGD(net.parameters(), lr=0.1); got {optimizer!r}"
             )
+        if optimizer is not None:
+            _check_step(optimizer, type(self))
         check_companions(arguments.get("plugins") or (), type(self).__name__)
         check_revisit(on_revisit, continues=method.continues, method=type(self).__name__)
         method.on_revisit = on_revisit
@@ -283,6 +285,18 @@ def _check_optimizer(optimizer: Optimizer, net: nn.Module) -> None:
         )
 
 
+def _check_step(optimizer: Optimizer, cls: type[SubnetworkStrategy]) -> None:
+    """Refuse an optimizer that cannot step without a closure, such as LBFGS, unless the strategy passes one."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    needed = closure is not None and closure.default is inspect.Parameter.empty
+    if needed and cls.optimizer_step is SupervisedTemplate.optimizer_step:
+        raise TypeError(
+            f"{type(optimizer).__name__}.step() needs a closure that computes the loss again, and Avalanche's training "
+            f"loop passes none; use another optimizer, or a subclass of {cls.__name__} whose optimizer_step() calls "
+            "self.optimizer.step(closure)"
+        )
+
+
 def _check_wrapping(model: MaskedModel, wrapping: Mapping[str, Any]) -> None:
     """Refuse arguments that contradict the way in which a model is already wrapped."""
     as_it_is = {"frozen": "keep", **model.wrapping, "seed": model.seed, "values": None}
@@ -304,6 +318,8 @@ def _check_wrapping(model: MaskedModel, wrapping: Mapping[str, Any]) -> None:
 def fused_adam(parameters: Iterable[Tensor], lr: float) -> Adam:
     """Return Adam, the papers' optimizer; fused if PyTorch supports it, which halves Adam's time per step on a CPU."""
     parameters = list(parameters)
+    if any(p.is_complex() for p in parameters):  # fused Adam refuses complex parameters, but only at its first step
+        return Adam(parameters, lr=lr)
     try:
         return Adam(parameters, lr=lr, fused=True)
     except (RuntimeError, ValueError):

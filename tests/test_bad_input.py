@@ -112,3 +112,34 @@ def test_any_whole_number_is_a_task_key(label):
     strategy.train(benchmark(inputs(48), torch.arange(48) % 2, label=label))
     assert strategy.model.task_keys == [label]
     assert outputs(strategy.model, inputs(4), label).shape == (4, 2)
+
+
+@pytest.mark.parametrize("method", [m for m in KEPT if METHODS[m].scenario.training])
+def test_one_output_per_sample_and_targets_that_are_no_classes(method):
+    """A network with the shape ``(batch,)`` as output, trained by a binary cross-entropy."""
+
+    class One(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.out = torch.nn.Linear(36, 24), torch.nn.Linear(24, 1)
+
+        def forward(self, x):
+            return self.out(self.hidden(x.flatten(1)).relu()).squeeze(1)
+
+    x = inputs(48)
+    strategy = build(method, One(), criterion=torch.nn.BCEWithLogitsLoss())
+    recorded = []
+    for label in (0, 1):
+        strategy.train(benchmark(x, (x.flatten(1)[:, label] > 0).float(), label=label))
+        recorded.append(outputs(strategy.model, x, label))
+    assert torch.equal(outputs(strategy.model, x, 0), recorded[0])
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_training_without_gradients_says_so(off):
+    strategy, before = learned("supsup")
+    with off(), pytest.raises(RuntimeError, match=r"gradients are switched off .*call train\(\) outside of it"):
+        strategy.train(class_stream(2).train_stream[1])
+    strategy.train(class_stream(2).train_stream[1])
+    assert strategy.model.task_keys == [0, 1]
+    assert torch.equal(outputs(strategy.model, inputs(), 0), before)

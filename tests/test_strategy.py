@@ -165,3 +165,9 @@ def test_lbfgs_learns(cls):
             assert torch.equal(outputs(strategy.model, x, key), before)
     mine = {id(p) for p in strategy.model.parameters()}
     assert {id(p) for p in optimizer._params} == mine
+
+
+def test_an_optimizer_that_needs_a_closure_says_what_to_do():
+    net = mlp()
+    with pytest.raises(TypeError, match=r"LBFGS\.step\(\) needs a closure .*optimizer_step\(\)"):
+        SupSup(net, optimizer=LBFGS(net.parameters()), evaluator=None)

@@ -303,9 +303,14 @@ class MaskedModel(MultiTaskModule):
         return {key: self.overlap_of(key) for key in self.task_keys}
 
     def overlap_of(self, task: int) -> float:
-        """Share of one task's mask that the masks of earlier tasks also keep."""
+        """Share of one task's mask that the masks of earlier tasks also keep.
+
+        Raises:
+            KeyError: the task is not learned.
+        """
+        mask = self.subnetworks.task_mask(task)
         earlier = self.task_keys[: self.task_keys.index(task)]
-        return overlap(self.subnetworks.task_mask(task), self.subnetworks.owned(earlier))
+        return overlap(mask, self.subnetworks.owned(earlier))
 
     # ------------------------------------------------------------------ calling the network
 

@@ -249,7 +249,7 @@ class Subnetworks(FinishedTasks):
             for name, trainable in self.trainable.items():
                 self.frozen[name].copy_(torch.where(trainable, live[name], self.frozen[name]))
             for name, places in self.places.items():
-                self.frozen[name].view(-1).index_copy_(0, places, self.values[name][: len(places)])
+                self.frozen[name].copy_(entries_weight(self.values[name], places, self.frozen[name]))
             self.masks.commit(self.next_slot, mask)
         self._add(self.active, self.active_label, private, entropy)
         self.abandon()

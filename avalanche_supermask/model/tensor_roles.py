@@ -166,7 +166,7 @@ def _left_out(name: str, p: nn.Parameter, *, stays: bool, exclude: Sequence[str]
     if _matches(name, own):
         return "each task's own (an output layer, or named in own)"
     if not p.is_floating_point():
-        return "of integers"
+        return "complex" if p.is_complex() else "of integers"
     return "frozen" if stays else None
 
 
@@ -193,12 +193,20 @@ def _complain_of_nothing(net: nn.Module, left_out: Mapping[str, Sequence[str]]) 
 
 
 def say_what_stays(net: nn.Module, layout: Layout) -> None:
-    """Warn of parameters that are frozen in the caller's network and are therefore neither masked nor redrawn."""
+    """Warn of parameters that stay as they are: those that are frozen in the caller's network, and complex ones."""
     if layout.frozen:
         some = ", ".join(sorted(layout.frozen)[:3]) + (", and others" if len(layout.frozen) > 3 else "")
         warnings.warn(
             f"{len(layout.frozen)} parameters of {type(net).__name__} are frozen (requires_grad=False) and stay as "
             f"they are, neither masked nor redrawn ({some}); pass frozen='mask' to mask them too",
+            stacklevel=4,
+        )
+    unmasked = [name for name, p in layout.shared.items() if p.is_complex() and p.requires_grad]
+    if unmasked:
+        warnings.warn(
+            f"complex parameters of {type(net).__name__} cannot be masked and stay as they are "
+            f"({', '.join(unmasked[:3])}{', and others' if len(unmasked) > 3 else ''}); name them in own=[...], then "
+            "each task trains its own",
             stacklevel=4,
         )
 
@@ -254,7 +262,7 @@ def refuse_integers(net: nn.Module) -> None:
         whole = [
             f"{place}.{n}".lstrip(".")
             for n, p in module.named_parameters(recurse=False)
-            if not p.dtype.is_floating_point
+            if not (p.is_floating_point() or p.is_complex())
         ]
         if whole or "quantized" in kind.__module__.split(".") or kind.__module__.startswith("bitsandbytes"):
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 from torch.nn.parameter import UninitializedParameter
@@ -22,11 +23,17 @@ def check_wrappable(net: nn.Module) -> None:
 
     Raises:
         TypeError: the network is not a module, or a part of it is TorchScript or a wrapper for parallel training.
-        ValueError: a weight has no shape yet, is computed outside of the forward pass, or is a tensor with a history.
+        RuntimeError: it is called under `torch.inference_mode`.
+        ValueError: a weight has no shape or no values yet, was made under `torch.inference_mode`, is computed outside
+            of the forward pass, or is a tensor with a history.
     """
     if not isinstance(net, nn.Module):
         loaded = "; load it into the network first" if isinstance(net, Mapping) else ""
         raise TypeError(f"expected a torch.nn.Module to wrap; got {type(net).__name__}{loaded}")
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "a model that is made under torch.inference_mode() could never be trained; make it outside of this mode"
+        )
     for name, module in net.named_modules():
         place = f"module {name!r}" if name else "the network"
         kind = type(module).__name__
@@ -49,6 +56,16 @@ def check_wrappable(net: nn.Module) -> None:
                 raise ValueError(
                     f"{place} ({kind}) has a weight without a shape, {leaf!r}; call the network once on a batch before "
                     "you pass it"
+                )
+            if p.is_meta:
+                raise ValueError(
+                    f"{place} ({kind}) has a weight without values, {leaf!r}, on the meta device; call "
+                    "net.to_empty(device='cpu') and load or draw its values first"
+                )
+            if p.is_inference():
+                raise ValueError(
+                    f"{place} ({kind}) was made under torch.inference_mode(), so that {leaf!r} can never be trained; "
+                    "make the network outside of it"
                 )
         for attribute, value in vars(module).items():
             if isinstance(value, Tensor) and value.grad_fn is not None:

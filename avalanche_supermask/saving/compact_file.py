@@ -21,6 +21,7 @@ from avalanche_supermask.distributed import is_first
 from avalanche_supermask.model.copied_functions import copy_of
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.named_tensors import decoded
+from avalanche_supermask.saving.expected_model import expect_model
 from avalanche_supermask.saving.sealed_file import read_sealed, write_sealed
 
 __all__ = ["load", "read_compact", "save"]
@@ -48,8 +49,7 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
         TypeError: ``model`` is no `MaskedModel`, but for example a strategy.
         ValueError: a task is being learned.
     """
-    if not isinstance(model, MaskedModel):
-        raise TypeError(f"expected a MaskedModel, as in save(strategy.model, path); got {type(model).__name__}")
+    expect_model(model, "save(strategy.model, path)")
     if model.active is not None:
         raise ValueError(
             f"task {model.active} is being learned, and only finished tasks are saved: save between experiences, or "

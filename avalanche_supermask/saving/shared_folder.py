@@ -15,6 +15,7 @@ from torch import nn
 from avalanche_supermask.distributed import is_first
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.saving.atomic_write import written_whole
+from avalanche_supermask.saving.expected_model import expect_model
 from avalanche_supermask.saving.task_file import base_digest, save_task
 
 __all__ = ["export_task"]
@@ -41,7 +42,9 @@ def export_task(
 
     Raises:
         KeyError: the task is not learned.
+        TypeError: ``model`` is no `MaskedModel`.
     """
+    expect_model(model, "export_task(strategy.model, key, folder)")
     about = _about(model, key)
     if not is_first():
         return

@@ -23,6 +23,7 @@ from avalanche_supermask.bits.rice import decode, encode
 from avalanche_supermask.distributed import is_first
 from avalanche_supermask.model.heads import grow_heads
 from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.saving.expected_model import expect_model
 from avalanche_supermask.saving.sealed_file import digest, read_sealed, write_sealed
 
 __all__ = ["base_digest", "load_task", "save_task"]
@@ -43,7 +44,9 @@ def save_task(model: MaskedModel, key: int, path: str | os.PathLike[str]) -> Non
 
     Raises:
         KeyError: the task is not learned.
+        TypeError: ``model`` is no `MaskedModel`.
     """
+    expect_model(model, "save_task(strategy.model, key, path)")
     masks, values = model.subnetworks.task_mask(key), model.subnetworks.task_values(key)
     task = model.subnetworks.tasks[key]
     codes = {name: encode(mask.cpu().numpy()) for name, mask in masks.items() if bool(mask.any())}
@@ -83,7 +86,9 @@ def load_task(model: MaskedModel, path: str | os.PathLike[str], *, key: int | No
         ValueError: the key is in use, a task is being learned, or the file is damaged or belongs to another
             architecture or another base.
         FileNotFoundError: there is no such file.
+        TypeError: ``model`` is no `MaskedModel`.
     """
+    expect_model(model, "load_task(strategy.model, path)")
     manifest, tensors = read_sealed(path, kind=KIND, written_by="save_task()", newest=FORMAT)
     label = manifest["label"] if key is None else key
     key = manifest["key"] if key is None else key

@@ -393,3 +393,8 @@ def test_an_equal_selection_of_the_next_task_keeps_what_was_recorded():
         model.commit()
     assert used[0] is used[1] is first
     assert used[2] is other
+
+
+def test_the_overlap_of_a_task_that_is_not_learned():
+    with pytest.raises(KeyError, match="task 7 is not learned; learned tasks: "):
+        learn_nothing(MaskedModel(mlp(), seed=0), 0).overlap_of(7)

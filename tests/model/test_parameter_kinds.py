@@ -5,6 +5,7 @@ from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_no
 
 from avalanche_supermask import CLNP, ExSSNeT, ImpressLearn, MaskedModel, SupSup
 from avalanche_supermask.model.parameter_kinds import is_norm, padding_rows, rescaled_in_place
+from tests.building import build
 from tests.streams import class_stream, inputs, mlp, outputs, train_all
 
 QUICK = {"train_epochs": 2, "train_mb_size": 16, "evaluator": None, "seed": 0}
@@ -240,3 +241,27 @@ def test_rows_that_a_mask_leaves_empty_are_zero_and_can_come_back(method):
 def test_clnp_says_that_it_takes_no_parametrized_weight():
     with pytest.raises(ValueError, match=r"module '1\.parametrizations\.weight' \(ParametrizationList\)"):
         CLNP(normed(weight_norm), **QUICK).train(class_stream(1).train_stream[0])
+
+
+class Spectral(nn.Module):
+    """A layer with complex weights in the space of frequencies, as in Fourier neural operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(36, 24), nn.Linear(24, 2)
+        self.filter = nn.Parameter(torch.ones(13, dtype=torch.cfloat))
+
+    def forward(self, x):
+        return self.out(torch.fft.irfft(torch.fft.rfft(self.hidden(x.flatten(1)).relu()) * self.filter, n=24))
+
+
+@pytest.mark.parametrize("method", ["exssnet", "sparse_finetuning"])
+def test_complex_parameters_stay_with_a_warning_or_are_each_tasks_own(method):
+    with pytest.warns(UserWarning, match=r"complex parameters of Spectral cannot be masked .*\(filter\).*own="):
+        build(method, Spectral())
+    strategy, recorded = build(method, Spectral(), own=["filter"]), []
+    train_all(strategy, class_stream(2), lambda t: recorded.append(outputs(strategy.model, inputs(), t)))
+    assert torch.equal(outputs(strategy.model, inputs(), 0), recorded[0])
+    own = [strategy.model.tensors_of(task)["filter"] for task in (0, 1)]
+    assert not torch.equal(*own)
+    assert bool((own[0].imag != 0).any())

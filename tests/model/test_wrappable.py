@@ -90,3 +90,14 @@ def test_what_was_refused_can_be_passed_as_it_is_told():
     for new in (nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm):
         net = nn.Sequential(nn.Flatten(), new(nn.Linear(36, 2)))
         assert train_all(SupSup(net, evaluator=None), class_stream(1)).model.task_keys == [0]
+
+
+def test_networks_without_values_or_made_for_inference_only_are_refused():
+    with pytest.raises(ValueError, match=r"module '1' \(Linear\) has a weight without values, 'weight'.*to_empty"):
+        SupSup(mlp().to("meta"), evaluator=None)
+    with torch.inference_mode():
+        net = mlp()
+        with pytest.raises(RuntimeError, match=r"made under torch\.inference_mode\(\) could never be trained"):
+            SupSup(net, evaluator=None)
+    with pytest.raises(ValueError, match=r"module '1' \(Linear\) was made under torch\.inference_mode\(\)"):
+        SupSup(net, evaluator=None)

@@ -21,6 +21,7 @@ from avalanche_supermask import (
 )
 from avalanche_supermask.saving.sealed_file import read_sealed
 from benchmarks.lib.networks import MultiHead
+from tests.building import build
 from tests.streams import NETWORKS, ResNet, class_stream, inputs, mlp, outputs, train_all
 
 SETTINGS = {"train_epochs": 2, "train_mb_size": 16, "eval_mb_size": 16, "evaluator": None, "seed": 0}
@@ -277,3 +278,14 @@ def test_every_network_moves(tmp_path, network):
     assert torch.equal(outputs(other, inputs(), 0), outputs(model, inputs(), 0))
     manifest, _ = read_sealed(tmp_path / "task.safetensors", kind="supermask_task", written_by="save_task()", newest=1)
     assert manifest["network"] == type(brought).__name__
+
+
+def test_a_strategy_is_no_model(tmp_path):
+    strategy = build("sparse_finetuning", mlp())
+    for wrong in (
+        lambda: save_task(strategy, 0, tmp_path / "task.safetensors"),
+        lambda: load_task(strategy, tmp_path / "task.safetensors"),
+        lambda: export_task(strategy, 0, tmp_path / "folder"),
+    ):
+        with pytest.raises(TypeError, match=r"expected a MaskedModel, as in .*strategy\.model.*; got SparseFineTuning"):
+            wrong()

@@ -11,6 +11,7 @@ from torch.optim import SGD, AdamW
 from avalanche_supermask import CLNP, ImpressLearn, MaskedModel, SparseFineTuning, SparseFineTuningPlugin, SupSup
 from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.functional import top_k_free
+from tests.building import build
 from tests.streams import NETWORKS, ResNet, class_stream, inputs, mlp, outputs, train_all
 
 SETTINGS = {"train_epochs": 2, "train_mb_size": 16, "eval_mb_size": 16, "evaluator": None, "seed": 0}
@@ -405,3 +406,21 @@ def test_the_task_is_inferred_around_a_base(name):
     for row, key in zip(out, model.inferred_task.tolist(), strict=True):
         assert key in model.task_keys
         assert row.isfinite().all()
+
+
+@pytest.mark.parametrize("choose", ["gradient", "change"])
+@pytest.mark.parametrize("norm", ["frozen", "own"])
+def test_weights_in_any_memory_format(choose, norm):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten())
+    net.append(nn.Linear(96, 2))
+
+    def learned(layout):
+        torch.manual_seed(0)  # the order of batches
+        strategy, found = build("sparse_finetuning", net.to(memory_format=layout), choose=choose, norm=norm), []
+        train_all(strategy, class_stream(2), lambda task: found.append(outputs(strategy.model, inputs(), task)))
+        assert torch.equal(outputs(strategy.model, inputs(), 0), found[0])
+        return found
+
+    for contiguous, channels_last in zip(learned(torch.contiguous_format), learned(torch.channels_last), strict=True):
+        torch.testing.assert_close(channels_last, contiguous)
