@@ -327,6 +327,28 @@ def test_targets_that_are_no_classes_make_one_class():
     assert model.subnetworks.task_statistics(0)["input.classes"].tolist() == [0]
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cells, self.fc = nn.GRU(6, 8, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.fc(self.cells(x)[0].mean(dim=1))
+
+
+def test_sequences_of_different_lengths_need_a_layer_with_one_vector_per_sample():
+    batches = [(torch.randn(8, length, 6), torch.arange(8) % 2) for length in (5, 7)]
+    model = learn_nothing(MaskedModel(Recurrent(), seed=0, task_inference="gaussian"), 0)
+    with pytest.raises(ValueError, match=r"samples have 42 features.*have 30;.*length varies.*layers=\('fc',\)"):
+        gather_statistics(model, 0, batches)
+    gather_statistics(model, 0, batches[:1])
+    with pytest.raises(ValueError, match=r"samples have 42 features.*have 30"):
+        model.eval()(batches[1][0], 0)
+    model.task_inference = Gaussian(layers=("fc",))
+    gather_statistics(model, 0, batches)
+    assert model.eval()(batches[1][0], 0).shape == (8, 2)
+
+
 @pytest.mark.parametrize("names", ["class", "both"])
 def test_targets_that_are_no_classes_are_refused_where_the_gaussians_name_the_class(names):
     model = learn_nothing(MaskedModel(mlp(), seed=0, task_inference=Gaussian(names=names)), 0)

@@ -83,3 +83,20 @@ def test_tasks_that_are_known_by_labels_are_not_compared_with_data_without_label
     strategy = train_all(SupSup(mlp(), task_inference="gaussian", **{**QUICK, "evaluator": evaluator}), stream)
     assert "TaskIdAccuracy" not in "".join(strategy.eval(without_labels(stream).test_stream))
     assert "TaskIdAccuracy" in "".join(strategy.eval(stream.test_stream))
+
+
+def test_a_task_without_a_label_is_called_by_its_key():
+    model = train_all(SupSup(mlp(), **QUICK), without_labels(class_stream(2))).model.eval()
+    for key in (0, 1):
+        assert torch.equal(model(inputs(), key), model.forward_task(key, inputs()))
+    mixed = torch.arange(16) % 2
+    outputs = torch.where((mixed == 0)[:, None], model.forward_task(0, inputs()), model.forward_task(1, inputs()))
+    assert torch.allclose(model(inputs(), mixed), outputs, atol=1e-6)
+    with pytest.warns(UserWarning, match=r"task label 7 was never trained \(learned: \[0, 1\]\); the latest task"):
+        model(inputs(), 7)
+
+
+def test_the_warning_names_labels_that_are_not_the_keys():
+    model = train_all(SupSup(mlp(), **QUICK), class_stream(2, task_labels=[0, 0])).model.eval()
+    with pytest.warns(UserWarning, match=r"label 1 was never trained \(learned: \[0, 1\], under the labels \[0, 0\]\)"):
+        model(inputs(), 1)

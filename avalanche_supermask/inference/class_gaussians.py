@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-__all__ = ["ClassGaussians", "joined", "pooled"]
+__all__ = ["ClassGaussians", "joined", "pooled", "width_error"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,12 @@ class ClassGaussians:
         Args:
             x: features ``(batch, d)``.
             ridge: share of the mean variance that is added to all variances.
+
+        Raises:
+            ValueError: the samples have another number of features than the means.
         """
+        if x.shape[1] != self.width:
+            raise ValueError(width_error(x.shape[1], self.width))
         centre = self.means.mean(dim=0)  # subtracted to avoid rounding errors from differences of large numbers
         x, means = x.float() - centre, self.means - centre
         weights = torch.full((self.rank + 1,), 1.0, device=x.device)
@@ -102,6 +107,14 @@ class ClassGaussians:
             mine = means[g : g + 1] if len(self.basis) > 1 else means
             found.append(torch.cdist(_white(x, basis, variance), _white(mine, basis, variance)).square())
         return torch.cat(found, dim=1) + determinants
+
+
+def width_error(got: int, expected: int) -> str:
+    """Message of the error for samples whose number of features is not that of the Gaussians."""
+    return (
+        f"samples have {got} features, and those of the Gaussians have {expected}; expected inputs of one size: for "
+        "inputs whose length varies, name a layer that gets one vector per sample, as in Gaussian(layers=('fc',))"
+    )
 
 
 SMALLEST = 1e-6  # smallest share of the mean variance that is added, because a variance of zero has no logarithm

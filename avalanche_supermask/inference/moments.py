@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from avalanche_supermask.inference.class_gaussians import ClassGaussians
+from avalanche_supermask.inference.class_gaussians import ClassGaussians, width_error
 
 __all__ = ["Covariance", "Moments"]
 
@@ -80,7 +80,12 @@ class Moments:
         Args:
             x: features ``(batch, d)``.
             y: labels ``(batch,)``.
+
+        Raises:
+            ValueError: the number of features is not that of the earlier batches.
         """
+        if x.shape[1] != self.width:
+            raise ValueError(width_error(x.shape[1], self.width))
         x = x.float()
         if self._shift is None:  # any value near the data is suitable, because it only keeps the sums small
             self._shift = x.mean(dim=0)

@@ -54,22 +54,28 @@ class Router:
 
     def is_learning(self, label: int | None, tasks: Subnetworks) -> bool:
         """Whether a label belongs to the task that is being learned."""
-        return tasks.active is not None and (label == tasks.active_label or label in self.learning)
+        if tasks.active is None:
+            return False
+        own = tasks.active if tasks.active_label is None else tasks.active_label
+        return label == own or label in self.learning
 
     def resolve(self, label: int, tasks: Subnetworks) -> int | None:
-        """Key of the task that is being learned or was learned under a label; else the latest, with one warning."""
+        """Key of the task that is being learned or was learned under a label; else the latest, with one warning.
+
+        A task that was learned without a label is found under its key.
+        """
         if self.assigned is not None and (self.assigned in tasks.tasks or self.assigned == tasks.active):
             return self.assigned
         if self.is_learning(label, tasks):
             return tasks.active
-        keys = [key for key, task in tasks.tasks.items() if task.label == label]
+        keys = [key for key, task in tasks.tasks.items() if (key if task.label is None else task.label) == label]
         if len(keys) == 1:
             return keys[0]
         if not self._warned and tasks.tasks:
             self._warned = True
             reason = "stands for several learned tasks" if keys else "was never trained"
             warnings.warn(
-                f"task label {label} {reason} (learned: {list(tasks.tasks)}); the latest task answers"
+                f"task label {label} {reason} (learned: {_learned(tasks)}); the latest task answers"
                 f"{ADVICE if keys else ''}. Further labels like it are answered the same way without a warning",
                 stacklevel=4,
             )
@@ -84,6 +90,12 @@ class Router:
                 f"{ADVICE}. Further experiences like it are evaluated the same way without a warning",
                 stacklevel=4,
             )
+
+
+def _learned(tasks: Subnetworks) -> str:
+    """The keys of the finished tasks, and their labels if these differ from the keys."""
+    keys, labels = [*tasks.tasks], [task.label for task in tasks.tasks.values()]
+    return f"{keys}" if labels in (keys, [None] * len(keys)) else f"{keys}, under the labels {labels}"
 
 
 def forward_mixed(x: Any, labels: Tensor, forward: Callable[[Any, int], Any]) -> Any:

@@ -46,6 +46,7 @@ from avalanche_supermask.registry import register
 from avalanche_supermask.selection import LayerDensities, TopK, selection
 from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
+from avalanche_supermask.strategy_batch import minibatch
 
 __all__ = ["Choose", "Reads", "SparseFineTuning", "SparseFineTuningPlugin"]
 
@@ -208,10 +209,9 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
         model.eval()
         try:
             for batch in self._sample(strategy, model.seed + (model.active or 0)):
-                x, y = batch[0], batch[1].to(strategy.device)
-                with differentiable(model.net):
-                    out = model.forward_task(model.active, nested.moved(x, strategy.device))
-                    (strategy._criterion(out, y) * len(y)).backward()
+                with minibatch(strategy, batch), model.router.answering(model.active), differentiable(model.net):
+                    strategy.mb_output = strategy.forward()
+                    (strategy.criterion() * nested.batch_size(strategy.mb_y)).backward()
             found = {name: live[name].grad for name in model.masked_names}
         finally:
             model.train(was_training)
