@@ -24,12 +24,12 @@ BASELINES = ("joint", "joint-linear", "der", "replay", "er-ace", "icarl", "slda"
 def baseline(name: str, setting: Setting, train: Tasks, test: Tasks, *, lr: float) -> dict[str, Any]:
     """Return the row of one baseline; its mini-batches from memory are as large as the new ones."""
     net, width = setting.network(), setting.widths[0]
-    network_bytes = 4 * sum(p.numel() for p in net.parameters())
     memory, sample = setting.memory, setting.sample_bytes
     common: dict[str, Any] = {"train_mb_size": setting.batch_size, "train_epochs": setting.epochs, "evaluator": None,
                               "eval_mb_size": 1024, "plugins": [CachedTensors()]}  # fmt: skip
     if name == "joint-linear":
         net, common["train_epochs"] = nn.Linear(width, setting.classes), 30
+    network_bytes = 4 * sum(p.numel() for p in net.parameters())
     optimizer, criterion = Adam(net.parameters(), lr=lr), nn.CrossEntropyLoss()
     replayed = {"mem_size": memory, "batch_size_mem": setting.batch_size}
     if name in ("joint", "joint-linear"):
