@@ -59,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends like Ctrl-C: no cell keeps running
     try:
+        _check_counts(options)
         return {"run": _run, "add": _run, "report": _report, "search": _search}[options.command](options)
     except (ValueError, ConnectionError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
@@ -130,6 +131,22 @@ def _streams(options: argparse.Namespace) -> list[str]:
     return names
 
 
+def _check_counts(options: argparse.Namespace) -> None:
+    """Refuse numbers of workers, epochs and tasks below 1."""
+    for name in ("workers", "epochs", "tasks"):
+        count = getattr(options, name, None)
+        if count is not None and count < 1:
+            raise ValueError(f"--{name} must be at least 1; got {count}")
+
+
+def _check_tasks(tasks: int | None, stream: str) -> None:
+    """Refuse more tasks than a stream has, before its cells fail."""
+    if tasks is not None and tasks > stream_of(stream).tasks:
+        raise ValueError(
+            f"--tasks {tasks}: stream {stream!r} has {stream_of(stream).tasks} tasks; expected at most that"
+        )
+
+
 def _seeds(text: str) -> list[int]:
     try:
         return [int(seed) for seed in text.split(",")]
@@ -143,10 +160,13 @@ def _run(options: argparse.Namespace) -> int:
     names = options.methods.split(",") if options.command == "run" else [row for row in joined if row]
     if not names:
         raise ValueError(f"add takes module:Class; {options.modules!r} names no class")
+    streams = _streams(options)
+    for stream in streams:
+        _check_tasks(options.tasks, stream)
     cells = [
         Cell(stream, row, seed, settings_of(stream, row), epochs=options.epochs, tasks=options.tasks)
         for seed in _seeds(options.seeds)
-        for stream in _streams(options)
+        for stream in streams
         for row in names
         if parse_row(row)
     ]

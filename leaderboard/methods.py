@@ -7,6 +7,7 @@ A row's name is ``method[+option][@density]``, for example ``exssnet``, ``exssne
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -94,6 +95,16 @@ def rows() -> dict[str, Row]:
     return {**ROWS, **_GUESTS, **others}
 
 
+def _density(row: str, text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found <= 1:  # also if it is NaN
+        raise ValueError(f"unknown row {row!r}: {text!r} after @ is not a density, a number above 0 and at most 1")
+    return found
+
+
 def parse_row(name: str) -> tuple[str, dict[str, Any]]:
     """Return the method that a row's name contains, and the settings that the name fixes.
 
@@ -114,10 +125,7 @@ def parse_row(name: str) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"unknown row {name!r}: options of methods are {have}; @density may follow")
         fixed.update(known[option])
     if density:
-        try:
-            fixed["density"] = float(density)
-        except ValueError:
-            raise ValueError(f"unknown row {name!r}: {density!r} after @ is not a density") from None
+        fixed["density"] = _density(name, density)
     if method not in rows():
         raise ValueError(f"unknown method {method!r}; expected one of {', '.join(rows())}")
     return method, fixed
