@@ -118,7 +118,7 @@ def _searched(stream: str, method: str) -> dict[str, Any]:
 
 SETTINGS = {
     "split-mnist": Setting(
-        5, 10, (784, 300, 100), 6, 128, 200, {},
+        5, 10, (784, 300, 100), 6, 128, 200, {"replay": 1e-4, "er-ace": 3e-4, "der": 1e-4},
         {name: _searched("split-mnist-class", name) for name in ("supsup", "exssnet")}, _SPLIT_WAYS, split_mnist,
     ),
     "clinc150": Setting(
