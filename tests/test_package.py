@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "effective": {"functional", "loops", "replay"},
     "block_masks": {"functional"},
     "selection": {"block_masks", "effective", "functional"},
-    "inference": {"functional", "logits", "nested"},
+    "inference": {"functional", "logits", "nested", "strategy_batch"},
     "bits": {"functional", "loops", "named_tensors", "replay"},
     "masks": {"bits"},
     "data": {"distributed", "lasting", "nested"},
