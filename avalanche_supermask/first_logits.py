@@ -40,7 +40,9 @@ def fit_output_constants(strategy: Any, model: MaskedModel) -> float | None:
     size = math.sqrt(statistics.fmean(told(_mean_square(logits))))
     if not math.isfinite(size) or size <= LARGEST_SPREAD:
         return 1.0
-    factor = LARGEST_SPREAD / size
+    # With two digits, the last bits of the logits, which depend on the machine and on the number of processes, do not
+    # change the constants.
+    factor = float(f"{LARGEST_SPREAD / size:.2g}")
     model.shrink_outputs(factor)
     return factor
 

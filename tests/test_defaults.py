@@ -175,7 +175,7 @@ def test_the_first_logits_of_a_wide_network_are_small(method):
     strategy.train(stream.train_stream[0])
     model, factor = strategy.model, strategy.method.settings_used["output_factor"]
     assert 0 < factor < 1
-    assert spread(first.seen[0]) == pytest.approx(LARGEST_SPREAD, rel=1e-3)
+    assert spread(first.seen[0]) == pytest.approx(LARGEST_SPREAD, rel=0.05)  # the factor has two digits
     torch.testing.assert_close(model.subnetworks.frozen[output], before * factor)
     assert float(model.subnetworks.frozen[output].abs().max()) == pytest.approx(factor * (2 / 64) ** 0.5)
     old = model.subnetworks.frozen[output].clone()

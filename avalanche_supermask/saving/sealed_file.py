@@ -66,7 +66,9 @@ def read_sealed(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, OverflowError, MemoryError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged, or no file of {written_by}: {error}") from None
-    if kind not in header or "sha256" not in header:
+    if kind in header and "sha256" not in header:
+        raise ValueError(f"{path} is damaged: its checksum is missing; take another copy")
+    if kind not in header:
         other = next((f": it was written by {name}" for k, name in WRITTEN_BY.items() if k in header), "")
         raise ValueError(f"{path} holds tensors, but is no file of {written_by}{other or ': its manifest is missing'}")
     if digest(tensors, header[kind]) != header["sha256"]:

@@ -217,6 +217,7 @@ def test_a_weight_phase_that_diverges_is_undone(always):
     assert learned.method.settings_used["weight_phase_kept"] is False
     start = MaskedModel(wide(), seed=0, init="scaled_constant")
     start.scale_constants(learned.method.densities(start))
+    start.shrink_outputs(learned.method.settings_used["output_factor"])
     assert all(torch.equal(w, start.subnetworks.frozen[n]) for n, w in learned.model.subnetworks.frozen.items())
 
 
