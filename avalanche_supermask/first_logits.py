@@ -43,7 +43,8 @@ def fit_output_constants(strategy: Any, model: MaskedModel) -> float | None:
     # With two digits, the last bits of the logits, which depend on the machine and on the number of processes, do not
     # change the constants.
     factor = float(f"{LARGEST_SPREAD / size:.2g}")
-    model.shrink_outputs(factor)
+    if factor < 1.0:  # a change in place, also by a factor of 1, would make the gradient of these outputs fail
+        model.shrink_outputs(factor)
     return factor
 
 

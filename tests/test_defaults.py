@@ -7,7 +7,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 from torch.optim import SGD
 
-from avalanche_supermask import ExSSNeT, ImpressLearn, MaskedModel, SupSup, SupSupNNs
+from avalanche_supermask import ExSSNeT, ImpressLearn, MaskedModel, SupSup, SupSupNNs, first_logits
 from avalanche_supermask.first_logits import LARGEST_SPREAD
 from avalanche_supermask.functional import balanced_counts, connected_counts, uniform_counts
 from avalanche_supermask.learning_rates import rise, score_rate, weight_rate
@@ -183,6 +183,21 @@ def test_the_first_logits_of_a_wide_network_are_small(method):
         strategy.train(experience)
     assert "output_factor" not in strategy.method.settings_used  # only the first task decides
     assert torch.equal(model.subnetworks.frozen[output], old) or method is ExSSNeT
+
+
+@pytest.mark.parametrize("share", [1.001, 0.999])
+def test_first_logits_just_above_and_below_the_limit_train(share, monkeypatch):
+    """A factor that is rounded to 1 changes nothing, so the gradient of the first outputs is still right."""
+    stream, seen = class_stream(1), FirstLogits()
+    settings = {"density": 0.25, "train_epochs": 1, **QUICK}
+    monkeypatch.setattr(first_logits, "LARGEST_SPREAD", 1e9)
+    torch.manual_seed(0)
+    SupSup(mlp(width=64), plugins=[seen], **settings).train(stream.train_stream[0])
+    monkeypatch.setattr(first_logits, "LARGEST_SPREAD", spread(seen.seen[0]) / share)
+    torch.manual_seed(0)
+    strategy = SupSup(mlp(width=64), **settings)
+    strategy.train(stream.train_stream[0])
+    assert strategy.method.settings_used["output_factor"] == 1.0
 
 
 def test_small_first_logits_stay_and_other_constants_too():
