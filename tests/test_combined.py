@@ -6,6 +6,7 @@ import torch
 from avalanche_supermask import SupSup
 from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.inference import Combined, Entropy, ExpectedEntropy, Gaussian, MaxLogit, OneShot
+from avalanche_supermask.inference.combined import _Part
 from avalanche_supermask.inference.gathering import gather_statistics
 from tests.streams import class_stream, inputs, mlp, train_all
 from tests.test_gaussian import right
@@ -90,6 +91,39 @@ def test_the_samples_that_choose_are_not_among_those_whose_statistics_are_tried(
         gather_statistics(model, key, [(data[rows], labels[rows])])
     costs = SMALL.witnesses[0].costs(model.candidates, 2, x[held])
     assert float(found["right"][0]) == pytest.approx(float((costs.argmin(dim=0) == 1).float().mean()))
+
+
+class _Counting:
+    """The candidates of a model, with a count of how often the outputs of all tasks were computed."""
+
+    def __init__(self, model):
+        self._candidates, self.passes = model.candidates, 0
+
+    def __getattr__(self, name):
+        return getattr(self._candidates, name)
+
+    def outputs(self, x):
+        self.passes += 1
+        return self._candidates.outputs(x)
+
+
+@pytest.mark.parametrize(("weights", "passes"), [((1.0, 0.0, 0.0), 0), ((0.0, 1.0, 0.0), 1), ((0.25, 1.0, 1 / 64), 1)])
+def test_witnesses_share_one_pass_and_those_without_weight_cost_nothing(learned, weights, passes):
+    model, way, x = copy.deepcopy(learned[0]), Combined(), inputs(5)
+    model.task_inference = way
+    for key, experience in enumerate(learned[1].train_stream):
+        data, labels, _ = load_tensors(experience.dataset.eval(), torch.device("cpu"))
+        gather_statistics(model, key, [(data, labels)])
+        stored = dict(model.subnetworks.task_statistics(key))
+        stored["right"] = (way.candidates == torch.tensor(weights)).all(dim=1).float()
+        model.store_statistics(key, stored)
+    counted = _Counting(model)
+    found = way.costs(counted, 3, x)
+    assert counted.passes == passes
+    scales = torch.stack([model.subnetworks.task_statistics(key)["scales"] for key in model.task_keys]).mean(dim=0)
+    parts = [witness.costs(_Part(model.candidates, i), 3, x) for i, witness in enumerate(way.witnesses)]
+    expected = sum(w * part / s for w, part, s in zip(weights, parts, scales, strict=True))
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("n", [1, 3, 6])

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from avalanche_supermask.inference.base import Candidates, Per, check_per, entropy, first_smallest, mean_over_positions
 
-__all__ = ["Entropy", "ExpectedEntropy", "MaxLogit"]
+__all__ = ["ByTrial", "Entropy", "ExpectedEntropy", "MaxLogit"]
 
 
 @dataclass(frozen=True)
-class _ByTrial:
+class ByTrial:
     """Settings of the methods that try each task.
 
     Attributes:
@@ -30,28 +30,32 @@ class _ByTrial:
         """Return the number of each sample's task (see `Inference`)."""
         costs = self._raw(model, x)
         groups = costs.mean(dim=1, keepdim=True) if self.per == "batch" else costs
-        found = first_smallest(self._judge(groups, model).T)
+        found = first_smallest(self.judged(groups, model).T)
         return found.expand(costs.shape[1]).clone() if self.per == "batch" else found
 
     def costs(self, model: Candidates, n_tasks: int, x: Any) -> Tensor:
         """Cost of each sample for each task, ``(tasks, batch)``, for `Combined`; it is small if the sample fits."""
-        return self._judge(self._raw(model, x), model)[:n_tasks]
+        return self.judged(self._raw(model, x), model)[:n_tasks]
 
     def _raw(self, model: Candidates, x: Any) -> Tensor:
         """Costs of each sample for every task, from the outputs alone: ``(K, batch)``."""
-        return torch.cat([self._cost(logits.flatten(0, 1)).view(logits.shape[:2]) for logits in model.outputs(x)])
+        return torch.cat([self.costs_of(logits) for logits in model.outputs(x)])
+
+    def costs_of(self, logits: Tensor) -> Tensor:
+        """Costs ``(tasks, batch)`` from the outputs of a few tasks, ``(tasks, batch, classes, *positions)``."""
+        return self._cost(logits.flatten(0, 1)).view(logits.shape[:2])
 
     def _cost(self, logits: Tensor) -> Tensor:
         """Cost of each sample, ``(n,)``, from its logits, ``(n, classes, *positions)``."""
         raise NotImplementedError
 
-    def _judge(self, costs: Tensor, model: Candidates) -> Tensor:
+    def judged(self, costs: Tensor, model: Candidates) -> Tensor:
         """Costs after a correction by stored values of the tasks, ``(K, groups)``; by default, they are unchanged."""
         return costs
 
 
 @dataclass(frozen=True)
-class Entropy(_ByTrial):
+class Entropy(ByTrial):
     """The task whose outputs have the smallest entropy, so that they are the most confident."""
 
     def _cost(self, logits: Tensor) -> Tensor:
@@ -80,13 +84,14 @@ class ExpectedEntropy(Entropy):
         if self.surprise < 0:
             raise ValueError(f"expected surprise >= 0, the weight of the excess; got {self.surprise}")
 
-    def _judge(self, costs: Tensor, model: Candidates) -> Tensor:
+    def judged(self, costs: Tensor, model: Candidates) -> Tensor:
+        """Costs with the penalty for the part that exceeds a task's mean entropy, ``(K, groups)``."""
         expected = model.expected.to(costs).unsqueeze(1)
         return costs + self.surprise * (costs - expected).relu()
 
 
 @dataclass(frozen=True)
-class MaxLogit(_ByTrial):
+class MaxLogit(ByTrial):
     """The task with the largest logit; for dense outputs, the largest logits are averaged over the positions."""
 
     def _cost(self, logits: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from avalanche_supermask import nested
 from avalanche_supermask.inference.base import Candidates, Per, check_per, first_smallest
-from avalanche_supermask.inference.by_trial import ExpectedEntropy, MaxLogit
+from avalanche_supermask.inference.by_trial import ByTrial, ExpectedEntropy, MaxLogit
 from avalanche_supermask.inference.gaussian import Gaussian
 from avalanche_supermask.inference.kept import Kept
 
@@ -165,8 +165,11 @@ class Combined:
     def costs(self, model: Candidates, n_tasks: int, x: Any) -> Tensor:
         """Weighted sum of the witnesses' costs: ``(tasks, batch)``."""
         weights, scales = model.kept(self, lambda: self._weights(model, n_tasks))
-        raw = self._raw(model, n_tasks, x)
-        return torch.einsum("w,wts->ts", weights.to(raw), raw / scales.to(raw)[:, None, None])
+        used = weights.nonzero().flatten()
+        raw = self._raw(model, n_tasks, x, used.tolist())
+        return torch.einsum(
+            "w,wts->ts", weights[used].to(raw), raw / scales[used.to(scales.device)].to(raw)[:, None, None]
+        )
 
     def _weights(self, model: Candidates, n_tasks: int) -> tuple[Tensor, Tensor]:
         """The simplest weights that were right about as often as the best, and the units of the witnesses' costs."""
@@ -188,8 +191,21 @@ class Combined:
         chosen = int(torch.where(simplest, right, -1.0).argmax())
         return candidates[chosen], torch.stack([statistics["scales"] for statistics in stored]).mean(dim=0)
 
-    def _raw(self, model: Any, n_tasks: int, x: Any) -> Tensor:
-        each = [witness.costs(_Part(model, i), n_tasks, x) for i, witness in enumerate(self.witnesses)]
+    def _raw(self, model: Any, n_tasks: int, x: Any, used: Sequence[int] | None = None) -> Tensor:
+        """Costs of the witnesses with these numbers (None: of all), ``(witnesses, tasks, batch)``."""
+        used = range(len(self.witnesses)) if used is None else used
+        trials = [i for i in used if isinstance(self.witnesses[i], ByTrial)]
+        outputs: dict[int, list[Tensor]] = {i: [] for i in trials}
+        if trials:  # The witnesses that need the outputs of all tasks share one forward pass per task.
+            for logits in model.outputs(x):
+                for i in trials:
+                    outputs[i].append(self.witnesses[i].costs_of(logits))
+        each = [
+            self.witnesses[i].judged(torch.cat(outputs[i]), model)[:n_tasks]
+            if i in outputs
+            else self.witnesses[i].costs(_Part(model, i), n_tasks, x)
+            for i in used
+        ]
         return torch.stack([costs.float() for costs in each])
 
 

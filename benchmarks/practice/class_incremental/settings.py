@@ -35,6 +35,7 @@ class Setting:
         load: ``(seed, root) -> (training tasks, test tasks)``; every class has its own number.
         novel: ``root -> samples that belong to no task``; None (default) if there are none.
         build: function that returns a new network; None (default): an MLP of these widths.
+        in_batches: whether the rows have the second column, for batches of one task (default True).
     """
 
     tasks: int
@@ -49,6 +50,7 @@ class Setting:
     load: Callable[[int, Path | None], tuple[Tasks, Tasks]]
     novel: Callable[[Path | None], Tensor] | None = None
     build: Callable[[], nn.Module] | None = None
+    in_batches: bool = True
 
     @property
     def sample_bytes(self) -> int:
@@ -99,7 +101,6 @@ _IMAGE_WAYS: dict[str, Inference] = {
     "gaussian": Gaussian(),
     "entropy": Entropy(),
     "combined": Combined(),
-    "last features": Gaussian(layers=("fc",)),
     "combined with last features": Combined(
         witnesses=(Gaussian(), Gaussian(layers=("fc",)), ExpectedEntropy(), MaxLogit())
     ),
@@ -131,6 +132,6 @@ SETTINGS = {
     ),
     "cifar100-images": Setting(
         10, 100, (3 * 32 * 32,), 4, 64, 1000, {}, {"exssnet": _searched("split-cifar100-class", "exssnet@0.1")},
-        _IMAGE_WAYS, images, build=partial(SlimResNet18, 100, bfloat16=False),
+        _IMAGE_WAYS, images, build=partial(SlimResNet18, 100, bfloat16=False), in_batches=False,
     ),
 }  # fmt: skip

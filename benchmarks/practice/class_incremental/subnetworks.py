@@ -45,8 +45,9 @@ def ours(
             gather_statistics(model, task, [*batches(*train[task])])
         row = inferred(model, test)
         kept = sum(model.bytes_per_task().values()) / n
-        model.task_inference = replace(way, per="batch")
-        row["accuracy_in_batches"] = accuracy(model, test, size=BATCH)
+        if setting.in_batches:
+            model.task_inference = replace(way, per="batch")
+            row["accuracy_in_batches"] = accuracy(model, test, size=BATCH)
         if novel is not None:
             row["novelty_auroc"] = novelty(way, model, test, novel)
         yield {"method": method, "way": name, **row, "bytes_per_task": kept, "beside_the_mask": kept - mask}
