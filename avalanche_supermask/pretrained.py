@@ -42,7 +42,7 @@ class ImageEncoderClassifier(nn.Module):
         self.fc = nn.Linear(self._width(), classes)
 
     def _width(self) -> int:
-        """Return the number of features; convolutional encoders are run once, as their configurations do not have it."""
+        """Return the number of features; a convolutional encoder is run once, as its configuration does not have it."""
         config: Any = self.encoder.config
         if getattr(config, "hidden_size", None):
             return int(config.hidden_size)
@@ -158,7 +158,7 @@ def _with_output_layer(net: nn.Module, classes: int) -> nn.Module:
     if norm := _norm_after(net, place, len(old.weight)):
         raise ValueError(
             f"{type(net).__name__} has no output layer: the norm {norm!r} follows its last layer with weights, "
-            f"{place!r}; expected Linear or Conv2d as the last layer: add one to the features that the network returns, "
+            f"{place!r}; expected Linear or Conv2d as the last layer: add one to its features, "
             f"for example nn.Sequential(net, nn.Linear({len(old.weight)}, {classes}))"
         )
     new.to(old.weight)

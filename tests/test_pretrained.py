@@ -117,5 +117,5 @@ def test_models_of_several_encoders_and_for_sound_are_refused():
     assert classifier(clip.vision_model, 3)(IMAGES).shape == (2, 3)
     assert classifier(clip.text_model, 3)(texts()).shape == (2, 3)
     sound = transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**text))
-    with pytest.raises(ValueError, match="takes 'input_values'; expected a model for texts .* or images"):
+    with pytest.raises(ValueError, match=r"takes 'input_values'; expected a model for texts .* or images"):
         classifier(sound, 3)

@@ -51,7 +51,7 @@ def check_wrappable(net: nn.Module) -> None:
             raise TypeError(f"{place} is wrapped in {parallel}, which copies weights without their masks; {remedy}")
         if _is_quantised(module):
             raise ValueError(
-                f"{place} ({kind}) is quantised, and no gradient passes through it; load the network without quantisation"
+                f"{place} ({kind}) is quantised, and no gradient passes it; load the network without quantisation"
             )
         for hook in module._forward_pre_hooks.values():
             _check_hook(place, name, module, hook)

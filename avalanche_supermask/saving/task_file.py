@@ -162,7 +162,7 @@ def _expect_types(path: Any, model: MaskedModel, kinds: Mapping[str, str]) -> No
     for name, kind in kinds.items():
         if str(mine[name]) != kind:
             raise ValueError(
-                f"{path} was learned in {kind}, and {name!r} of this model has {mine[name]}; convert the network before "
+                f"{path} was learned in {kind}, and {name!r} here has {mine[name]}; convert the network before "
                 "it is wrapped"
             )
 

@@ -199,7 +199,7 @@ def test_another_number_type_is_refused_also_without_a_base(tmp_path, own):
 
     save_task(train_all(masked(torch.float32), class_stream(1)).model, 0, tmp_path / "task.safetensors")
     for dtype in (torch.float64, torch.bfloat16):
-        with pytest.raises(ValueError, match=rf"learned in torch.float32, and '1.weight' of this model has {dtype}"):
+        with pytest.raises(ValueError, match=rf"learned in torch.float32, and '1.weight' here has {dtype}"):
             load_task(masked(dtype).model, tmp_path / "task.safetensors")
 
 
