@@ -20,7 +20,7 @@ import torch
 from avalanche.models import DynamicModule
 from torch import Tensor
 
-from avalanche_supermask.bits.rice import decode, encode
+from avalanche_supermask.bits.rice import decode, encode, is_grouped
 from avalanche_supermask.distributed import is_first
 from avalanche_supermask.model.heads import grow_heads
 from avalanche_supermask.model.masked_model import MaskedModel
@@ -29,7 +29,7 @@ from avalanche_supermask.saving.sealed_file import digest, read_sealed, write_se
 
 __all__ = ["base_digest", "load_task", "save_task"]
 
-FORMAT = 1
+FORMAT = 2  # with grouped codes (see `rice`); files without them have format 1
 KIND = "supermask_task"
 
 
@@ -59,7 +59,7 @@ def save_task(model: MaskedModel, key: int, path: str | os.PathLike[str]) -> Non
     for kind in kinds:
         tensors[f"values.{kind}"] = torch.cat([values[n].detach().cpu() for n in codes if str(values[n].dtype) == kind])
     manifest = {
-        "format": FORMAT,
+        "format": FORMAT if any(is_grouped(code) for code in codes.values()) else 1,
         "key": key,
         "label": task.label,
         "entropy": task.entropy,
