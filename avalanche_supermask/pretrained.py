@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_supermask.model.copied_functions import copy_of
-from avalanche_supermask.model.heads import output_layer
+from avalanche_supermask.model.heads import output_layer, output_layers
 
 __all__ = ["ImageEncoderClassifier", "classifier", "left_out", "said_of"]
 
@@ -24,6 +24,9 @@ _TABLES = re.compile(r".*(embed|token|position|bias|scale|gamma).*")
 
 class ImageEncoderClassifier(nn.Module):
     """An image encoder of transformers with an output layer on its pooled features.
+
+    The features are the encoder's ``pooler_output``. An encoder without it gives the first token of
+    ``last_hidden_state``, or the mean over all positions if this is a map ``(batch, channels, height, width)``.
 
     Args:
         encoder: the encoder; it is called with ``pixel_values``, and its output has ``pooler_output`` or
@@ -36,17 +39,34 @@ class ImageEncoderClassifier(nn.Module):
     def __init__(self, encoder: nn.Module, classes: int) -> None:
         super().__init__()
         self.encoder = encoder
-        config: Any = encoder.config
-        width = getattr(config, "hidden_size", None) or config.hidden_sizes[-1]
-        self.fc = nn.Linear(int(width), classes)
+        self.fc = nn.Linear(self._width(), classes)
+
+    def _width(self) -> int:
+        """Return the number of features; a convolutional encoder is run once, as its configuration does not have it."""
+        config: Any = self.encoder.config
+        if getattr(config, "hidden_size", None):
+            return int(config.hidden_size)
+        size = getattr(config, "image_size", None) or 224
+        height, width = (size, size) if isinstance(size, int) else size
+        weight = next(self.encoder.parameters())
+        images = torch.zeros(1, getattr(config, "num_channels", 3), height, width, dtype=weight.dtype)
+        was_training = self.encoder.training
+        with torch.no_grad():
+            features = self.eval()._features(images.to(weight.device))
+        self.train(was_training)
+        return features.shape[1]
+
+    def _features(self, x: Tensor) -> Tensor:
+        answer = self.encoder(pixel_values=x)
+        features: Tensor | None = getattr(answer, "pooler_output", None)
+        if features is None:
+            last: Tensor = answer.last_hidden_state
+            features = last.mean(dim=(2, 3)) if last.dim() == 4 else last[:, 0]  # of tokens: the class token
+        return features.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits ``(batch, classes)`` of images."""
-        answer = self.encoder(pixel_values=x)
-        features = getattr(answer, "pooler_output", None)
-        if features is None:
-            features = answer.last_hidden_state[:, 0]  # the class token
-        out: Tensor = self.fc(features.flatten(1))
+        out: Tensor = self.fc(self._features(x))
         return out
 
 
@@ -55,12 +75,14 @@ def classifier(net: nn.Module | str | Path, classes: int, *, seed: int = 0) -> n
 
     Args:
         net: a torchvision or timm network, or any other network whose last layer with weights is `Linear` or `Conv2d`;
-            a transformers model for texts or images; or a folder with such a model, as ``save_pretrained`` writes it.
+            a transformers model for texts or images, of which an encoder-decoder gives its encoder; or a folder with
+            such a model, as ``save_pretrained`` writes it. A timm network may be without an output layer.
         classes: number of outputs.
         seed: seed of the new layer (default 0).
 
     Raises:
-        ValueError: the last layer with weights is neither `Linear` nor `Conv2d`.
+        ValueError: the last layer with weights is neither `Linear` nor `Conv2d`, or a norm of its outputs follows; or
+            the transformers model takes neither texts nor images, or consists of encoders for both.
         ImportError: a folder is given, but ``transformers`` is not installed.
 
     Example:
@@ -70,26 +92,57 @@ def classifier(net: nn.Module | str | Path, classes: int, *, seed: int = 0) -> n
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if not isinstance(net, nn.Module):
+        if isinstance(net, nn.Module):
+            net = copy_of(net)
+        else:
             from avalanche_supermask.text.hub import pretrained
 
-            return _on_encoder(pretrained(str(net)), classes)
-        if hasattr(net, "config") and hasattr(net, "base_model"):
-            return _on_encoder(copy_of(net.base_model), classes)  # type: ignore[type-var, arg-type]
-        return _with_output_layer(copy_of(net), classes)
+            net = pretrained(str(net))
+        if not (hasattr(net, "config") and hasattr(net, "base_model")):
+            return _with_output_layer(net, classes)
+        encoder: Any = net.base_model
+        if not hasattr(encoder, "config"):  # a timm network that transformers wraps
+            return _with_output_layer(encoder, classes)
+        return _on_encoder(encoder, classes)
 
 
-def _on_encoder(encoder: nn.Module, classes: int) -> nn.Module:
-    if getattr(encoder, "main_input_name", "input_ids") == "pixel_values":
+def _on_encoder(encoder: Any, classes: int) -> nn.Module:
+    if getattr(encoder.config, "is_encoder_decoder", False):
+        encoder = encoder.get_encoder()
+    config, kind = encoder.config, type(encoder).__name__
+    reads = getattr(encoder, "main_input_name", "input_ids")
+    if reads not in ("input_ids", "pixel_values"):
+        raise ValueError(
+            f"{kind} takes {reads!r}; expected a model for texts ('input_ids') or images ('pixel_values'): write a "
+            f"module that returns logits of {classes} classes, and pass it to the strategy"
+        )
+    parts = [n.removesuffix("_config") for n, c in vars(config).items() if n.endswith("_config") and _is_config(c)]
+    if parts and not getattr(config, "hidden_size", None):
+        raise ValueError(
+            f"{kind} consists of several encoders ({', '.join(parts)}); expected one: pass the encoder that you need, "
+            f"for example classifier(model.{parts[-1]}_model, {classes})"
+        )
+    if reads == "pixel_values":
         return ImageEncoderClassifier(encoder, classes)
     from avalanche_supermask.text import EncoderClassifier
 
     if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # type: ignore[assignment]  # its output is not used here
+        encoder.pooler = None  # its output is not used here
     return EncoderClassifier(encoder, classes)
 
 
+def _is_config(value: Any) -> bool:
+    return hasattr(value, "model_type")
+
+
 def _with_output_layer(net: nn.Module, classes: int) -> nn.Module:
+    reset = getattr(net, "reset_classifier", None)
+    if callable(reset):  # timm's way, which also fits networks with two output layers or none
+        like = next(net.parameters())
+        reset(classes)
+        for place in output_layers(net):
+            net.get_submodule(place).to(like)
+        return net
     place = output_layer(net)
     old = net.get_submodule(place)
     new: nn.Module
@@ -102,12 +155,28 @@ def _with_output_layer(net: nn.Module, classes: int) -> nn.Module:
             f"the last layer with weights, {place!r}, is a {type(old).__name__}; expected Linear or Conv2d: give the "
             f"network an output layer of {classes} classes yourself"
         )
+    if norm := _norm_after(net, place, len(old.weight)):
+        raise ValueError(
+            f"{type(net).__name__} has no output layer: the norm {norm!r} follows its last layer with weights, "
+            f"{place!r}; expected Linear or Conv2d as the last layer: add one to its features, "
+            f"for example nn.Sequential(net, nn.Linear({len(old.weight)}, {classes}))"
+        )
     new.to(old.weight)
     if not place:
         return new
     holder, _, leaf = place.rpartition(".")
     setattr(net.get_submodule(holder), leaf, new)
     return net
+
+
+def _norm_after(net: nn.Module, place: str, width: int) -> str | None:
+    """Return the name of the next module with parameters if it is a norm of so many features."""
+    names = [name for name, _ in net.named_modules()]
+    for name in names[names.index(place) + 1 :]:
+        parameters = dict(net.get_submodule(name).named_parameters(recurse=False))
+        if parameters:
+            return name if tuple(parameters.get("weight", torch.empty(0)).shape) == (width,) else None
+    return None
 
 
 def left_out(net: nn.Module) -> list[str]:

@@ -133,7 +133,11 @@ class PackedMasks(NamedTensors):
 
     def row_code(self, slot: int) -> bytes:
         """The mask in a slot in the form that is written to disk: entropy-coded, layer after layer (see `rice`)."""
-        return b"".join(encode(mask.cpu().numpy()) for mask in self.read(slot).values())
+        return b"".join(self.layer_codes(slot))
+
+    def layer_codes(self, slot: int) -> list[bytes]:
+        """The parts of `row_code`, one per layer."""
+        return [encode(mask.cpu().numpy()) for mask in self.read(slot).values()]
 
     def commit_code(self, slot: int, code: bytes) -> None:
         """Store the mask of a code that `row_code` returned.

@@ -171,7 +171,7 @@ class FinishedTasks(SharedWeights):
 
     def _slot(self, key: int) -> int:
         if key not in self.tasks:
-            raise KeyError(f"task {key} is not learned; learned tasks: {list(self.tasks)}")
+            raise KeyError(f"task {key!r} is not learned; learned tasks: {list(self.tasks)}")
         return self.tasks[key].slot
 
     # ------------------------------------------------------------------ reading tasks

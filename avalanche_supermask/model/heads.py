@@ -11,7 +11,9 @@ from avalanche.models import DynamicModule
 from avalanche.models.utils import avalanche_model_adaptation
 from torch import Tensor, nn
 
-__all__ = ["grow_heads", "head_tensors", "output_layer", "output_pattern", "output_weight"]
+from avalanche_supermask.model.wrappable import refuse_integers
+
+__all__ = ["grow_heads", "head_tensors", "output_layer", "output_layers", "output_pattern", "output_weight"]
 
 
 def output_layer(net: nn.Module, name: str | None = None) -> str:
@@ -37,8 +39,24 @@ def output_layer(net: nn.Module, name: str | None = None) -> str:
     return name or last
 
 
+def output_layers(net: nn.Module) -> list[str]:
+    """Names of all output layers: those that a network of timm returns itself, for example two, or the last layer."""
+    returned = getattr(net, "get_classifier", None)
+    if not callable(returned):
+        return [output_layer(net)]
+    found = returned()
+    heads = found if isinstance(found, (tuple, list)) else (found,)
+    places = [name for name, module in net.named_modules() if any(module is head for head in heads)]
+    parameters = [f"{place}.{name}" for place in places for name, _ in _weights(net.get_submodule(place))]
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in parameters)) or [output_layer(net)]
+
+
+def _weights(net: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in net.named_parameters() if p.dim() > 1]
+
+
 def output_pattern(net: nn.Module) -> str:
-    r"""Regular expression that matches the names of the output layer's parameters.
+    r"""Regular expression that matches the names of the parameters of the output layer, or of all output layers.
 
     If the last weight is one of several in a ``ParameterList`` or ``ParameterDict``, or directly in the network, these
     are no layer, and only the last weight is meant.
@@ -52,7 +70,10 @@ def output_pattern(net: nn.Module) -> str:
         >>> output_pattern(nn.ParameterDict({"hidden": torch.ones(3, 4), "out": torch.ones(2, 3)}))
         'out'
     """
-    layer, last = output_layer(net), output_weight(net)
+    layers, last = output_layers(net), output_weight(net)
+    if len(layers) > 1:
+        return "(?:" + "|".join(re.escape(f"{layer}.") for layer in layers) + ").*"
+    layer = layers[0]
     holder = net.get_submodule(layer)
     several = sum(p.dim() > 1 for p in holder.parameters(recurse=False)) > 1
     loose = isinstance(holder, (nn.ParameterList, nn.ParameterDict)) or not layer
@@ -63,10 +84,11 @@ def output_weight(net: nn.Module) -> str:
     """Name of the weight of the `output_layer`.
 
     Raises:
-        ValueError: no module has a weight.
+        ValueError: no module has a weight, or all weights are quantised.
     """
-    weights = [name for name, p in net.named_parameters() if p.dim() > 1]
+    weights = [name for name, _ in _weights(net)]
     if not weights:
+        refuse_integers(net)
         raise ValueError(
             f"{type(net).__name__} has no weight to mask; pass a network with Linear or convolution layers"
         )

@@ -51,12 +51,11 @@ from avalanche_supermask.model.tensor_roles import (
     classify,
     own_values,
     redraw,
-    refuse_integers,
     running_norms,
     say_what_stays,
 )
 from avalanche_supermask.model.weight_norm import use_masked_weight_norm
-from avalanche_supermask.model.wrappable import check_wrappable
+from avalanche_supermask.model.wrappable import check_wrappable, refuse_integers
 from avalanche_supermask.model.wrapped_network import Wrapped
 from avalanche_supermask.named_tensors import copies
 

@@ -37,7 +37,6 @@ __all__ = [
     "output_weight",
     "own_values",
     "redraw",
-    "refuse_integers",
     "running_norms",
     "say_what_stays",
 ]
@@ -249,26 +248,6 @@ def redraw(layout: Layout, seed: int, *, biases: bool = True, padding: Mapping[s
     for name, p in (*layout.shared.items(), *layout.private.items()) if biases else ():
         if "bias" in name.rpartition(".")[2] and name not in layout.frozen:
             p.zero_()
-
-
-def refuse_integers(net: nn.Module) -> None:
-    """Refuse quantised or integer weights, because their entries cannot be fine-tuned.
-
-    Raises:
-        ValueError: the network has such weights.
-    """
-    for place, module in net.named_modules():
-        kind = type(module)
-        whole = [
-            f"{place}.{n}".lstrip(".")
-            for n, p in module.named_parameters(recurse=False)
-            if not (p.is_floating_point() or p.is_complex())
-        ]
-        if whole or "quantized" in kind.__module__.split(".") or kind.__module__.startswith("bitsandbytes"):
-            raise ValueError(
-                f"{whole[0] if whole else place!r} ({kind.__name__}) has quantised or integer weights, and only "
-                "floating-point weights can be fine-tuned; load the network without quantisation"
-            )
 
 
 def own_values(net: nn.Module | Mapping[str, Tensor], masked: Mapping[str, Tensor]) -> dict[str, Tensor]:

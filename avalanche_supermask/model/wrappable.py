@@ -12,7 +12,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-__all__ = ["check_wrappable"]
+__all__ = ["check_wrappable", "refuse_integers"]
 
 # These classes are given by name, because torch.distributed is not part of every PyTorch.
 _PARALLEL = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
@@ -25,7 +25,7 @@ def check_wrappable(net: nn.Module) -> None:
         TypeError: the network is not a module, or a part of it is TorchScript or a wrapper for parallel training.
         RuntimeError: it is called under `torch.inference_mode`.
         ValueError: a weight has no shape or no values yet, was made under `torch.inference_mode`, is computed outside
-            of the forward pass, or is a tensor with a history.
+            of the forward pass, or is a tensor with a history; or a layer is quantised.
     """
     if not isinstance(net, nn.Module):
         loaded = "; load it into the network first" if isinstance(net, Mapping) else ""
@@ -49,6 +49,10 @@ def check_wrappable(net: nn.Module) -> None:
                 else "pass the module inside, as in SupSup(net.module)"
             )
             raise TypeError(f"{place} is wrapped in {parallel}, which copies weights without their masks; {remedy}")
+        if _is_quantised(module):
+            raise ValueError(
+                f"{place} ({kind}) is quantised, and no gradient passes it; load the network without quantisation"
+            )
         for hook in module._forward_pre_hooks.values():
             _check_hook(place, name, module, hook)
         for leaf, p in module.named_parameters(recurse=False):
@@ -73,6 +77,31 @@ def check_wrappable(net: nn.Module) -> None:
                     f"{place} ({kind}) holds a tensor with a history, {attribute!r}, which cannot be copied; make it a "
                     "parameter or a buffer, or detach() it"
                 )
+
+
+def refuse_integers(net: nn.Module) -> None:
+    """Refuse quantised or integer weights, because their entries cannot be fine-tuned.
+
+    Raises:
+        ValueError: the network has such weights.
+    """
+    for place, module in net.named_modules():
+        kind = type(module)
+        whole = [
+            f"{place}.{n}".lstrip(".")
+            for n, p in module.named_parameters(recurse=False)
+            if not (p.is_floating_point() or p.is_complex())
+        ]
+        if whole or _is_quantised(module) or kind.__module__.startswith("bitsandbytes"):
+            raise ValueError(
+                f"{(whole[0] if whole else place)!r} ({kind.__name__}) has quantised or integer weights, and only "
+                "floating-point weights can be fine-tuned; load the network without quantisation"
+            )
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    """Whether it is a quantised layer of PyTorch, whose weights are packed and are no parameters."""
+    return "quantized" in type(module).__module__.split(".")
 
 
 def _is_parallel(cls: type) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avalanche_supermask.bits.rice import decode, encode
+from avalanche_supermask.bits.rice import decode, encode, is_grouped
 from avalanche_supermask.distributed import is_first
 from avalanche_supermask.model.copied_functions import copy_of
 from avalanche_supermask.model.masked_model import MaskedModel
@@ -26,8 +26,9 @@ from avalanche_supermask.saving.sealed_file import read_sealed, write_sealed
 
 __all__ = ["load", "read_compact", "save"]
 
-# Files without a base and without statistics for inference have format 1, so that version 0.1.0 can read them.
-FORMAT = 2
+# Files without a base and without statistics for inference have format 1, so that version 0.1.0 can read them. Files
+# with grouped codes have format 3.
+FORMAT = 3
 FROZEN, BASE = "subnetworks.frozen.", "subnetworks.base."
 SCRATCH = (
     "host.", "subnetworks.scores.", "subnetworks.values.", "subnetworks.mixtures.coefficients.", "subnetworks.masks."
@@ -64,12 +65,15 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
         if isinstance(value, Tensor) and not name.startswith(SCRATCH)
     }
     masks = model.subnetworks.masks
-    codes = {slot: masks.row_code(slot) for slot in masks.slots()}
+    rows = {slot: masks.layer_codes(slot) for slot in masks.slots()}
+    codes = {slot: b"".join(row) for slot, row in rows.items()}
     joined = b"".join(codes.values())
     tensors["masks"] = torch.frombuffer(bytearray(joined), dtype=torch.uint8) if joined else torch.empty(0).byte()
     changed = _without_base(model, tensors)
+    grouped = any(is_grouped(code) for code in (*(c for row in rows.values() for c in row), *changed.values()))
+    more = bool(changed) or any(name.startswith(STATISTICS) for name in tensors)
     manifest = {
-        "format": FORMAT if changed or any(name.startswith(STATISTICS) for name in tensors) else 1,
+        "format": FORMAT if grouped else 2 if more else 1,
         "changed": [[name, len(code)] for name, code in changed.items()],
         "wrapping": model.wrapping,
         "frozen": sorted(model.frozen_names),

@@ -11,6 +11,7 @@ other values, the values are stored with the task, beside the shared ones.
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from avalanche.models import DynamicModule
 from torch import Tensor
 
-from avalanche_supermask.bits.rice import decode, encode
+from avalanche_supermask.bits.rice import decode, encode, is_grouped
 from avalanche_supermask.distributed import is_first
 from avalanche_supermask.model.heads import grow_heads
 from avalanche_supermask.model.masked_model import MaskedModel
@@ -28,7 +29,7 @@ from avalanche_supermask.saving.sealed_file import digest, read_sealed, write_se
 
 __all__ = ["base_digest", "load_task", "save_task"]
 
-FORMAT = 1
+FORMAT = 2  # with grouped codes (see `rice`); files without them have format 1
 KIND = "supermask_task"
 
 
@@ -58,13 +59,14 @@ def save_task(model: MaskedModel, key: int, path: str | os.PathLike[str]) -> Non
     for kind in kinds:
         tensors[f"values.{kind}"] = torch.cat([values[n].detach().cpu() for n in codes if str(values[n].dtype) == kind])
     manifest = {
-        "format": FORMAT,
+        "format": FORMAT if any(is_grouped(code) for code in codes.values()) else 1,
         "key": key,
         "label": task.label,
         "entropy": task.entropy,
         "outside": model.outside,
         "network": type(model.net).__name__,
         "base": base_digest(model),
+        "wrapping": model.wrapping,
         "layers": [[n, list(masks[n].shape), len(code), str(values[n].dtype)] for n, code in codes.items()],
     }
     if is_first():
@@ -84,11 +86,12 @@ def load_task(model: MaskedModel, path: str | os.PathLike[str], *, key: int | No
 
     Raises:
         ValueError: the key is in use, a task is being learned, or the file is damaged or belongs to another
-            architecture or another base.
+            architecture, another base, or a model that is wrapped in another way or has another number type.
         FileNotFoundError: there is no such file.
-        TypeError: ``model`` is no `MaskedModel`.
+        TypeError: ``model`` is no `MaskedModel`, or the key is no integer.
     """
     expect_model(model, "load_task(strategy.model, path)")
+    key = _integer(key)
     manifest, tensors = read_sealed(path, kind=KIND, written_by="save_task()", newest=FORMAT)
     label = manifest["label"] if key is None else key
     key = manifest["key"] if key is None else key
@@ -114,7 +117,9 @@ def load_task(model: MaskedModel, path: str | os.PathLike[str], *, key: int | No
             f"{path} was learned with outside={manifest['outside']!r}; this model has {model.outside!r}; wrap the "
             f"network with outside={manifest['outside']!r}"
         )
+    _expect_types(path, model, {name: kind for name, _, _, kind in manifest["layers"]})
     if base_digest(model) != manifest["base"]:
+        _expect_wrapping(path, model, manifest)
         raise ValueError(
             f"{path} changes another base: the weights, frozen parameters or running statistics around its mask differ "
             "from this model's; load the pretrained weights that it was learned on"
@@ -125,6 +130,7 @@ def load_task(model: MaskedModel, path: str | os.PathLike[str], *, key: int | No
         grow_heads(model.net, {label or 0: len(heads[-1]) if heads else 1})
         own = _without_others(model, own)
     _expect_own(path, model, manifest, own)
+    _expect_types(path, model, {name: str(tensor.dtype) for name, tensor in own.items()})
     masks, values = _unpacked(model, manifest, tensors)
     model.adopt(key, label, masks, values, own, entropy=manifest["entropy"])
     start = "gathered."
@@ -139,6 +145,37 @@ def base_digest(model: MaskedModel) -> str:
     """SHA-256 of the tensors that the tasks of a model use but do not own: base, frozen parameters, initial buffers."""
     buffers = {name: model.fresh[name] for name in model.buffer_names}
     return digest({**model.subnetworks.base, **model.shared, **buffers})
+
+
+def _integer(key: int | None) -> int | None:
+    try:
+        return None if key is None else operator.index(key)
+    except TypeError:
+        raise TypeError(
+            f"key: expected an integer, or None for the key in the file; got {type(key).__name__} {key!r}"
+        ) from None
+
+
+def _expect_types(path: Any, model: MaskedModel, kinds: Mapping[str, str]) -> None:
+    """Refuse a task whose tensors have other number types than the network's, because its outputs would differ."""
+    mine = {n: t.dtype for n, t in (*model.net.named_parameters(), *model.net.named_buffers())}
+    for name, kind in kinds.items():
+        if str(mine[name]) != kind:
+            raise ValueError(
+                f"{path} was learned in {kind}, and {name!r} here has {mine[name]}; convert the network before "
+                "it is wrapped"
+            )
+
+
+def _expect_wrapping(path: Any, model: MaskedModel, manifest: Mapping[str, Any]) -> None:
+    """Refuse a file whose base differs because its model was wrapped with other arguments."""
+    theirs = manifest.get("wrapping", {})  # files of earlier versions do not have it
+    for name in ("per_task", "statistics", "own", "exclude", "mask", "frozen"):
+        if name in theirs and theirs[name] != model.wrapping.get(name):
+            raise ValueError(
+                f"{path} was learned with {name}={theirs[name]!r}; this model has {model.wrapping.get(name)!r}; wrap "
+                f"the network with {name}={theirs[name]!r}"
+            )
 
 
 def _without_others(model: MaskedModel, own: Mapping[str, Tensor]) -> dict[str, Tensor]:

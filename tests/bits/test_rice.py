@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from avalanche_supermask.bits.rice import HEAD, RAW, decode, encode
+from avalanche_supermask.bits.rice import GROUPED, HEAD, RAW, decode, encode, is_grouped
 
 
 def drawn(n, density, seed=0):
@@ -37,6 +37,37 @@ def test_close_to_the_entropy_bound(density, at_most):
     assert bound <= len(encode(drawn(n, density))) <= at_most * bound
 
 
+def rows_of_different_density(seed=0):
+    """A mask of 2 % of a layer, most of it in an eighth of the rows, as the largest gradients choose it."""
+    random = np.random.default_rng(seed)
+    shares = np.where(np.arange(200) % 8 == 0, 0.12, 0.005)
+    return random.random((200, 500)) < shares[:, None]
+
+
+def test_masks_with_dense_rows_are_shorter_than_the_bound_of_even_masks():
+    mask = rows_of_different_density()
+    code, share = encode(mask), mask.mean()
+    even = -mask.size * (share * math.log2(share) + (1 - share) * math.log2(1 - share)) / 8
+    rows = sum(len(encode(row)) - HEAD.size for row in mask)
+    assert is_grouped(code)
+    assert not is_grouped(encode(drawn(mask.size, float(share))))
+    assert rows < len(code) < 0.87 * even
+    assert np.array_equal(decode(code, mask.size)[0], mask.reshape(-1))
+
+
+@pytest.mark.parametrize("count", [*range(1, 20), 31, 32, 33, 63, 65])
+def test_groups_of_any_length_give_the_mask_back(count):
+    """Gaps alternate between short and long in runs of eight, so that groups are worth their four bits."""
+    gaps = np.where(np.arange(count) // 8 % 2 == 0, 0, 20_000) + np.arange(count) % 3
+    mask = np.zeros(int((gaps + 1).sum()) + 5, dtype=bool)
+    mask[np.cumsum(gaps + 1) - 1] = True
+    code = encode(mask)
+    assert is_grouped(code) == (count > 8)
+    found, used = decode(code + b"next", mask.size)
+    assert np.array_equal(found, mask)
+    assert used == len(code)
+
+
 def test_never_much_longer_than_the_bits():
     alternating = np.arange(8000) % 2 == 0
     assert len(encode(alternating)) <= 1000 + HEAD.size
@@ -48,12 +79,15 @@ def test_never_much_longer_than_the_bits():
         (b"", "expected at least the 9 bytes of its head, got 0"),
         (b"\x01\x02", "expected at least the 9 bytes of its head, got 2"),
         (HEAD.pack(3, 5, 100) + b"short", "5 gaps in 111 bytes, got 14 bytes"),
-        (HEAD.pack(30, 1, 1) + b"\x00", "1 gaps in 14 bytes, got 10 bytes"),
-        (HEAD.pack(2, 50, 1) + bytes(20), "50 gaps in 23 bytes, got 29 bytes"),
+        (HEAD.pack(30, 1, 1) + b"\x00", "its head names method 30 and 1 gaps"),
+        (HEAD.pack(GROUPED | 2, 1, 1) + b"\x00", "its head names method 34 and 1 gaps"),
+        (HEAD.pack(GROUPED | 3, 17, 1) + b"\x11", "17 gaps in 12 bytes, got 10 bytes"),
+        (HEAD.pack(GROUPED | 3, 9, 2) + b"\x12" + bytes(2), "9 gaps in 14 bytes, got 12 bytes"),
+        (HEAD.pack(2, 50, 1) + bytes(20), "its head names method 2 and 50 gaps"),
         (HEAD.pack(0, 1, 4) + b"\xff\xff\xff\xff", "expected 1 gaps, got 0"),
         (HEAD.pack(0, 1, 3) + b"\xff\xff\xfe", "expected entries below 20, got 23"),
         (HEAD.pack(RAW, 0, 1) + b"\xff", "expected 3 bytes with one bit per entry, got 1"),
-        (HEAD.pack(0, 2**32 - 1, 0), "4294967295 gaps in 9 bytes, got 9 bytes"),
+        (HEAD.pack(0, 2**32 - 1, 0), "its head names method 0 and 4294967295 gaps"),
     ],
 )
 def test_bytes_that_are_no_code_are_refused(code, said):

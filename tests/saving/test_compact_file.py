@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from avalanche_supermask import ExSSNeT, MaskedModel, SupSup, load, save
+from avalanche_supermask import ExSSNeT, MaskedModel, SupSup, load, load_task, save, save_task
 from avalanche_supermask.saving import compact_file, sealed_file
 from avalanche_supermask.saving.compact_file import _read
+from avalanche_supermask.saving.sealed_file import read_sealed
 from benchmarks.faults.reliability import damaged
 from benchmarks.lib.networks import MultiHead
 from benchmarks.lib.networks import mlp as plain_mlp
@@ -162,6 +163,30 @@ def test_a_later_format_asks_for_an_upgrade(tmp_path, monkeypatch):
     monkeypatch.setattr(compact_file, "FORMAT", 0)
     with pytest.raises(ValueError, match=r"has format 1.*reads up to 0: upgrade avalanche-supermask"):
         load(path, mlp())
+
+
+@pytest.mark.parametrize("dense_rows", [False, True])
+def test_masks_with_dense_rows_have_short_codes_and_a_later_format(tmp_path, dense_rows):
+    """The same mask once as it is, and once with its entries in random order."""
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.where(torch.arange(64) % 8 == 0, 0.2, 0.005)
+    mask = torch.rand(64, 400, generator=generator) < shares[:, None]
+    if not dense_rows:
+        mask = mask.flatten()[torch.randperm(mask.numel(), generator=generator)].view_as(mask)
+    values = torch.randn(int(mask.sum()), generator=generator)
+    model = MaskedModel(nn.Sequential(nn.Linear(400, 64, bias=False)), seed=0)
+    model.adopt(0, None, {"0.weight": mask}, {"0.weight": values}, {})
+    save(model, tmp_path / "all")
+    save_task(model, 0, tmp_path / "one")
+    assert read_sealed(tmp_path / "all", kind="supermask", written_by="", newest=9)[0]["format"] == 1 + 2 * dense_rows
+    manifest, tensors = read_sealed(tmp_path / "one", kind="supermask_task", written_by="", newest=9)
+    assert manifest["format"] == 1 + dense_rows
+    assert (len(tensors["masks"]) < 640) == dense_rows
+    again = load(tmp_path / "all", nn.Sequential(nn.Linear(400, 64, bias=False)))
+    other = MaskedModel(nn.Sequential(nn.Linear(400, 64, bias=False)), seed=0)
+    load_task(other, tmp_path / "one")
+    for found in (again, other):
+        assert torch.equal(found.effective_weights(0)["0.weight"], model.effective_weights(0)["0.weight"])
 
 
 def test_1500_damaged_files_give_an_error_or_the_very_same_model(tmp_path):

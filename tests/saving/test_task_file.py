@@ -179,6 +179,52 @@ def test_another_way_to_wrap_is_refused(task_file):
         load_task(MaskedModel(net(), own=[r"fc\..*"], seed=0), task_file)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"norm": "own"}, "learned with per_task='none'; this model has 'norm'; wrap the network with per_task='none'"),
+        ({"head": "masked"}, r"learned with own=\['fc.*'\]; this model has \[\]; wrap the network with own="),
+    ],
+)
+def test_the_argument_that_wraps_the_network_in_another_way_is_named(task_file, arguments, said):
+    with pytest.raises(ValueError, match=said):
+        load_task(fresh_model(**arguments), task_file)
+
+
+@pytest.mark.parametrize("own", [[], [r"3\..*"]])
+def test_another_number_type_is_refused_also_without_a_base(tmp_path, own):
+    def masked(dtype):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(36, 9, bias=False), nn.ReLU(), nn.Linear(9, 2, bias=False))
+        return SupSup(net.to(dtype), own=own, **SETTINGS)
+
+    save_task(train_all(masked(torch.float32), class_stream(1)).model, 0, tmp_path / "task.safetensors")
+    for dtype in (torch.float64, torch.bfloat16):
+        with pytest.raises(ValueError, match=rf"learned in torch.float32, and '1.weight' here has {dtype}"):
+            load_task(masked(dtype).model, tmp_path / "task.safetensors")
+
+
+def test_a_key_that_is_no_integer_is_refused(task_file):
+    model = fresh_model()
+    for key in ("1", 1.0):
+        with pytest.raises(TypeError, match=f"key: expected an integer, .*; got {type(key).__name__} {key!r}"):
+            load_task(model, task_file, key=key)
+    assert load_task(model, task_file, key=torch.tensor(4)) == 4
+    assert [type(key) for key in model.task_keys] == [int]
+    with pytest.raises(KeyError, match=r"task '4' is not learned; learned tasks: \[4\]"):
+        save_task(model, "4", task_file)
+
+
+def test_a_place_that_takes_no_file_is_refused_by_pythons_own_errors(tmp_path):
+    model = tuned(1).model
+    for write in (save_task, save):
+        arguments = (model, 0) if write is save_task else (model,)
+        with pytest.raises(IsADirectoryError, match="is a folder; expected the path of a file"):
+            write(*arguments, tmp_path)
+        with pytest.raises(OSError, match="'/proc/"):
+            write(*arguments, "/proc/task.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_key_in_use_is_refused(task_file):
     model = tuned(1).model
     with pytest.raises(ValueError, match="task 0 is learned already; pass another key, as in key=1"):
@@ -276,7 +322,7 @@ def test_every_network_moves(tmp_path, network):
     other = fresh_model(copy.deepcopy(brought))
     load_task(other, tmp_path / "task.safetensors")
     assert torch.equal(outputs(other, inputs(), 0), outputs(model, inputs(), 0))
-    manifest, _ = read_sealed(tmp_path / "task.safetensors", kind="supermask_task", written_by="save_task()", newest=1)
+    manifest, _ = read_sealed(tmp_path / "task.safetensors", kind="supermask_task", written_by="save_task()", newest=2)
     assert manifest["network"] == type(brought).__name__
 
 

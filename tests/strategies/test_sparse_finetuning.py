@@ -279,6 +279,21 @@ def test_quantised_layers_are_refused():
         tune(mlp().append(Packed()))
 
 
+def test_a_network_of_quantised_layers_alone_is_refused_by_its_cause():
+    class Packed(nn.Module):
+        def forward(self, x):
+            return x
+
+    Packed.__module__ = "torch.ao.nn.quantized.modules.linear"
+    net = nn.Sequential(nn.Flatten(), Packed())
+    for head in ("linear", "masked"):
+        with pytest.raises(ValueError, match=r"'1' \(Packed\) has quantised or integer weights"):
+            tune(net, head=head)
+    for method in (SupSup, CLNP):
+        with pytest.raises(ValueError, match=r"Packed\).*is quantised|quantised or integer weights"):
+            method(net.append(nn.Linear(36, 2)), evaluator=None)
+
+
 def test_a_gradient_that_is_not_finite_is_refused():
     strategy = tune(criterion=lambda out, y: out.sum() * math.nan)
     with pytest.raises(
