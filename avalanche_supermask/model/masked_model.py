@@ -190,7 +190,9 @@ class MaskedModel(TaskLifecycle):
         device = next(iter(self.subnetworks.frozen.values())).device
         self.grow_heads(state_dict)
         result = super().load_state_dict(state_dict, *args, **kwargs)
-        self.to(device)
+        self._clear_kept()
+        if device.type != "meta":  # a state that replaces tensors without values stays where it is
+            self.to(device)
         self._set_learning(self.masked_names if self.subnetworks.phase == "weights" else ())
         return result
 
