@@ -45,7 +45,7 @@ from avalanche_supermask.functional import signed_constant, threshold_weight
 from avalanche_supermask.inference import entropy
 from avalanche_supermask.logits import Logits, find_logits
 from avalanche_supermask.model.copied_functions import copy_of
-from avalanche_supermask.plugin import cosine
+from avalanche_supermask.phases import cosine
 from avalanche_supermask.recurrent_gradients import differentiable
 from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategies.hopfield import Hopfield
