@@ -21,7 +21,7 @@ from avalanche_supermask.class_outputs import check_classes, complete_classes, l
 from avalanche_supermask.companions import check_companions
 from avalanche_supermask.distributed import everywhere, whole_outputs
 from avalanche_supermask.distributed.plugin import join
-from avalanche_supermask.experience_labels import labelled, refuse_text
+from avalanche_supermask.experience_labels import labelled, refuse_unusable
 from avalanche_supermask.first_logits import fit_output_constants
 from avalanche_supermask.inference.gathering import gather_at_task_end
 from avalanche_supermask.learning_rates import one_group
@@ -36,6 +36,12 @@ __all__ = ["OnRevisit", "Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "ado
 
 LAST = 8  # the entropy of a task on its own data is measured on the outputs of this many last mini-batches
 POSITIONS = 64  # about this many positions of each dense output are kept for that measurement
+
+
+WHY_NOT_TRAINED = (
+    "Probably stop_training() was called earlier, which makes Avalanche skip all further experiences of the same "
+    "train() call: call strategy.train() once for each experience"
+)
 
 
 class SubnetworkPlugin(PhasedPlugin, supports_distributed=True):  # type: ignore[call-arg]
@@ -122,11 +128,7 @@ class SubnetworkPlugin(PhasedPlugin, supports_distributed=True):  # type: ignore
         """Check the strategy's settings, and add the trainable tensors to the optimizer."""
         model = masked_model(strategy)
         refuse_replacement(strategy)
-        if not torch.is_grad_enabled():
-            raise RuntimeError(
-                "gradients are switched off here, by torch.no_grad(), torch.inference_mode() or "
-                "torch.set_grad_enabled(False), so nothing could be learned; call train() outside of it"
-            )
+        refuse_no_grad()
         self._model = id(model)
         check_revisit(self.on_revisit, continues=self.continues, method=type(self).__name__.removesuffix("Plugin"))
         check_companions(strategy.plugins, type(self).__name__.removesuffix("Plugin"))
@@ -140,12 +142,7 @@ class SubnetworkPlugin(PhasedPlugin, supports_distributed=True):  # type: ignore
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse an experience that is empty or has text labels, before Avalanche fails on it; read its labels."""
-        if len(strategy.experience.dataset) == 0:
-            raise ValueError(
-                f"experience {strategy.experience.current_experience} is empty: expected at least one sample to learn "
-                "from; leave the experience out"
-            )
-        refuse_text(strategy.experience)
+        refuse_unusable(strategy.experience)
         strategy.experience = labelled(strategy.experience)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -267,9 +264,7 @@ class SubnetworkPlugin(PhasedPlugin, supports_distributed=True):  # type: ignore
         self._restore_lr(strategy)
         if self._iterations == 0:
             warnings.warn(
-                f"task {model.active} was trained for 0 iterations and is not stored. Probably stop_training() was "
-                "called earlier, which makes Avalanche skip all further experiences of the same train() call: call "
-                "strategy.train() once for each experience",
+                f"task {model.active} was trained for 0 iterations and is not stored. {WHY_NOT_TRAINED}",
                 stacklevel=2,
             )
             model.abandon()
@@ -320,6 +315,19 @@ def refuse_replacement(strategy: Any) -> None:
         raise ValueError(
             "GDumbPlugin replaces the strategy's model by a fresh one at each experience, so that finished tasks would "
             "be lost; leave it out, as finished tasks need no memory here"
+        )
+
+
+def refuse_no_grad() -> None:
+    """Refuse a training without gradients.
+
+    Raises:
+        RuntimeError: gradients are switched off.
+    """
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "gradients are switched off here, by torch.no_grad(), torch.inference_mode() or "
+            "torch.set_grad_enabled(False), so nothing could be learned; call train() outside of it"
         )
 
 

@@ -60,9 +60,9 @@ MAY_IMPORT = {
     "__main__": {"saving"},
     "pretrained": {"model", "text"},
     "strategies": {
-        "bits", "class_outputs", "data", "distributed", "functional", "inference", "learning_rates", "logits",
-        "metrics", "model", "named_tensors", "nested", "phases", "plugin", "pretrained", "recurrent_gradients",
-        "registry", "selection", "shared_arguments", "strategy", "strategy_batch",
+        "bits", "class_outputs", "data", "distributed", "experience_labels", "functional", "inference",
+        "learning_rates", "logits", "metrics", "model", "named_tensors", "nested", "phases", "plugin", "pretrained",
+        "recurrent_gradients", "registry", "selection", "shared_arguments", "strategy", "strategy_batch",
     },
     "text": {"data", "saving"},
     "testing": {"data", "saving"},
