@@ -41,12 +41,16 @@ MAY_IMPORT = {
     "companions": set(),
     "default_criterion": set(),
     "shared_arguments": set(),
+    "optimizer_parameters": {"model"},
+    "phases": {"learning_rates", "model", "shared_arguments"},
     "plugin": {
         "class_outputs", "companions", "data", "distributed", "experience_labels", "first_logits", "functional",
-        "inference", "learning_rates", "logits", "model", "nested", "selection", "shared_arguments", "task_naming",
+        "inference", "learning_rates", "logits", "model", "nested", "optimizer_parameters", "phases", "selection",
+        "task_naming",
     },
     "strategy": {
-        "companions", "default_criterion", "inference", "logits", "model", "plugin", "shared_arguments", "task_naming",
+        "companions", "default_criterion", "inference", "logits", "model", "optimizer_parameters", "plugin",
+        "shared_arguments", "task_naming",
     },
     "strategy_batch": set(),
     "metrics": {"model", "data", "logits", "nested", "strategy_batch"},
@@ -57,7 +61,7 @@ MAY_IMPORT = {
     "pretrained": {"model", "text"},
     "strategies": {
         "bits", "class_outputs", "data", "distributed", "experience_labels", "functional", "inference",
-        "learning_rates", "logits", "metrics", "model", "named_tensors", "nested", "plugin", "pretrained",
+        "learning_rates", "logits", "metrics", "model", "named_tensors", "nested", "phases", "plugin", "pretrained",
         "recurrent_gradients", "registry", "selection", "shared_arguments", "strategy", "strategy_batch",
     },
     "text": {"data", "saving"},

@@ -40,7 +40,8 @@ from avalanche_supermask import nested
 from avalanche_supermask.class_outputs import show_logits
 from avalanche_supermask.distributed.plugin import refuse
 from avalanche_supermask.experience_labels import refuse_unusable
-from avalanche_supermask.plugin import WHY_NOT_TRAINED, cosine, refuse_no_grad
+from avalanche_supermask.phases import cosine
+from avalanche_supermask.plugin import WHY_NOT_TRAINED, refuse_no_grad
 from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategies.unit_masks import UnitMaskedModel
 from avalanche_supermask.strategy import AvalancheArguments, ModelFirst
