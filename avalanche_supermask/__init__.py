@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from avalanche_supermask.selection import Threshold, TopK
     from avalanche_supermask.strategies.clnp import CLNP, CLNPPlugin
     from avalanche_supermask.strategies.exssnet import ExSSNeT, ExSSNeTPlugin, SSNeT
-    from avalanche_supermask.strategies.hopsupsup import HopSupSup, HopSupSupPlugin, UnitMaskedModel
+    from avalanche_supermask.strategies.hopsupsup import HopSupSup, HopSupSupPlugin
     from avalanche_supermask.strategies.impresslearn import ImpressLearn, ImpressLearnPlugin
     from avalanche_supermask.strategies.sparse_finetuning import SparseFineTuning, SparseFineTuningPlugin
     from avalanche_supermask.strategies.supsup import SupSup, SupSupPlugin
     from avalanche_supermask.strategies.supsup_nns import SupSupNNs, SupSupNNsPlugin
+    from avalanche_supermask.strategies.unit_masks import UnitMaskedModel
     from avalanche_supermask.strategy import Scenario, SubnetworkStrategy
 
 
@@ -75,7 +76,7 @@ _HOME = {
     "SupSupPlugin": "strategies.supsup",
     "Threshold": "selection",
     "TopK": "selection",
-    "UnitMaskedModel": "strategies.hopsupsup",
+    "UnitMaskedModel": "strategies.unit_masks",
     "export_task": "saving.shared_folder",
     "load": "saving.compact_file",
     "load_task": "saving.task_file",

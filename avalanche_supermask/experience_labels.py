@@ -12,7 +12,7 @@ from typing import Any
 
 from avalanche.benchmarks.scenarios.generic_scenario import MaskedAttributeError
 
-__all__ = ["labelled", "refuse_text"]
+__all__ = ["labelled", "refuse_unusable"]
 
 
 def labelled(experience: Any) -> Any:
@@ -42,12 +42,18 @@ def labelled(experience: Any) -> Any:
     return made
 
 
-def refuse_text(experience: Any) -> None:
-    """Refuse class labels that are text, before a criterion fails on them.
+def refuse_unusable(experience: Any) -> None:
+    """Refuse an experience without samples, and class labels that are text, before Avalanche or a criterion fails.
 
     Raises:
+        ValueError: the experience is empty.
         TypeError: the class labels are text.
     """
+    if len(experience.dataset) == 0:
+        raise ValueError(
+            f"experience {experience.current_experience} is empty: expected at least one sample to learn from; leave "
+            "the experience out"
+        )
     targets = getattr(experience.dataset, "targets", None)
     if targets is not None and len(targets) and isinstance(targets[0], str):
         raise TypeError(

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["NamedTensors", "decoded", "encoded"]
+__all__ = ["NamedTensors", "copies", "decoded", "encoded"]
 
 
 def encoded(name: str) -> str:
@@ -27,6 +27,17 @@ def decoded(key: str) -> str:
         'fc/1.weight'
     """
     return key.replace("/", ".").replace("%2F", "/").replace("%25", "%")
+
+
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies of tensors, by name, outside any graph of gradients.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(2))
+        >>> copies({"fc.weight": weight})["fc.weight"].requires_grad
+        False
+    """
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 class NamedTensors(nn.Module, MutableMapping[str, Tensor]):

@@ -24,7 +24,8 @@ from avalanche_supermask.inference import Inference
 from avalanche_supermask.logits import Logits
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.tensor_roles import Frozen, Init, Maskable, Outside, PerTask, Scores, Statistics
-from avalanche_supermask.plugin import OnRevisit, SubnetworkPlugin, adopt_parameters
+from avalanche_supermask.optimizer_parameters import adopt_parameters
+from avalanche_supermask.plugin import OnRevisit, SubnetworkPlugin
 from avalanche_supermask.shared_arguments import complete_arguments
 from avalanche_supermask.task_naming import check_revisit
 

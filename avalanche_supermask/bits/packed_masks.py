@@ -204,7 +204,8 @@ class PackedMasks(NamedTensors):
         self, coefficients: Mapping[str, Tensor], places: Sequence[int], slots: Sequence[int]
     ) -> dict[str, Tensor]:
         """Weighted sum of the masks at these places among the slots: flat, by layer, padded to whole bytes."""
-        totals = {name: torch.zeros(8 * size) for name, size in zip(self.shapes, self._sizes, strict=True)}
+        sizes = zip(self.shapes, self._sizes, strict=True)
+        totals = {name: torch.zeros(8 * size, dtype=torch.float32) for name, size in sizes}
         for chunk, bits in self._chunks([slots[place] for place in places]):
             mine, places = places[: len(chunk)], places[len(chunk) :]
             for name, part in zip(self.shapes, self._by_layer(bits), strict=True):
@@ -257,7 +258,7 @@ class PackedMasks(NamedTensors):
         device = self[str(slots[0])].device if slots else torch.device("cpu")
         limit = IN_CACHE_BYTES if device.type == "cpu" else CHUNK_BYTES
         size = min(max(1, limit // (32 * self.row_bytes)), len(slots))
-        held = torch.empty(size, 8 * self.row_bytes, device=device)
+        held = torch.empty(size, 8 * self.row_bytes, dtype=torch.float32, device=device)
         for start in range(0, len(slots), max(1, size)):
             chunk = slots[start : start + size]
             yield chunk, held[: len(chunk)].copy_(_zeros_and_ones(torch.stack([self[str(slot)] for slot in chunk])))

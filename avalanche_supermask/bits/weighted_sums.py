@@ -203,7 +203,7 @@ def _gradient(loops: TableLoops | None, grad: Tensor, codes: Tensor, weight: Ten
     size = _group(weight.numel())
     widths = [min(size, n - start) for start in range(0, n, size)]
     if loops is not None and plain([grad]):
-        sums = [torch.zeros(1 << bits) for bits in widths]
+        sums = [torch.zeros(1 << bits, dtype=torch.float32) for bits in widths]
         upstream, values = flat(grad), flat(weight)
         for code, of in zip(codes, sums, strict=True):
             loops.add_up(upstream, values, code.numpy(), of.numpy())

@@ -37,7 +37,7 @@ def signed_constant(shape: Sequence[int], *, density: float = 1.0, generator: to
 def initial_scores(shape: Sequence[int], *, generator: torch.Generator | None = None) -> Tensor:
     """Random scores ``S ~ U(-1/sqrt(fan_in), +1/sqrt(fan_in))``: Kaiming-uniform with a = sqrt 5 (SupSup, A2)."""
     bound = 1.0 / math.sqrt(fan_in(shape))
-    return torch.rand(tuple(shape), generator=generator).mul_(2 * bound).sub_(bound)
+    return torch.rand(tuple(shape), generator=generator, dtype=torch.float32).mul_(2 * bound).sub_(bound)
 
 
 def reordered(values: Tensor, order: Tensor) -> Tensor:

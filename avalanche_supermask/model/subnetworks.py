@@ -71,6 +71,14 @@ class Subnetworks(FinishedTasks):
             else:
                 self.scores[name] = value.detach().clone().to(self.frozen[name])
 
+    def _slot(self, key: int) -> int:
+        if key == self.active:
+            raise KeyError(
+                f"task {key} is being learned, and is stored when its experience ends (with SupSupNNs, by "
+                f"strategy.finish()); learned tasks: {list(self.tasks)}"
+            )
+        return super()._slot(key)
+
     def begin(self, key: int, label: int | None) -> None:
         """Start a task; an unfinished task is dropped."""
         self.abandon()

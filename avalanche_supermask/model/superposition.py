@@ -246,7 +246,7 @@ class Superposition:
     def _by_slot(self, coefficients: Tensor) -> dict[str, Tensor]:
         """Coefficients of masks from those of tasks, by layer; a mixture contributes to the masks of the basis."""
         coefficients = coefficients.float()
-        plain = torch.zeros(len(self._slots)).index_copy(0, self._own_places, coefficients[~self._mixed])
+        plain = coefficients.new_zeros(len(self._slots)).index_copy(0, self._own_places, coefficients[~self._mixed])
         if not self._mixtures:
             return dict.fromkeys(self.model.masked_names, plain)
         mixed = coefficients[self._mixed]

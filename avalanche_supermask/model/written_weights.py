@@ -87,4 +87,4 @@ class WrittenWeights:
 
 
 def _comparable(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, nn.Parameter) and not _is_wrapped(tensor)
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta and not _is_wrapped(tensor)

@@ -53,8 +53,8 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
     expect_model(model, "save(strategy.model, path)")
     if model.active is not None:
         raise ValueError(
-            f"task {model.active} is being learned, and only finished tasks are saved: save between experiences, or "
-            "use save_checkpoint()"
+            f"task {model.active} is being learned, and only finished tasks are saved: save between experiences "
+            "(with SupSupNNs, call strategy.finish() first), or use save_checkpoint()"
         )
     if not is_first():
         return

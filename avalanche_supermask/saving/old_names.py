@@ -40,6 +40,8 @@ _MOVED = {
 # Classes that left a module or have another name: present module, old name -> module and name.
 _CLASSES = {
     ("metrics", "_Probe"): ("metrics.output_drift", "_Probe"),
+    ("model.masked_model", "_Finished"): ("model.task_lifecycle", "Finished"),
+    ("model.masked_model", "_Host"): ("model.wrapped_network", "Host"),
     ("model.subnetworks", "Task"): ("model.finished_tasks", "Task"),
     ("strategies.clnp.entries", "Partition"): ("strategies.clnp.entries", "EntryKinds"),
     ("strategies.clnp.strategy", "CLNPPlugin"): ("strategies.clnp.plugin", "CLNPPlugin"),

@@ -13,7 +13,7 @@ from avalanche_supermask import nested
 from avalanche_supermask.distributed import average_statistics, averaged
 from avalanche_supermask.learning_rates import chosen_rates, group_by_rate
 from avalanche_supermask.model.masked_model import MaskedModel
-from avalanche_supermask.plugin import Schedule, scheduled
+from avalanche_supermask.phases import Schedule, scheduled
 
 __all__ = ["train_copy"]
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -75,7 +76,8 @@ class SupSupNNsPlugin(SupSupPlugin):
     """SupSup without task identities as a plugin for any template whose model is a `MaskedModel`.
 
     Args:
-        check_every: number of batches between two checks (default 100, as in the paper).
+        check_every: number of batches between two checks (default 100, as in the paper). A task should last for
+            several checks, because a shorter one joins the mask of its neighbour.
         detect: criterion for a new mask. ``"entropy"`` (default): the output entropy under single masks.
             ``"gradient"`` (as in the paper): the gradient of the entropy of their superposition.
         tolerance: for ``"entropy"``: how much larger the entropy of a batch may be than the mask's entropy on its own
@@ -90,7 +92,8 @@ class SupSupNNsPlugin(SupSupPlugin):
             the strategy created the optimizer.
 
     Attributes:
-        looks: one `Look` per check; the first one stands for the opening of the first mask.
+        looks: one `Look` per check; the first one stands for the opening of the first mask. A `Look` without a check
+            follows a mask that was abandoned because the loss was not a number.
 
     Raises:
         ValueError: an impossible option.
@@ -121,7 +124,8 @@ class SupSupNNsPlugin(SupSupPlugin):
         self.detect, self.epsilon, self.tolerance = detect, epsilon, tolerance
         self.looks: list[Look] = []
         self._own: dict[int, float] = {}  # task -> entropy on its own training data, at the last check
-        self._batches = 0
+        self._batches = self._experiences = 0
+        self._told_of_checks = False
         self._evaluation = contextlib.ExitStack()
 
     continues = False  # the plugin itself detects where tasks begin and end
@@ -140,8 +144,11 @@ class SupSupNNsPlugin(SupSupPlugin):
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Open a mask at the very first experience; later experiences are no boundaries between tasks."""
         model = masked_model(strategy)
-        if not self.looks:
-            self.looks.append(Look(0, math.nan, None, self._open(strategy, model)))
+        self._iterations = 0
+        if model.active is not None and any(bool(scores.isnan().any()) for scores in model.scores.values()):
+            model.abandon()  # its training diverged, and ended with an error
+        if not self.looks or self.looks[-1].task not in (model.active, *model.task_keys):
+            self.looks.append(Look(self._batches, math.nan, None, self._open(strategy, model)))
         model.router.assigned = self.looks[-1].task
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
@@ -163,9 +170,25 @@ class SupSupNNsPlugin(SupSupPlugin):
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Keep the current mask in training, because its task may continue in the next experience."""
         masked_model(strategy).router.assigned = None
+        self._experiences += 1
+
+    def tell_of_checks(self) -> None:
+        """Warn once if several experiences have ended before the first check, so that one mask trained on all of them.
+
+        The user sees this as too few tasks found, and otherwise would not know the cause.
+        """
+        if self._experiences > 1 and self._batches <= self.check_every and not self._told_of_checks:
+            self._told_of_checks = True
+            warnings.warn(
+                f"{self._experiences} experiences had {self._batches} batches in all, and the first check for a new "
+                f"task comes after check_every={self.check_every} batches, so one mask trains on all of them; pass a "
+                "smaller check_every, so that each task has several checks",
+                stacklevel=2,
+            )
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Include the task in training among the finished tasks, so that it can be inferred as well."""
+        self.tell_of_checks()
         self._evaluation.enter_context(self._answering(masked_model(strategy)))
 
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
@@ -179,6 +202,7 @@ class SupSupNNsPlugin(SupSupPlugin):
 
     def _open(self, strategy: Any, model: MaskedModel) -> int:
         key = max(model.task_keys, default=-1) + 1
+        self._own.pop(key, None)  # of a mask that was abandoned
         model.begin(key)
         self.begin_task(strategy, model)
         self.enter_phase(self.phases(1)[0], model)
@@ -331,4 +355,5 @@ class SupSupNNs(SubnetworkStrategy):
 
     def finish(self) -> None:
         """Finish the task in training, so that the model can be saved or exported."""
+        self.method.tell_of_checks()
         self.method.close(self.model)

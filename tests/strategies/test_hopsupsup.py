@@ -2,9 +2,12 @@
 
 import copy
 import itertools
+import pickle
 
 import pytest
 import torch
+from avalanche.benchmarks import benchmark_from_datasets, tensors_benchmark
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
@@ -118,7 +121,7 @@ def test_convolutions_are_masked_by_channel():
 
 
 def test_a_network_without_hidden_units_is_refused():
-    with pytest.raises(ValueError, match="no hidden units to mask: expected at least two weighted layers, got 1; add"):
+    with pytest.raises(ValueError, match=r"at least two weighted layers \(Linear or Conv\), got 1; add"):
         UnitMaskedModel(nn.Linear(3, 2))
 
 
@@ -141,3 +144,140 @@ def test_without_a_seed_the_weights_follow_torchs_and_its_state_is_not_reseeded(
     (first, after), (second, again) = drawn(), drawn()
     assert torch.equal(first, second)
     assert torch.equal(after, again)
+
+
+# ---------------------------------------------------------------------- evaluation, and experiences that fail
+
+
+def quick(net=None, **options):
+    fixed = {"train_epochs": 2, "evaluator": None, "seed": 0, "steps": 4, "restarts": 1}
+    options = {"train_mb_size": 16, "eval_mb_size": 16} | fixed | options
+    return HopSupSup(network(32) if net is None else net, **options)
+
+
+def state(strategy):
+    return copy.deepcopy(strategy.model.state_dict())
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_evaluation_during_training_changes_nothing_and_knows_the_mask_in_training():
+    class Evaluate(SupervisedPlugin):
+        stored = ()
+
+        def after_training_epoch(self, strategy, **kwargs):
+            random_state, before = torch.get_rng_state(), state(strategy)
+            strategy.eval(stream.test_stream)
+            assert same(before, state(strategy))
+            torch.set_rng_state(random_state)
+
+        def before_eval_exp(self, strategy, **kwargs):
+            self.stored = (*self.stored, int(strategy.model.memory[0].stored))
+
+    stream, evaluates = class_stream(2, task_labels=[0, 0]), Evaluate()
+    plain, watched = quick(), quick(plugins=[evaluates])
+    for strategy in (plain, watched):
+        torch.manual_seed(0)
+        for experience in stream.train_stream:
+            strategy.train(experience)
+    assert same(state(plain), state(watched))
+    assert evaluates.stored == (1, 1, 1, 1, 2, 2, 2, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_networks_of_any_precision(dtype):
+    strategy = quick(nn.Sequential(nn.Flatten(), nn.Linear(36, 32), nn.ReLU(), nn.Linear(32, 2)).to(dtype))
+    x = inputs(32).to(dtype)
+    data = [(x, torch.arange(32) % 2)]
+    stream = tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=[0])
+    strategy.train(stream.train_stream[0])
+    strategy.eval(stream.test_stream)
+    assert strategy.model.eval()(x).dtype == dtype
+
+
+def test_a_copy_keeps_the_recovered_masks():
+    strategy, stream = quick(), class_stream(2, task_labels=[0, 0])
+    for experience in stream.train_stream:
+        strategy.train(experience)
+    strategy.eval(stream.test_stream[:1])
+    model, x = strategy.model.eval(), inputs(8)
+    model.use([torch.ones(32), torch.zeros(32)])  # as a recovery does, whatever it finds
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x), model(x))
+
+
+def test_an_experience_without_samples_is_refused_in_training_and_skipped_in_evaluation():
+    strategy = quick()
+    strategy.train(class_stream(1).train_stream[0])
+    nothing = (torch.zeros(0, 1, 6, 6), torch.zeros(0, dtype=torch.long))
+    empty = tensors_benchmark(train_tensors=[nothing], test_tensors=[nothing], task_labels=[0])
+    with pytest.raises(ValueError, match="experience 0 is empty: expected at least one sample to learn from"):
+        strategy.train(empty.train_stream[0])
+    strategy.eval(empty.test_stream)
+    assert int(strategy.model.memory[0].stored) == 1
+
+
+def test_a_loss_that_is_not_a_number_stores_no_mask():
+    strategy = quick(criterion=lambda output, target: output.sum() * float("nan"))
+    with pytest.raises(
+        FloatingPointError, match="the loss of experience 0 is NaN or infinite; its mask was not stored"
+    ):
+        strategy.train(class_stream(1).train_stream[0])
+    assert int(strategy.model.memory[0].stored) == 0
+
+
+def test_an_experience_that_avalanche_skips_stores_no_mask():
+    class Stop(SupervisedPlugin):
+        def after_training_epoch(self, strategy, **kwargs):
+            strategy.stop_training()
+
+    strategy = quick(train_epochs=1, plugins=[Stop()])
+    with pytest.warns(UserWarning, match="experience 1 was trained for 0 iterations, and no mask is stored"):
+        strategy.train(class_stream(2, task_labels=[0, 0]).train_stream)
+    assert int(strategy.model.memory[0].stored) == 1
+
+
+def test_training_without_gradients_is_refused():
+    with torch.no_grad(), pytest.raises(RuntimeError, match="gradients are switched off here"):
+        quick().train(class_stream(1).train_stream[0])
+
+
+def test_running_statistics_are_told_of():
+    with pytest.warns(UserWarning, match="has a BatchNorm1d with running statistics, which all tasks share"):
+        UnitMaskedModel(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)))
+
+
+def test_recovery_has_no_batch_of_a_single_sample():
+    strategy, stream, sizes = quick(recovery_batch=16, train_mb_size=11), class_stream(1, n=33), []
+    strategy.train(stream.train_stream[0])
+    strategy.model.register_forward_pre_hook(lambda model, inputs: sizes.append(len(inputs[0])))
+    strategy.eval_mb_size = 33
+    strategy.eval(stream.test_stream)
+    assert set(sizes[:-1]) == {11}
+    assert sizes[-1] == 33
+
+
+def test_inputs_may_be_dictionaries():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = network(32)
+
+        def forward(self, batch):
+            return self.layers(batch["pixels"])
+
+    class Pixels(torch.utils.data.Dataset):
+        def __len__(self):
+            return 32
+
+        def __getitem__(self, index):
+            return {"pixels": x[index]}, index % 2
+
+    x, targets = inputs(32), DataAttribute([index % 2 for index in range(32)], "targets")
+    data = [AvalancheDataset([Pixels()], data_attributes=[targets])]
+    stream, strategy = benchmark_from_datasets(train=data, test=data), quick(Net())
+    strategy.train(stream.train_stream[0])
+    strategy.eval(stream.test_stream)
+    assert strategy.model.eval()({"pixels": x}).shape == (32, 2)

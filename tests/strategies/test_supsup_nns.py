@@ -8,7 +8,7 @@ from avalanche.benchmarks import tensors_benchmark
 from torch import nn
 from torch.optim import SGD
 
-from avalanche_supermask import CachedTensors, SupSupNNs
+from avalanche_supermask import CachedTensors, SupSupNNs, save
 from tests.building import same_state
 
 SIZE, CLASSES, BATCHES, BATCH = 36, 4, 60, 32
@@ -159,3 +159,45 @@ def test_the_papers_criterion_runs_and_asks_the_gradient_every_time():
 def test_impossible_options(options, complaint):
     with pytest.raises(ValueError, match=complaint):
         strategy(**options)
+
+
+def test_one_warning_tells_that_no_check_was_made():
+    found, told = strategy(check_every=40), "2 experiences had 24 batches in all, and the first check .* check_every=40"
+    learn(found, [0], batches=12)
+    found.finish()  # a single experience may be shorter than the distance of two checks
+    found = learn(strategy(check_every=40), [0, 1], batches=12)
+    with pytest.warns(UserWarning, match=told):
+        found.eval(experiences([0], batches=1))
+    found.eval(experiences([0], batches=1))
+    found = learn(strategy(check_every=40), [0, 1], batches=12)
+    with pytest.warns(UserWarning, match=told):
+        found.finish()
+    learn(strategy(check_every=11), [0, 1], batches=12).finish()
+
+
+def test_errors_tell_that_the_mask_in_training_is_not_finished(tmp_path):
+    found = learn(strategy(), [0], batches=4)
+    for use in (found.model.export, found.model.forget, found.model.task_mask):
+        with pytest.raises(KeyError, match=r"task 0 is being learned, and is stored .* by strategy\.finish\(\)"):
+            use(0)
+    with pytest.raises(ValueError, match=r"with SupSupNNs, call strategy\.finish\(\) first"):
+        save(found.model, tmp_path / "tasks.safetensors")
+    found.finish()
+    assert found.model.task_keys == [0]
+    save(found.model, tmp_path / "tasks.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("batches", "error"), [(1, "the loss of task 0 is NaN or infinite"), (4, "scores contain NaN, as the training")]
+)
+def test_after_a_loss_that_was_not_a_number_a_new_mask_learns(batches, error):
+    found = strategy()
+    good = found._criterion
+    found._criterion = lambda output, target: good(output, target) * float("nan")
+    with pytest.raises((FloatingPointError, ValueError), match=error):
+        learn(found, [0], batches=batches)
+    found._criterion = good
+    learn(found, [0])
+    x, y = samples(0, 200, 1)
+    assert found.found_tasks == [0]
+    assert (found.model.eval()(x).argmax(1) == y).float().mean() > 0.9

@@ -197,8 +197,20 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         strategy.adapted_dataset = self._trained_on
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Find the network's units at the first task; check that there are free units."""
+        """Find the network's units at the first task; check that there are free units.
+
+        Raises:
+            ValueError: the model has learned tasks of which the plugin does not know the units.
+        """
         if not self.claims.units.count:
+            if model.task_keys:
+                learned = len(model.task_keys)
+                model.abandon()
+                raise ValueError(
+                    f"the model has learned {learned} tasks, and this CLNP does not know which units they claimed, "
+                    "because only the strategy holds them, not the model or its files; continue a run with "
+                    "save_checkpoint() and maybe_load_checkpoint()"
+                )
             two = nested.rows(self._held_out[0], slice(2))
             self.claims.find(model, model.arguments(two, model.subnetworks.active_label)[0])
         full = self.claims.full()

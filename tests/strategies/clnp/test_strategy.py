@@ -9,7 +9,7 @@ from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 from torch.optim import SGD
 
-from avalanche_supermask import CLNP, MaskedModel, supermask_metrics
+from avalanche_supermask import CLNP, MaskedModel, load, save, supermask_metrics
 from avalanche_supermask.strategies.clnp.activity import unit_activity
 from avalanche_supermask.strategies.clnp.entries import FREE
 from avalanche_supermask.strategies.clnp.pruning import (
@@ -587,3 +587,14 @@ def test_a_stream_that_announces_nothing_counts_as_ten_tasks():
     assert share_of_free(object()) == pytest.approx(1 - 0.15**0.1)
     assert dense_rate(50) == 0.01
     assert dense_rate(400) == pytest.approx(0.005)
+
+
+def test_a_model_whose_units_are_unknown_is_refused_before_it_learns(tmp_path):
+    strategy, path = learned(n_tasks=2), tmp_path / "tasks.safetensors"
+    save(strategy.model, path)
+    model = load(path, mlp())
+    again = CLNP(model, **QUICK)
+    with pytest.raises(ValueError, match="the model has learned 2 tasks, and this CLNP does not know which units they"):
+        again.train(class_stream(3).train_stream[2])
+    assert (model.active, model.task_keys) == (None, [0, 1])
+    again.eval(class_stream(2).test_stream)
