@@ -11,6 +11,7 @@ from avalanche_supermask import ExSSNeT, ImpressLearn, MaskedModel, SupSup, SupS
 from avalanche_supermask.first_logits import LARGEST_SPREAD
 from avalanche_supermask.functional import balanced_counts, connected_counts, uniform_counts
 from avalanche_supermask.learning_rates import rise, score_rate, weight_rate
+from avalanche_supermask.strategies.training_progress import TrainingProgress
 from tests.streams import RMSNorm, class_stream, mlp, train_all
 
 QUICK = {"train_mb_size": 16, "evaluator": None, "seed": 0}
@@ -43,7 +44,8 @@ def test_settings_used_are_filled_and_the_same_in_a_second_run(method):
 
 
 def test_rates_by_hand():
-    strategy = train_all(ExSSNeT(mlp(width=100), density=0.5, train_epochs=8, **QUICK), class_stream(1))
+    strategy = ExSSNeT(mlp(width=100), density=0.5, train_epochs=8, weight_epochs=2, **QUICK)
+    train_all(strategy, class_stream(1))
     used = strategy.method.settings_used
     steps = 2 * 3  # The weight phase has two epochs of 48 samples, in batches of 16.
     assert used["mask_lr"]["1.weight"] == pytest.approx(score_rate((100, 36), 3 * steps))
@@ -124,6 +126,43 @@ def test_old_tasks_stay_bit_identical_under_rule_and_safeguard():
 def train_all_from(strategy, stream, first):
     for experience in stream.train_stream[first:]:
         strategy.train(experience)
+
+
+@pytest.mark.parametrize("labels", ["learnable", "random"])
+def test_weights_train_only_if_something_is_left_to_learn(labels):
+    """With little left, the task is learned as by SupSup; the loss of random labels stays high."""
+    stream = class_stream(2, n=96)
+    if labels == "random":
+        generator = torch.Generator().manual_seed(0)
+        tasks = [(torch.randn(96, 1, 6, 6, generator=generator), torch.arange(96) % 2) for _ in range(2)]
+        stream = tensors_benchmark(train_tensors=tasks, test_tensors=tasks, task_labels=[0, 1])
+    settings = {"density": 0.3, "train_epochs": 8, **QUICK}
+    torch.manual_seed(0)
+    exssnet = ExSSNeT(mlp(), **settings)
+    found = []
+    for experience in stream.train_stream:
+        exssnet.train(experience)
+        found.append(exssnet.method.settings_used["weight_epochs"])
+    torch.manual_seed(0)
+    supsup = train_all(SupSup(mlp(), **settings), stream)
+    x = torch.randn(16, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    same = [torch.equal(exssnet.model.eval()(x, key), supsup.model.eval()(x, key)) for key in (0, 1)]
+    assert found == ([0, 0] if labels == "learnable" else [2, 2])
+    assert same == [labels == "learnable"] * 2
+    assert ("weight_lr" in exssnet.method.settings_used) == (labels == "random")
+
+
+def test_progress_that_tells_nothing_leaves_the_weight_phase_on():
+    progress = TrainingProgress()
+    assert progress.left() == float("inf")
+    progress.see(torch.tensor(0.0), counted=True)  # A first loss of zero has no share.
+    assert progress.left() == float("inf")
+    progress.clear()
+    for loss in (4.0, 1.0, 2.0):
+        progress.see(torch.tensor(loss), counted=loss < 4)
+    assert progress.left() == pytest.approx(1.5 / 4)
+    progress.see(torch.tensor(float("nan")), counted=True)
+    assert progress.left() == float("inf")
 
 
 def test_where_few_weights_are_free_the_mask_gets_all_epochs():

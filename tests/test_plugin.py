@@ -54,8 +54,11 @@ class Recorder(SupervisedPlugin):
 )
 def test_phases_follow_the_epochs(epochs, weight_epochs, expected):
     recorder = Recorder()
+    generator = torch.Generator().manual_seed(0)
     strategy = ExSSNeT(mlp(), train_epochs=epochs, weight_epochs=weight_epochs, plugins=[recorder], **QUICK)
-    train_all(strategy, class_stream(2))
+    # With random labels, something is left to learn, so that the default has a weight phase.
+    tasks = [(torch.randn(48, 1, 6, 6, generator=generator), torch.arange(48) % 2) for _ in range(2)]
+    train_all(strategy, tensors_benchmark(train_tensors=tasks, test_tensors=tasks, task_labels=[0, 1]))
     per_epoch = [learning for learning, _, _ in recorder.seen][::3]  # There are 48 samples in batches of 16.
     assert per_epoch == expected * 2
 

@@ -17,9 +17,10 @@ classes best (see `kkt`). The published form copies the scores of that task. The
 few exclusive weights are left to train; ``kkt_strength`` < 1 mixes the copy with fresh scores.
 
 Deviations. The mask phase has its own learning rate (the published code uses the rate of the weight phase for both).
-Each phase ends with the state after its last epoch; no epoch is selected on any data. A weight phase that did not
-lower the training loss is undone (see `safeguard`). Old scores are rebuilt from the bit masks unless ``keep_scores``
-is set.
+Each phase ends with the state after its last epoch; no epoch is selected on any data. By default the mask phase goes on
+to the end if little is left to learn (see `ExSSNeTPlugin`), because then a longer mask phase generalises better than
+trained weights. A weight phase that did not lower the training loss is undone (see `safeguard`). Old scores are rebuilt
+from the bit masks unless ``keep_scores`` is set.
 """
 
 from __future__ import annotations
@@ -44,12 +45,15 @@ from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategies.kkt import Sources, choose_sources, features, knn_accuracy
 from avalanche_supermask.strategies.safeguard import Safeguard
 from avalanche_supermask.strategies.supsup import SupSupPlugin, Transfer, scores_of_mask
+from avalanche_supermask.strategies.training_progress import TrainingProgress
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
 from avalanche_supermask.strategy_batch import minibatch, outputs_for
 
 __all__ = ["ExSSNeT", "ExSSNeTPlugin", "SSNeT"]
 
 FEW = 0.1  # if a smaller share of the weights than this is free, the mask phase gets all epochs
+# So does it if the training loss has fallen below this share of its first value when the weight phase would begin.
+LITTLE = 0.08
 
 
 class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[call-arg]
@@ -59,8 +63,10 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         density: fraction of weights that a mask keeps. ``"auto"`` (default): 0.1, as in the paper, and more in small
             layers, so that every unit keeps a few weights. None: masks that keep the weights whose score is at least 0.
         weight_epochs: length of the weight phase, which is the last part of ``train_epochs``. None (default): a quarter
-            of ``train_epochs``, rounded (0 of 2 epochs, 1 of 3 to 6), or 0 if less than a tenth of the weights is free;
-            for SSNeT half of them.
+            of ``train_epochs``, rounded (0 of 2 epochs, 1 of 3 to 6), if there is something left to learn. Otherwise
+            the mask phase goes on, so that the task is learned as by SupSup: if less than a tenth of the weights is
+            free, or if the mean training loss of the epoch before is less than 0.08 of the task's first loss. For
+            SSNeT, half of ``train_epochs``.
         exclusive: whether only weights that no earlier task uses are trained (default True); False is SSNeT, which
             forgets.
         kkt: how KKT chooses the old tasks whose scores the new task starts from. None (default, as published): no KKT.
@@ -127,13 +133,17 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         self.sources: dict[int, list[int]] = {}  # new task -> old tasks whose scores it started from
         self._scores_of: dict[int, dict[str, Tensor]] = {}
         self._few_free = False  # whether few weights were free when the task began
+        self._trains_weights = False  # by default: whether enough was left to learn for a weight phase
+        self._progress = TrainingProgress()
         self._guard = Safeguard()
 
     def phases(self, epochs: int) -> list[Phase]:
         """Return the mask phase and the weight phase."""
         weight = self.weight_epochs
-        if weight is None:
-            weight = 0 if self._few_free else (epochs + 1) // 4 if self.exclusive else epochs // 2
+        if weight is None and not self.exclusive:
+            weight = epochs // 2
+        elif weight is None:
+            weight = _quarter(epochs) if self._trains_weights else 0
         if not 0 <= weight <= epochs:
             raise ValueError(
                 f"weight_epochs is part of train_epochs: expected 0 to {epochs}, got {weight}; choose it within this "
@@ -144,10 +154,16 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
             Phase("weight", weight, self._rate(self.weight_lr)),
         ]
 
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Begin the task; by default, a later epoch decides whether there is a weight phase."""
+        self._trains_weights = False
+        super().before_training_exp(strategy, **kwargs)
+
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Set the initial scores: fresh scores, or those that KKT chooses."""
         super().begin_task(strategy, model)
         self._guard.clear()
+        self._progress.clear()
         owned = model.subnetworks.owned() if self.exclusive and model.task_keys else {}
         self._few_free = bool(owned) and _free_share(owned) < FEW
         self.settings_used["weight_epochs"] = self.phases(strategy.train_epochs)[1].epochs
@@ -180,21 +196,32 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         return dict(select.counts) if isinstance(select, TopK) else {}
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Store the last batches of the mask phase for the safeguard."""
+        """Store the last batches of the mask phase for the safeguard, and the losses from which its end follows."""
         super().after_training_iteration(strategy, **kwargs)
         if self._phase is not None and self._phase.name == "mask":
             self._guard.see(strategy.mbatch)
+            self._progress.see(strategy.loss, counted=self._may_end_mask_phase(strategy, ahead=1))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"_guard": Safeguard(), "_few_free": False, **state})  # 0.1.0 had no safeguard
+        added = {"_guard": Safeguard(), "_few_free": False, "_trains_weights": False, "_progress": TrainingProgress()}
+        self.__dict__.update({**added, **state})  # 0.1.0 had none of these
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Enter the phase of this epoch; start the safeguard when the weight phase begins."""
         before = self._phase
+        if not self._skips and self._may_end_mask_phase(strategy):
+            self._trains_weights = self._progress.left() > LITTLE
+            self.settings_used["weight_epochs"] = self.phases(strategy.train_epochs)[1].epochs
         super().before_training_epoch(strategy, **kwargs)
         entered = self._phase is not before and self._phase is not None and self._phase.name == "weight"
         if entered and not self._skips:
             self._guard.begin(strategy.model, partial(_loss, strategy))
+
+    def _may_end_mask_phase(self, strategy: Any, *, ahead: int = 0) -> bool:
+        """Whether the epoch that is so many epochs ahead may begin a weight phase, if enough is left to learn."""
+        epochs = strategy.train_epochs
+        by_rule = self.weight_epochs is None and self.exclusive and not self._few_free and _quarter(epochs) > 0
+        return by_rule and strategy.clock.train_exp_epochs + ahead == epochs - _quarter(epochs)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """End and undo a weight phase that diverged; the task then has the state after the mask phase."""
@@ -292,6 +319,11 @@ def _loss(strategy: Any, batch: Any) -> Tensor:
         strategy.mb_output = strategy.forward()
         loss: Tensor = strategy.criterion()
     return loss
+
+
+def _quarter(epochs: int) -> int:
+    """Return a quarter of the epochs, rounded."""
+    return (epochs + 1) // 4
 
 
 def _free_share(owned: Mapping[str, Tensor]) -> float:

@@ -26,7 +26,9 @@ def test_weights_change_only_where_this_tasks_mask_is_the_first(optimizer):
     net = mlp()
     made = optimizer(net.parameters(), lr=0.05, weight_decay=0.1)
     # With these constants the first mini-batch does not change the output layer.
-    weights, masks = watch(ExSSNeT(net, optimizer=made, init="signed_constant", **QUICK), class_stream(4))
+    weights, masks = watch(
+        ExSSNeT(net, optimizer=made, init="signed_constant", weight_epochs=1, **QUICK), class_stream(4)
+    )
     for name in masks[0]:
         earlier = torch.zeros_like(masks[0][name])
         for t, mask in enumerate(masks):
@@ -72,7 +74,7 @@ def test_each_phase_leaves_the_other_alone():
                 scores.append({n: s.detach().clone() for n, s in store.scores.items()})
 
     masks, scores = [], []
-    strategy = ExSSNeT(mlp(), plugins=[Watch()], init="signed_constant", **QUICK)
+    strategy = ExSSNeT(mlp(), plugins=[Watch()], init="signed_constant", weight_epochs=1, **QUICK)
     start = {n: w.clone() for n, w in strategy.model.subnetworks.frozen.items()}
     strategy.train(class_stream(1).train_stream[0])
     stored = strategy.model.subnetworks.task_mask(0)
