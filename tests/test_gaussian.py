@@ -93,6 +93,18 @@ def test_statistics_can_be_gathered_later():
         gather_statistics(later, 9, [])
 
 
+@pytest.mark.parametrize("way", ["gaussian", "combined"])
+def test_statistics_can_be_gathered_from_a_dataset(way):
+    stream = class_stream(2)
+    first, later = (train_all(strategy(way=way), stream).model for way in (way, "given"))
+    later.task_inference = way
+    for experience in stream.train_stream:
+        gather_statistics(later, experience.current_experience, experience.dataset)
+    x = torch.cat([torch.stack([sample[0] for sample in e.dataset]) for e in stream.test_stream])
+    first.eval()(x), later.eval()(x)
+    assert torch.equal(first.inferred_task, later.inferred_task)
+
+
 def test_statistics_travel_with_the_task(tmp_path):
     stream = class_stream(3)
     model = train_all(strategy(), stream).model.eval()

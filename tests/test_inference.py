@@ -306,6 +306,21 @@ def test_g_without_superfluous_neurons_says_so():
         OneShot(objective="G")
 
 
+@pytest.mark.parametrize(
+    ("inference", "said"),
+    [
+        (None, "got None: pass 'given'"),
+        (3, "got 3: pass 'given'"),
+        (Entropy, r"got the class Entropy: pass Entropy\(\)"),
+    ],
+)
+def test_a_task_inference_that_cannot_be_called_is_refused_at_once(inference, said):
+    model = MaskedModel(mlp(), seed=0)
+    with pytest.raises(TypeError, match=f"a name or an object of an inference class; {said}"):
+        model.task_inference = inference
+    assert model.task_inference == "given"
+
+
 def test_unknown_inference():
     with pytest.raises(
         ValueError, match="task_inference must be one of given, oneshot, binary, entropy, expected_entropy, max_logit"

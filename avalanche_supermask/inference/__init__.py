@@ -70,7 +70,13 @@ def by_name(inference: str | Inference) -> Inference | None:
 
     Raises:
         ValueError: the name is unknown.
+        TypeError: it is neither a name nor an object that can be called.
     """
+    if isinstance(inference, type) or not (isinstance(inference, str) or callable(inference)):
+        is_class = isinstance(inference, type)
+        got = f"the class {inference.__name__}" if is_class else f"{inference!r}"
+        remedy = f"{inference.__name__}()" if is_class else "'given' to use the task labels"
+        raise TypeError(f"task_inference must be a name or an object of an inference class; got {got}: pass {remedy}")
     if not isinstance(inference, str):
         return inference
     if inference == "given":

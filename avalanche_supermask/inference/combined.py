@@ -177,7 +177,7 @@ class Combined:
         for task, statistics in enumerate(stored):
             if "right" not in statistics or len(statistics["right"]) != len(candidates):
                 raise RuntimeError(
-                    f"the learned task number {task} has no statistics of these witnesses: set task_inference to this "
+                    f"task model.task_keys[{task}] has no statistics of these witnesses: set task_inference to this "
                     "Combined before tasks are trained, or call inference.gathering.gather_statistics(model, key, "
                     "batches) with its training data"
                 )

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from avalanche_supermask import nested
 from avalanche_supermask.inference import by_name
@@ -17,7 +18,7 @@ __all__ = ["gather_at_task_end", "gather_statistics"]
 
 
 @torch.no_grad()
-def gather_statistics(model: Any, task: int, batches: Iterable[tuple[Any, Tensor]]) -> None:
+def gather_statistics(model: Any, task: int, batches: Iterable[tuple[Any, Tensor]] | Dataset[Any]) -> None:
     """Gather the statistics of a finished task for the model's ``task_inference``, and store them with the task.
 
     Strategies do this when a task ends. After a change of the inference method, this function can be called with the
@@ -26,13 +27,16 @@ def gather_statistics(model: Any, task: int, batches: Iterable[tuple[Any, Tensor
     Args:
         model: a `MaskedModel` while no task is being learned.
         task: key of a finished task.
-        batches: inputs and labels of the task's training data; they are iterated once, or three times for `Combined`.
+        batches: the task's training data, for example ``experience.dataset``; or batches of its inputs and labels,
+            which are iterated once, or three times for `Combined`.
 
     Raises:
         KeyError: the task is not learned.
         ValueError: the network has no layer of a given name; or `Combined` gets no batch, or batches that can be
             iterated only once.
     """
+    if isinstance(batches, Dataset | AvalancheDataset):
+        batches = _loader(batches, 256)
     found = _observed(model, task, batches)
     if found is not None:
         model.store_statistics(task, found)
@@ -81,19 +85,24 @@ class _TrainingBatches:
 
     def __init__(self, strategy: Any) -> None:
         self._strategy = strategy
-        dataset = strategy.experience.dataset.eval()
-        self._loader = DataLoader(
-            dataset,
-            batch_size=max(256, strategy.eval_mb_size),
-            collate_fn=getattr(dataset, "collate_fn", None),
-            generator=torch.Generator(),  # a loader without a generator would draw from the global random state
-        )
+        self._loader = _loader(strategy.experience.dataset, max(256, strategy.eval_mb_size))
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for batch in self._loader:
             with minibatch(self._strategy, batch):
                 x, y = self._strategy.mb_x, self._strategy.mb_y
             yield x, y
+
+
+def _loader(dataset: Any, batch_size: int) -> DataLoader[Any]:
+    """Batches of a dataset in its order; datasets of Avalanche are in evaluation mode, without augmentation."""
+    dataset = dataset.eval() if callable(getattr(dataset, "eval", None)) else dataset
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        collate_fn=getattr(dataset, "collate_fn", None),
+        generator=torch.Generator(),  # a loader without a generator would draw from the global random state
+    )
 
 
 class _Moved:

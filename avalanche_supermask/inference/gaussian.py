@@ -243,8 +243,8 @@ class Gaussian:
         if missing or not parts:
             has = f"statistics of {', '.join(map(repr, parts))}, not of {missing[0]!r}" if parts else "no statistics"
             raise RuntimeError(
-                f"the learned task number {task} has {has}: set task_inference to this Gaussian before tasks are "
-                "trained, or call inference.gathering.gather_statistics(model, key, batches) with its training data"
+                f"task model.task_keys[{task}] has {has}: set task_inference to this Gaussian before tasks are "
+                "trained, or call inference.gathering.gather_statistics(model, key, dataset) with its training data"
             )
         ranks = dict(zip(layers, self._ranks(layers), strict=True))
         return {name: ClassGaussians.of(parts[name]).truncated(ranks[name]) for name in layers}
