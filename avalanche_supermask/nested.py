@@ -162,6 +162,12 @@ def joined(parts: Sequence[Any], sizes: Sequence[int], *, fill: float | None = N
     if below[0] is None:
         if any(part is not first and part != first for part in parts):
             other = next(part for part in parts if part is not first and part != first)
+            if not isinstance(first, (str, int, float, complex, type(None))):
+                raise ValueError(
+                    f"a {_name(first)} cannot be joined with that of another part of the batch, because it has no rows "
+                    "for samples; let the network leave it out of its output (for a cache of Hugging Face: "
+                    "config.use_cache=False), or give one task per batch"
+                )
             raise ValueError(
                 f"parts of a batch do not fit together: one has {first!r}, another {other!r}; give one task per batch"
             )

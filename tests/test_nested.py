@@ -125,3 +125,12 @@ def test_moved_reaches_everything_and_leaves_the_rest():
 def test_what_cannot_be_done_is_said(act, error, said):
     with pytest.raises(error, match=said):
         act()
+
+
+def test_an_object_without_rows_is_named_with_what_to_do():
+    class DynamicCache:
+        """Like the cache of a Hugging Face decoder."""
+
+    parts = [{"logits": X, "past": DynamicCache()} for _ in range(2)]
+    with pytest.raises(ValueError, match=r"a DynamicCache cannot be joined .*leave it out .*config\.use_cache=False"):
+        nested.joined(parts, [6, 6])

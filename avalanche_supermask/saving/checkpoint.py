@@ -21,12 +21,13 @@ import torch
 from avalanche.checkpointing import checkpoint_internals
 from avalanche.checkpointing import maybe_load_checkpoint as _load
 from avalanche.checkpointing import save_checkpoint as _save
+from torch.nn.utils.parametrize import is_parametrized
 
 from avalanche_supermask.distributed import agreed, in_group, is_first
 from avalanche_supermask.saving.atomic_write import written_whole
 from avalanche_supermask.saving.old_names import old_names
 
-__all__ = ["by_reference", "maybe_load_checkpoint", "save_checkpoint"]
+__all__ = ["by_reference", "maybe_load_checkpoint", "refuse_parametrized", "save_checkpoint"]
 
 
 def _silent(*_: Any, **__: Any) -> None:
@@ -54,6 +55,21 @@ def by_reference() -> Iterator[None]:
             delattr(torch.optim, name)
 
 
+def refuse_parametrized(strategy: Any) -> None:
+    """Refuse a network whose layers PyTorch does not pickle, before a file is opened.
+
+    Raises:
+        ValueError: a layer is parametrized.
+    """
+    for name, module in strategy.model.named_modules():
+        if is_parametrized(module):
+            place = name.removeprefix("host.net.")
+            raise ValueError(
+                f"no checkpoint can be written: PyTorch does not pickle parametrized layers, and {place!r} is one "
+                "(weight_norm, spectral_norm or the like); save(strategy.model, path) keeps the finished tasks"
+            )
+
+
 def save_checkpoint(strategy: Any, fname: str | os.PathLike[str], exclude: Sequence[str] | None = None) -> None:
     """Save a strategy between experiences: model, optimizer, plugins, metrics, random states.
 
@@ -63,9 +79,14 @@ def save_checkpoint(strategy: Any, fname: str | os.PathLike[str], exclude: Seque
         strategy: any Avalanche strategy.
         fname: path of the file to write; an existing file is replaced in one step when the new one is complete.
         exclude: names of attributes of the strategy to leave out (default: none).
+
+    Raises:
+        ValueError: the network has parametrized layers, which PyTorch does not pickle.
     """
     if not is_first():
         return
+    if "model" not in (exclude or []):
+        refuse_parametrized(strategy)
     with written_whole(fname) as temporary, by_reference():
         _save(strategy, temporary, exclude=list(exclude or []))
 

@@ -20,7 +20,7 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 
 from avalanche_supermask.distributed import size
-from avalanche_supermask.saving.checkpoint import by_reference, save_checkpoint
+from avalanche_supermask.saving.checkpoint import by_reference, refuse_parametrized, save_checkpoint
 
 __all__ = ["CheckpointPlugin"]
 
@@ -146,6 +146,7 @@ def _try_to_save(strategy: Any) -> None:
     Raises:
         ValueError: a part of the strategy cannot be pickled.
     """
+    refuse_parametrized(strategy)
     for name, value in strategy.__dict__.items():
         if name in OF_THE_DATA:
             continue

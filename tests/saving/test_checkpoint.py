@@ -11,10 +11,12 @@ from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import InteractiveLogger
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import EWC, LwF, Naive, Replay
+from torch import nn
 from torch.nn import CrossEntropyLoss
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.optim import SGD
 
-from avalanche_supermask import maybe_load_checkpoint, methods, save_checkpoint
+from avalanche_supermask import CheckpointPlugin, maybe_load_checkpoint, methods, save_checkpoint
 from tests.building import build
 from tests.streams import ResNet, class_stream, inputs, mlp, outputs
 
@@ -122,3 +124,17 @@ def test_a_logger_goes_on_printing_where_one_looks(tmp_path, capsys):
     resumed, _ = maybe_load_checkpoint(strategy(), path)
     resumed.train(class_stream(2).train_stream[1])
     assert "Top1_Acc_Epoch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [spectral_norm, weight_norm, orthogonal])
+def test_parametrized_layers_are_named_before_a_file_is_written(tmp_path, change):
+    net, path = nn.Sequential(nn.Flatten(), change(nn.Linear(36, 8)), nn.Linear(8, 2)), tmp_path / "run.pkl"
+    told = r"no checkpoint can be written: PyTorch does not pickle parametrized layers, and '1' is one .*save\("
+    with pytest.raises(ValueError, match=told):
+        save_checkpoint(build("supsup", net), path)
+    with pytest.raises(ValueError, match=told):
+        build("supsup", net, plugins=[CheckpointPlugin(path)]).train(class_stream(1).train_stream[0])
+    assert not path.exists()
+    plain = Naive(model=net, optimizer=SGD(net.parameters(), lr=0.1), criterion=CrossEntropyLoss(), evaluator=None)
+    save_checkpoint(plain, path, exclude=["model", "optimizer"])  # then there is nothing to refuse
+    assert path.exists()
