@@ -79,6 +79,7 @@ def save(model: MaskedModel, path: str | os.PathLike[str]) -> None:
         "frozen": sorted(model.frozen_names),
         "seed": model.seed,
         "task_inference": model.task_inference if isinstance(model.task_inference, str) else "given",
+        "inference_object": None if isinstance(model.task_inference, str) else repr(model.task_inference),
         "logits": None if callable(model.logits) else model.logits,
         "class_dimension": model.class_dimension,
         "execution": model.execution,
@@ -120,6 +121,12 @@ def load(path: str | os.PathLike[str], net: nn.Module, *, device: str | torch.de
     kept = {n: v for n, v in model.state_dict().items() if n.startswith(SCRATCH)}
     model.load_state_dict({**kept, **stored})
     model.task_inference = manifest["task_inference"]
+    if manifest.get("inference_object"):
+        warnings.warn(
+            f"the saved model found tasks with {manifest['inference_object']}, and {path} has only the names of "
+            "inference methods, not their settings; until you set model.task_inference again, labels select the task",
+            stacklevel=2,
+        )
     model.logits, model.class_dimension = manifest.get("logits"), manifest.get("class_dimension", 1)
     model.execution = manifest.get("execution", "dense")  # files of 0.1.0 have no entry for it
     model.to(device).eval()

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from avalanche_supermask import ExSSNeT, MaskedModel, SupSup, load, load_task, save, save_task
+from avalanche_supermask.inference import ExpectedEntropy
 from avalanche_supermask.saving import compact_file, sealed_file
 from avalanche_supermask.saving.compact_file import _read
 from avalanche_supermask.saving.sealed_file import read_sealed
@@ -163,6 +164,20 @@ def test_a_later_format_asks_for_an_upgrade(tmp_path, monkeypatch):
     monkeypatch.setattr(compact_file, "FORMAT", 0)
     with pytest.raises(ValueError, match=r"has format 1.*reads up to 0: upgrade avalanche-supermask"):
         load(path, mlp())
+
+
+def test_settings_of_an_inference_object_are_not_stored_and_loading_says_so(tmp_path):
+    model, path = saved(tmp_path, build("supsup", mlp()))
+    model.task_inference = ExpectedEntropy(surprise=3.0)
+    save(model, path)
+    with pytest.warns(
+        UserWarning, match=r"ExpectedEntropy\(per='sample', surprise=3.0\).*set model.task_inference again"
+    ):
+        loaded = load(path, mlp())
+    assert loaded.task_inference == "given"
+    model.task_inference = "entropy"
+    save(model, path)
+    assert load(path, mlp()).task_inference == "entropy"
 
 
 @pytest.mark.parametrize("dense_rows", [False, True])
