@@ -56,12 +56,16 @@ def test_rates_by_hand():
     assert used["layer_densities"]["1.weight"] == pytest.approx(0.5, abs=0.01)
 
 
-def test_a_deep_network_has_smaller_rates_of_its_scores():
+def test_a_deep_network_has_smaller_rates():
     hidden = [layer for _ in range(10) for layer in (nn.Linear(36, 36), nn.ReLU())]
-    net = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(36, 36), nn.ReLU(), nn.Linear(36, 2))
-    used = train_all(SupSup(net, train_epochs=1, **QUICK), class_stream(1)).method.settings_used
-    assert len(used["mask_lr"]) == 12
-    assert list(used["mask_lr"].values()) == pytest.approx([score_rate((36, 36), 3) / 2] * 12)
+    net = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(36, 36), nn.LayerNorm(36), nn.ReLU(), nn.Linear(36, 2))
+    settings = {"density": 0.5, "per_task": "norm", "train_epochs": 2, **QUICK}
+    used = train_all(ExSSNeT(net, weight_epochs=1, **settings), class_stream(1)).method.settings_used
+    rates = [rate for name, rate in used["mask_lr"].items() if "22" not in name]  # without the norm
+    assert rates == pytest.approx([score_rate((36, 36), 3) / 2] * 12)
+    constant = torch.full((2, 2), (2 / 18) ** 0.5)
+    assert used["weight_lr"]["1.weight"] == pytest.approx(weight_rate(constant, 3) / 2, rel=0.05)
+    assert used["mask_lr"]["22.weight"] == pytest.approx(weight_rate(torch.ones(36), 3))  # A norm has the full rate.
 
 
 def test_given_numbers_and_a_given_optimizer_are_used_as_they_are():

@@ -1,10 +1,11 @@
 """Measure which learning rate of the scores shallow and deep networks need: accuracies of SupSup at its defaults.
 
     python -m benchmarks.practice.depth --dataset-root DIR --out benchmarks/results/depth.json
+    python -m benchmarks.practice.depth --rule --dataset-root DIR --out benchmarks/results/depth_rule.json
 
 A share is `SCORES` in `avalanche_supermask.learning_rates`, the rate relative to the spread of the scores. The rule's
 factor for the number of layers is off. All networks learn the same data, two tasks of five classes of CIFAR-100, in the
-same number of steps. Accuracy is the mean over the tasks, on held-out training data. No test data are used.
+same number of steps. With ``--rule``, the rule is as it is, and SupSup is compared with ExSSNeT. Accuracy is the mean over the tasks, on held-out training data. No test data are used.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import argparse
 import math
 import statistics
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from avalanche_supermask import SupSup, learning_rates
+from avalanche_supermask import ExSSNeT, SupSup, learning_rates
 from benchmarks.lib.image_data import load_cifar100, uint8_pixels
 from benchmarks.lib.networks import SlimResNet18
 from benchmarks.lib.provenance import write_result
@@ -51,19 +53,42 @@ NETWORKS = {
 }
 
 
+def case_of(network: Callable[[], nn.Module]) -> Case:
+    """Return the stream with a network."""
+    return Case(load_images, None, 2, 2000, network, 64, 4, classes=5)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Run SupSup and ExSSNeT on every network; the result file is written after each network."""
+    rows: dict[str, dict[str, list[float]]] = {}
+    for name, network in NETWORKS.items():
+        rows[name] = {
+            method.__name__: [
+                accuracy(method, case_of(network), int(seed), options.dataset_root) for seed in options.seeds.split(",")
+            ]
+            for method in (SupSup, ExSSNeT)
+        }
+        print(name, {method: round(statistics.fmean(each), 4) for method, each in rows[name].items()}, flush=True)
+        write_result(options.out, "benchmarks.practice.depth", sys.argv[1:], rows=rows)
+
+
 def main() -> None:
     """Run every share on every network; the result file is written after each network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="2000,2001,2002", help="(default %(default)s)")
     parser.add_argument("--dataset-root", type=Path, help="where torchvision keeps CIFAR-100, or puts it")
+    parser.add_argument("--rule", action="store_true", help="compare SupSup and ExSSNeT, with the rule as it is")
     parser.add_argument("--out", type=Path, required=True, help="result file")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.rule:
+        compare(options)
+        return
     learning_rates.LAYERS = sys.maxsize
     seeds = [int(seed) for seed in options.seeds.split(",")]
     rows: dict[str, dict[str, dict[str, float]]] = {}
     for name, network in NETWORKS.items():
-        case = Case(load_images, None, 2, 2000, network, 64, 4, classes=5)
+        case = case_of(network)
         found = {}
         for share in SHARES:
             learning_rates.SCORES = share
