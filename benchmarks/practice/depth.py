@@ -5,7 +5,8 @@
 
 A share is `SCORES` in `avalanche_supermask.learning_rates`, the rate relative to the spread of the scores. The rule's
 factor for the number of layers is off. All networks learn the same data, two tasks of five classes of CIFAR-100, in the
-same number of steps. With ``--rule``, the rule is as it is, and SupSup is compared with ExSSNeT. Accuracy is the mean over the tasks, on held-out training data. No test data are used.
+same number of steps. With ``--rule``, the rule is as it is, and SupSup is compared with ExSSNeT. Accuracy is the mean
+over the tasks, on held-out training data. No test data are used.
 """
 
 from __future__ import annotations
