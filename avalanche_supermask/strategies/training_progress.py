@@ -56,8 +56,9 @@ class TrainingProgress:
         The share is infinite if no mini-batch was counted, if a loss is not finite, or if the first loss is not
         positive, because then it tells nothing.
         """
-        counted = self._first is not None and self._sum is not None
-        mine = (float(self._first), float(self._sum) / self._count) if counted else (0.0, 0.0)
+        mine = (0.0, 0.0)
+        if self._first is not None and self._sum is not None:
+            mine = float(self._first), float(self._sum) / self._count
         of_processes = told(mine)
         first, latest = (sum(values) / len(of_processes) for values in zip(*of_processes, strict=True))
         share = latest / first if first > 0 else math.inf
