@@ -197,7 +197,7 @@ OTHERS = {
     "CLNP's gated head": (CLNP, {"head": "gated", "l1": 1e-3, "train_epochs": 4}),
     "ImpressLearn's basis": (ImpressLearn, {"n_basis": 1, "train_epochs": 4}),
     "a base": (SparseFineTuning, {"density": 0.05, "train_epochs": 2}),
-    "new tasks": (SupSupNNs, {"train_epochs": 2}),
+    "new tasks": (SupSupNNs, {"train_epochs": 2, "check_every": 4}),
     "Hopfield": (HopSupSup, {"train_epochs": 2, "steps": 4}),
     "Hopfield, named": (HopSupSup, {"train_epochs": 2, "steps": 4, "logits": "logits"}),
 }
