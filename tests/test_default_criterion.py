@@ -81,6 +81,7 @@ def results(make, form, n_tasks=2, **arguments):
 
 
 @pytest.mark.filterwarnings("ignore:task .. no free unit is left")
+@pytest.mark.filterwarnings("ignore:3 experiences had 18 batches in all")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_form_of_output_trains_and_is_measured_like_a_tensor(method):
     def make(net, **more):
@@ -197,13 +198,14 @@ OTHERS = {
     "CLNP's gated head": (CLNP, {"head": "gated", "l1": 1e-3, "train_epochs": 4}),
     "ImpressLearn's basis": (ImpressLearn, {"n_basis": 1, "train_epochs": 4}),
     "a base": (SparseFineTuning, {"density": 0.05, "train_epochs": 2}),
-    "new tasks": (SupSupNNs, {"train_epochs": 2, "check_every": 4}),
+    "new tasks": (SupSupNNs, {"train_epochs": 2}),
     "Hopfield": (HopSupSup, {"train_epochs": 2, "steps": 4}),
     "Hopfield, named": (HopSupSup, {"train_epochs": 2, "steps": 4, "logits": "logits"}),
 }
 
 
 @pytest.mark.filterwarnings("ignore:task .. no free unit is left")
+@pytest.mark.filterwarnings("ignore:3 experiences had 18 batches in all")
 @pytest.mark.parametrize("name", OTHERS)
 def test_methods_that_use_outputs_themselves_take_any_form(name):
     make, settings = OTHERS[name]
