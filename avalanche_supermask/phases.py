@@ -1,7 +1,7 @@
 """The phases of an experience, and the learning rate in each of them.
 
-A method returns its phases, and selects the tensors that train at the start of each one. The index of the epoch alone
-determines the phase.
+A method returns its phases, and selects the tensors that train at the start of each one. The phase of an epoch follows
+from its index in the list of phases. A method may return other lengths for the phases that have not begun yet.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A method is a subclass of `SubnetworkPlugin` that overrides some of six hooks. Every method overrides `phases` and
 `enter_phase`, the hooks of the base class in the module `phases`. It overrides `prepare`, `begin_task`, `end_task` and
-`task_committed` only if it has work to do there. The epoch index alone determines the phase, so entering a phase is
-idempotent. When an experience ends, its task is committed, whichever phase the task is in.
+`task_committed` only if it has work to do there. When an experience ends, its task is committed, whichever phase the
+task is in.
 """
 
 from __future__ import annotations

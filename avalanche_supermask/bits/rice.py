@@ -30,9 +30,8 @@ INVERTED = 0x80
 HEAD = struct.Struct("<BII")
 LENGTHS = (3, 4, 5)  # logarithms of the lengths of groups
 WIDTHS = 16  # a group has at most 15 low bits
-WORTH = (
-    0.95  # groups are used only if they shorten the code by a twentieth, so that version 0.1.0 can decode the others
-)
+# Groups are used only if they shorten the code by a twentieth, so that version 0.1.0 can decode most masks.
+WORTH = 0.95
 Bits = NDArray[np.bool_]
 Numbers = NDArray[np.int64]
 
@@ -88,15 +87,17 @@ def decode(code: bytes, size: int) -> tuple[Bits, int]:
     method, count, unary_bytes = HEAD.unpack_from(code)
     inverted, kind = bool(method & INVERTED), method & ~INVERTED
     refused = f"no code of a mask of {size} entries"
-    grouped = bool(kind & GROUPED) and kind & ~GROUPED in LENGTHS
+    length = kind & ~GROUPED
+    grouped = bool(kind & GROUPED) and length in LENGTHS
     if (kind >= 24 and kind != RAW and not grouped) or count > size:
         raise ValueError(f"{refused}: its head names method {method} and {count} gaps")
-    n_groups = -(-count >> (kind & ~GROUPED)) if grouped else 0
+    n_groups = -(-count >> length) if grouped else 0
     start = HEAD.size + -(-n_groups // 2)
-    each = np.zeros(0, dtype=np.int64)
-    if start <= len(code) and kind != RAW:
-        widths = _of_halves(code[HEAD.size : start])[:n_groups]
-        each = np.repeat(widths, 1 << (kind & ~GROUPED))[:count] if grouped else np.full(count, kind)
+    each = np.zeros(0, dtype=np.int64)  # number of low bits of each gap
+    if grouped and start <= len(code):
+        each = np.repeat(_of_halves(code[HEAD.size : start])[:n_groups], 1 << length)[:count]
+    elif not grouped and kind != RAW:
+        each = np.full(count, kind)
     end = start + unary_bytes + -(-int(each.sum()) // 8)
     if end > len(code):
         raise ValueError(f"{refused}: its head names {count} gaps in {end} bytes, got {len(code)} bytes")
