@@ -1,7 +1,8 @@
-"""Process a batch with the strategy's own methods, which unpack it, move it to the device and call the model.
+"""Batches outside the training loop: loaded in order, or processed with the strategy's own methods.
 
 Users override ``mb_x``, ``_unpack_minibatch`` and ``forward``. Code that uses data outside the training loop calls
-these methods too, so that it handles any batch as the training does.
+these methods too, so that it handles any batch as the training does: they unpack a batch, move it to the device and
+call the model.
 """
 
 from __future__ import annotations
@@ -12,8 +13,38 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
-__all__ = ["minibatch", "outputs_for"]
+__all__ = ["in_order", "minibatch", "outputs_for", "random_sample"]
+
+
+def in_order(dataset: Any, *, batch_size: int) -> DataLoader[Any]:
+    """Return the batches of a dataset in its order, without augmentation; nothing draws from the global random state.
+
+    Args:
+        dataset: a dataset of Avalanche, which is used in evaluation mode, or of PyTorch.
+        batch_size: samples per batch.
+    """
+    dataset = dataset.eval() if callable(getattr(dataset, "eval", None)) else dataset
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        collate_fn=getattr(dataset, "collate_fn", None),
+        generator=torch.Generator(),  # a loader without a generator would draw from the global random state
+    )
+
+
+def random_sample(dataset: Any, count: int, *, seed: int, batch_size: int) -> DataLoader[Any]:
+    """Return a random sample of a dataset of Avalanche in batches, without augmentation.
+
+    Args:
+        dataset: the dataset.
+        count: number of samples; if the dataset has fewer, all of them are taken.
+        seed: seed of the sample.
+        batch_size: samples per batch.
+    """
+    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
+    return in_order(dataset.eval().subset(chosen.tolist()), batch_size=batch_size)
 
 
 @contextmanager

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from avalanche_supermask import nested
 from avalanche_supermask.inference import by_name
-from avalanche_supermask.strategy_batch import minibatch
+from avalanche_supermask.strategy_batch import in_order, minibatch
 
 __all__ = ["gather_at_task_end", "gather_statistics"]
 
@@ -36,7 +36,7 @@ def gather_statistics(model: Any, task: int, batches: Iterable[tuple[Any, Tensor
             iterated only once.
     """
     if isinstance(batches, Dataset | AvalancheDataset):
-        batches = _loader(batches, 256)
+        batches = in_order(batches, batch_size=256)
     found = _observed(model, task, batches)
     if found is not None:
         model.store_statistics(task, found)
@@ -85,24 +85,13 @@ class _TrainingBatches:
 
     def __init__(self, strategy: Any) -> None:
         self._strategy = strategy
-        self._loader = _loader(strategy.experience.dataset, max(256, strategy.eval_mb_size))
+        self._loader = in_order(strategy.experience.dataset, batch_size=max(256, strategy.eval_mb_size))
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for batch in self._loader:
             with minibatch(self._strategy, batch):
                 x, y = self._strategy.mb_x, self._strategy.mb_y
             yield x, y
-
-
-def _loader(dataset: Any, batch_size: int) -> DataLoader[Any]:
-    """Batches of a dataset in its order; datasets of Avalanche are in evaluation mode, without augmentation."""
-    dataset = dataset.eval() if callable(getattr(dataset, "eval", None)) else dataset
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        collate_fn=getattr(dataset, "collate_fn", None),
-        generator=torch.Generator(),  # a loader without a generator would draw from the global random state
-    )
 
 
 class _Moved:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from avalanche_supermask import nested
 from avalanche_supermask.metrics.after_task import AfterTask
 from avalanche_supermask.model.finished_tasks import Task
 from avalanche_supermask.model.masked_model import MaskedModel
-from avalanche_supermask.strategy_batch import outputs_for
+from avalanche_supermask.strategy_batch import in_order, outputs_for
 
 __all__ = ["OutputDrift"]
 
@@ -46,13 +44,7 @@ class OutputDrift(AfterTask):
         return max(drifts, default=0.0)
 
     def _batch(self, strategy: Any) -> Any:
-        loader = DataLoader(
-            strategy.experience.dataset.eval(),
-            batch_size=self.probe_size,
-            collate_fn=getattr(strategy.experience.dataset, "collate_fn", None),
-            generator=torch.Generator(),  # a loader without one draws from the global random state
-        )
-        return next(iter(loader))
+        return next(iter(in_order(strategy.experience.dataset, batch_size=self.probe_size)))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
 from avalanche_supermask.distributed import divided, everywhere
@@ -47,7 +46,7 @@ from avalanche_supermask.strategies.safeguard import Safeguard
 from avalanche_supermask.strategies.supsup import SupSupPlugin, Transfer, scores_of_mask
 from avalanche_supermask.strategies.training_progress import TrainingProgress
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
-from avalanche_supermask.strategy_batch import minibatch, outputs_for
+from avalanche_supermask.strategy_batch import minibatch, outputs_for, random_sample
 
 __all__ = ["ExSSNeT", "ExSSNeTPlugin", "SSNeT"]
 
@@ -297,16 +296,9 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
     def _sample(self, strategy: Any, seed: int) -> tuple[list[Any], Tensor]:
         """Return a random share of the current training data, drawn with a seed: its batches, and all labels."""
         dataset = strategy.experience.dataset
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(dataset), generator=generator)
-        chosen = chosen[: max(1, round(self.kkt_share * len(dataset)))]
-        loader = DataLoader(
-            dataset.eval().subset(chosen.tolist()),
-            batch_size=max(256, strategy.eval_mb_size),
-            collate_fn=getattr(dataset, "collate_fn", None),
-            generator=generator,
-        )
-        batches, labels = [*loader], []
+        count = max(1, round(self.kkt_share * len(dataset)))
+        batches = [*random_sample(dataset, count, seed=seed, batch_size=max(256, strategy.eval_mb_size))]
+        labels = []
         for batch in batches:
             with minibatch(strategy, batch):
                 labels.append(strategy.mb_y)

@@ -46,7 +46,7 @@ from avalanche_supermask.registry import register
 from avalanche_supermask.selection import LayerDensities, TopK, selection
 from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
-from avalanche_supermask.strategy_batch import minibatch
+from avalanche_supermask.strategy_batch import minibatch, random_sample
 
 __all__ = ["Choose", "Reads", "SparseFineTuning", "SparseFineTuningPlugin"]
 
@@ -228,15 +228,8 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
 
     def _sample(self, strategy: Any, seed: int) -> Any:
         """Return a random sample of the current training data in batches, drawn with a seed."""
-        dataset = strategy.experience.dataset
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(dataset), generator=generator)[: self.choose_samples]
-        return torch.utils.data.DataLoader(
-            dataset.eval().subset(chosen.tolist()),
-            batch_size=strategy.train_mb_size,
-            collate_fn=getattr(dataset, "collate_fn", None),
-            generator=generator,
-        )
+        dataset, size = strategy.experience.dataset, strategy.train_mb_size
+        return random_sample(dataset, self.choose_samples, seed=seed, batch_size=size)
 
     def _learn_all(self, model: MaskedModel) -> None:
         """Train every free entry; the other entries are those that the task reads."""
