@@ -35,18 +35,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from avalanche_supermask.distributed import divided, everywhere
+from avalanche_supermask.distributed import everywhere
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Phase, Schedule, TaskKey
 from avalanche_supermask.registry import register
 from avalanche_supermask.selection import Density, LayerDensities, TopK
 from avalanche_supermask.shared_arguments import taken_by
-from avalanche_supermask.strategies.kkt import Sources, choose_sources, features, knn_accuracy
+from avalanche_supermask.strategies.kkt import Sources
+from avalanche_supermask.strategies.kkt_plugin import KKTPlugin
 from avalanche_supermask.strategies.safeguard import Safeguard
-from avalanche_supermask.strategies.supsup import SupSupPlugin, Transfer, scores_of_mask
+from avalanche_supermask.strategies.supsup import Transfer
 from avalanche_supermask.strategies.training_progress import TrainingProgress
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
-from avalanche_supermask.strategy_batch import minibatch, outputs_for, random_sample
+from avalanche_supermask.strategy_batch import minibatch
 
 __all__ = ["ExSSNeT", "ExSSNeTPlugin", "SSNeT"]
 
@@ -55,7 +56,7 @@ FEW = 0.1  # if a smaller share of the weights than this is free, the mask phase
 LITTLE = 0.08
 
 
-class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class ExSSNeTPlugin(KKTPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """ExSSNeT as a plugin for any template whose model is a `MaskedModel`.
 
     Args:
@@ -68,15 +69,6 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
             SSNeT, half of ``train_epochs``.
         exclusive: whether only weights that no earlier task uses are trained (default True); False is SSNeT, which
             forgets.
-        kkt: how KKT chooses the old tasks whose scores the new task starts from. None (default, as published): no KKT.
-            ``"knn_best"``: the task with the best KNN accuracy, if that is better than chance. ``"knn_always"``: the
-            task with the best KNN accuracy. ``"knn_all"``: the mean of all tasks that are better than chance.
-        kkt_neighbours: number of neighbours that vote (default 200, as in the published code).
-        kkt_share: share of the training data that the KNN test uses (default 0.2, as in the published code).
-        kkt_strength: weight of the old scores, in [0, 1]. 1.0 (default, as in the paper) copies them; a smaller value
-            mixes them with fresh scores.
-        keep_scores: whether the scores of finished tasks are stored for KKT, 32 bits per weight and task. By default
-            (False), KKT rebuilds them from the bit masks.
         mask_lr: learning rate of the mask phase; None (default): the optimizer's rate, or a rate that a rule chooses
             for each layer if the strategy created the optimizer (see `learning_rates`).
         weight_lr: learning rate of the weight phase; None (default): as for ``mask_lr``.
@@ -108,29 +100,19 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
             density=density,
             layer_densities=layer_densities,
             block=block,
+            kkt=kkt,
+            kkt_neighbours=kkt_neighbours,
+            kkt_share=kkt_share,
+            kkt_strength=kkt_strength,
+            keep_scores=keep_scores,
             transfer=transfer,
             mask_lr=mask_lr,
             task_key=task_key,
             schedule=schedule,
         )
-        if kkt not in (None, "knn_best", "knn_always", "knn_all"):
-            raise ValueError(f"kkt must be None, 'knn_best', 'knn_always' or 'knn_all'; got {kkt!r}")
-        if not 0.0 < kkt_share <= 1.0 or not 0.0 <= kkt_strength <= 1.0 or kkt_neighbours < 1:
-            raise ValueError(
-                "expected 0 < kkt_share <= 1, 0 <= kkt_strength <= 1 and kkt_neighbours >= 1; got "
-                f"{kkt_share}, {kkt_strength} and {kkt_neighbours}"
-            )
         self.weight_epochs = weight_epochs
         self.exclusive = exclusive
-        self.kkt = kkt
-        self.kkt_neighbours = kkt_neighbours
-        self.kkt_share = kkt_share
-        self.kkt_strength = kkt_strength
-        self.keep_scores = keep_scores
         self.weight_lr = weight_lr
-        self.knn_accuracies: dict[int, dict[int, float]] = {}  # new task -> old task -> accuracy
-        self.sources: dict[int, list[int]] = {}  # new task -> old tasks whose scores it started from
-        self._scores_of: dict[int, dict[str, Tensor]] = {}
         self._few_free = False  # whether few weights were free when the task began
         self._trains_weights = False  # by default: whether enough was left to learn for a weight phase
         self._progress = TrainingProgress()
@@ -159,15 +141,13 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
         super().before_training_exp(strategy, **kwargs)
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Set the initial scores: fresh scores, or those that KKT chooses."""
+        """Set the initial scores, and find out whether enough weights are free for a weight phase."""
         super().begin_task(strategy, model)
         self._guard.clear()
         self._progress.clear()
         owned = model.subnetworks.owned() if self.exclusive and model.task_keys else {}
         self._few_free = bool(owned) and _free_share(owned) < FEW
         self.settings_used["weight_epochs"] = self.phases(strategy.train_epochs)[1].epochs
-        if self.kkt is not None and model.task_keys:
-            self._transfer_knowledge(strategy, model)
 
     def enter_phase(self, phase: Phase, model: MaskedModel) -> None:
         """Train the scores; or fix the mask and train the weights that only this task uses."""
@@ -230,19 +210,8 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
             self._guard.end(strategy.model, partial(_loss, strategy))
             strategy.stop_training()
 
-    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Check at the first batch that every sample has one class number, which the KNN test of KKT needs."""
-        targets = strategy.mb_y
-        if self.kkt is not None and self._iterations == 1 and (targets.dim() != 1 or targets.is_floating_point()):
-            strategy.model.abandon()
-            raise ValueError(
-                f"kkt={self.kkt!r} compares tasks by the classes of their samples: expected one class number a sample, "
-                f"got targets of {targets.dtype} and shape {tuple(targets.shape)}; leave kkt out"
-            )
-        super().after_forward(strategy, **kwargs)
-
     def end_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Undo a weight phase that did not lower the loss; store the scores if ``keep_scores`` is set."""
+        """Undo a weight phase that did not lower the loss."""
         if self._guard.before is not None:
             self.settings_used["weight_phase_kept"] = self._guard.end(model, partial(_loss, strategy))
         if self._guard.got_much_worse and self._rate(self.weight_lr) != "rule":
@@ -253,56 +222,6 @@ class ExSSNeTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[ca
             )
         self._guard.clear()
         super().end_task(strategy, model)
-        if self.keep_scores and model.active is not None:
-            self._scores_of[model.active] = {name: s.detach().clone() for name, s in model.scores.items()}
-
-    # ------------------------------------------------------------------ KKT
-
-    def _transfer_knowledge(self, strategy: Any, model: MaskedModel) -> None:
-        assert model.active is not None
-        new = model.active
-        batches, labels = self._sample(strategy, model.seed + new)
-        accuracies = divided(
-            model.task_keys,
-            lambda old: knn_accuracy(
-                features(model, old, batches, call=lambda batch: outputs_for(strategy, batch, task=old)),
-                labels,
-                k=self.kkt_neighbours,
-            ),
-        )
-        assert self.kkt is not None
-        chance = 1.0 / max(2, len(labels.unique()))
-        self.knn_accuracies[new] = accuracies
-        self.sources[new] = choose_sources(accuracies, rule=self.kkt, chance=chance)
-        if not self.sources[new]:
-            return
-        fresh = model.fresh_scores(new)
-        copies = [self._old_scores(model, old, fresh) for old in self.sources[new]]
-        a = self.kkt_strength
-        model.set_scores(
-            {
-                name: a * torch.stack([copy[name].to(s) for copy in copies]).mean(dim=0) + (1 - a) * s
-                for name, s in fresh.items()
-            }
-        )
-
-    def _old_scores(self, model: MaskedModel, old: int, fresh: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the stored scores of an old task, or fresh scores that select its mask."""
-        if old in self._scores_of:
-            return self._scores_of[old]
-        mask = model.task_mask(old)
-        return {name: scores_of_mask(s, mask[name].cpu(), self.density) for name, s in fresh.items()}
-
-    def _sample(self, strategy: Any, seed: int) -> tuple[list[Any], Tensor]:
-        """Return a random share of the current training data, drawn with a seed: its batches, and all labels."""
-        dataset = strategy.experience.dataset
-        count = max(1, round(self.kkt_share * len(dataset)))
-        batches = [*random_sample(dataset, count, seed=seed, batch_size=max(256, strategy.eval_mb_size))]
-        labels = []
-        for batch in batches:
-            with minibatch(strategy, batch):
-                labels.append(strategy.mb_y)
-        return batches, torch.cat(labels)
 
 
 def _loss(strategy: Any, batch: Any) -> Tensor:

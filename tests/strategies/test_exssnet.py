@@ -163,7 +163,7 @@ def test_kkt_compares_on_a_share_of_the_training_data(share, samples, monkeypatc
         compared.append((len(found), len(labels)))
         return 0.0
 
-    monkeypatch.setattr("avalanche_supermask.strategies.exssnet.knn_accuracy", knn_accuracy)
+    monkeypatch.setattr("avalanche_supermask.strategies.kkt_plugin.knn_accuracy", knn_accuracy)
     train_all(ExSSNeT(mlp(), kkt="knn_best", kkt_share=share, **QUICK), class_stream(2))
     assert compared == [(samples, samples)]
 
