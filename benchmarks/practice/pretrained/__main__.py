@@ -51,7 +51,7 @@ ROWS = {
     "text": "linear,sparse:0.01,lora:8,full,sparse:0.001,norm,sparse:0.1,supsup:0.8",
 }
 RATES = {  # Candidates by the first word of a row; with None, the strategy chooses the rate from the density.
-    "linear": (1e-2, 3e-3), "full": (1e-3, 3e-4), "norm": (1e-2, 3e-3), "lora": (3e-3, 1e-3),
+    "linear": (1e-2, 3e-2, 3e-3), "full": (1e-3, 3e-4, 1e-4), "norm": (1e-2, 3e-3), "lora": (3e-3, 1e-3),
     "sparse": (None, 1e-3, 1e-2), "supsup": (1e-2, 2e-3),
 }  # fmt: skip
 TOGETHER = ("sparse", "supsup")
