@@ -10,14 +10,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 from avalanche_supermask.strategy import check_device
+from benchmarks.lib.provenance import write_json
 from benchmarks.lib.streams import STREAMS, SUITES, stream_of
 from leaderboard.aggregate import comparisons, load_results
+from leaderboard.arguments import check_counts, check_tasks, fitting, listed, make_folder, seeds_of, streams_of
 from leaderboard.cell import SETTINGS, Cell, settings_of
 from leaderboard.external import join
 from leaderboard.forecast import forecast
-from leaderboard.methods import parse_row
 from leaderboard.page import write_page
 from leaderboard.pool import run_cells
 from leaderboard.report import table, write_readme, write_report
@@ -59,9 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends like Ctrl-C: no cell keeps running
     try:
-        _check_counts(options)
+        check_counts(options)
         return {"run": _run, "add": _run, "report": _report, "search": _search}[options.command](options)
-    except (ValueError, ConnectionError) as error:
+    except (ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -111,71 +114,39 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus-per-cell",
         type=float,
-        default=0.0,
-        help="with Ray: share of a GPU per cell; 0.25 puts four cells on one GPU",
+        help="with Ray: share of a GPU per cell; 0.25 puts four cells on one GPU (default 0)",
     )
-    parser.add_argument(
-        "--retries", type=int, default=2, help="with Ray: new tries of a cell whose machine died (default 2)"
-    )
+    parser.add_argument("--retries", type=int, help="with Ray: new tries of a cell whose machine died (default 2)")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and how long they may take, and stop")
 
 
-def _streams(options: argparse.Namespace) -> list[str]:
-    names = options.streams.split(",") if options.streams else list(SUITES[options.suite])
-    for name in names:
-        if not stream_of(name).offline and options.dataset_root is None:
-            raise ValueError(
-                f"stream {name!r} needs its data: pass --dataset-root DIR (images are downloaded if not there, texts "
-                "are read as benchmarks/lib/text.py says)"
-            )
-    return names
-
-
-def _check_counts(options: argparse.Namespace) -> None:
-    """Refuse numbers of workers, epochs and tasks below 1."""
-    for name in ("workers", "epochs", "tasks"):
-        count = getattr(options, name, None)
-        if count is not None and count < 1:
-            raise ValueError(f"--{name} must be at least 1; got {count}")
-
-
-def _check_tasks(tasks: int | None, stream: str) -> None:
-    """Refuse more tasks than a stream has, before its cells fail."""
-    if tasks is not None and tasks > stream_of(stream).tasks:
-        raise ValueError(
-            f"--tasks {tasks}: stream {stream!r} has {stream_of(stream).tasks} tasks; expected at most that"
-        )
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(seed) for seed in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--seeds takes comma-separated whole numbers; got {text!r}") from None
+def _modules(options: argparse.Namespace) -> list[str]:
+    return listed(options.modules, "--import") if options.modules else []
 
 
 def _run(options: argparse.Namespace) -> int:
-    modules = [name for name in options.modules.split(",") if name]
+    modules = _modules(options)
     joined = [join(name) for name in modules]
-    names = options.methods.split(",") if options.command == "run" else [row for row in joined if row]
+    names = listed(options.methods, "--methods") if options.command == "run" else [row for row in joined if row]
     if not names:
         raise ValueError(f"add takes module:Class; {options.modules!r} names no class")
-    streams = _streams(options)
+    streams = streams_of(options)
     for stream in streams:
-        _check_tasks(options.tasks, stream)
+        check_tasks(options.tasks, stream)
+    pairs = fitting(streams, names)
     cells = [
         Cell(stream, row, seed, settings_of(stream, row), epochs=options.epochs, tasks=options.tasks)
-        for seed in _seeds(options.seeds)
-        for stream in streams
-        for row in names
-        if parse_row(row)
+        for seed in seeds_of(options.seeds)
+        for stream, row in pairs
     ]
     if options.dry_run:
         print(forecast(cells, out=options.out, workers=options.workers))
         return 0
     if options.engine == "local":  # with Ray, the devices are on other machines
         check_device(options.device)
-    failed = _engine(options)(
+    engine = _engine(options)
+    make_folder(options.out)
+    failed = engine(
         cells,
         out=options.out,
         workers=options.workers,
@@ -197,15 +168,20 @@ def _run(options: argparse.Namespace) -> int:
 def _engine(options: argparse.Namespace) -> Callable[..., dict[str, str]]:
     """Return the function that runs the cells."""
     if options.engine == "local":
-        if options.address:
-            raise ValueError(f"--address {options.address} is of a Ray cluster: add --engine ray")
+        given = {name: getattr(options, name) for name in ("address", "gpus_per_cell", "retries")}
+        name, value = next((item for item in given.items() if item[1] is not None), (None, None))
+        if name:
+            raise ValueError(f"--{name.replace('_', '-')} {value} is of a Ray cluster: add --engine ray")
         return run_cells
     try:
         from leaderboard.on_ray import run_cells_on_ray
     except ModuleNotFoundError as error:
         raise ValueError(f"--engine ray: {error}; install it with pip install -e '.[ray]'") from None
     return partial(
-        run_cells_on_ray, address=options.address, gpus_per_cell=options.gpus_per_cell, retries=options.retries
+        run_cells_on_ray,
+        address=options.address,
+        gpus_per_cell=options.gpus_per_cell or 0.0,
+        retries=2 if options.retries is None else options.retries,
     )
 
 
@@ -235,30 +211,47 @@ def _report(options: argparse.Namespace) -> int:
 
 def _search(options: argparse.Namespace) -> int:
     check_device(options.device)
-    modules = [name for name in options.modules.split(",") if name]
+    modules = _modules(options)
     for name in modules:
         join(name)
     streams = []
-    for stream in _streams(options):
+    for stream in streams_of(options):
         other = stream_of(stream).settings_from
         if other is None:
             streams.append(stream)
         else:
             print(f"{stream}: not searched, it takes its settings from {other}")
-    pairs = [(stream, row) for stream in streams for row in options.methods.split(",") if parse_row(row)]
-    chosen = json.loads(options.settings.read_text()) if options.settings.exists() else {}
+    if not streams:
+        return 0
+    pairs = fitting(streams, listed(options.methods, "--methods"))
+    make_folder(options.out)
+    chosen = _chosen(options.settings)
+    writing = Lock()
 
     def one(pair: tuple[str, str]) -> None:
         stream, row = pair
-        chosen.setdefault(stream, {})[row] = found = search(
+        found = search(
             stream, row, out=options.out, dataset_root=options.dataset_root, device=options.device, modules=modules
         )
         print(f"{stream:16} {row:12} {found['validation_accuracy']:.4f}  {found['settings']}", flush=True)
-        options.settings.write_text(json.dumps(chosen, indent=1, sort_keys=True) + "\n")
+        with writing:  # other searches run in other threads
+            chosen.setdefault(stream, {})[row] = found
+            write_json(options.settings, chosen, sort_keys=True)
 
     with ThreadPoolExecutor(options.workers) as pool:
         list(pool.map(one, pairs))
     return 0
+
+
+def _chosen(settings: Path) -> dict[str, Any]:
+    """Return what earlier searches chose, by stream and row."""
+    try:
+        found = json.loads(settings.read_text()) if settings.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"--settings {settings} is not a JSON file: {error}; name another file") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"--settings {settings} has no settings by stream and row; name another file")
+    return found
 
 
 if __name__ == "__main__":

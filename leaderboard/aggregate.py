@@ -57,7 +57,7 @@ def _load(path: Path) -> Result:
     try:
         found = json.loads(path.read_text())
         return {**{key: found[key] for key in _NEEDED}, **{key: found.get(key) for key in _OPTIONAL}}
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a result file ({error!r}); delete it, or run its cell again") from None
 
 

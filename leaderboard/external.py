@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-
 from avalanche.training.templates import SupervisedTemplate
 
 from avalanche_supermask import methods, register
 from avalanche_supermask.strategy import SubnetworkStrategy
+from benchmarks.lib.import_path import imported
 from leaderboard.methods import add_row
 
 __all__ = ["join"]
@@ -27,13 +26,9 @@ def join(path: str) -> str | None:
     Raises:
         ValueError: the path cannot be imported, or it is not a strategy class.
     """
-    module, _, name = path.partition(":")
-    try:
-        found = importlib.import_module(module)
-        made = getattr(found, name) if name else None
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{path}: {error}") from None
-    if made is None:
+    made = imported(path)
+    _, colon, name = path.partition(":")
+    if not colon:
         return None
     known = next((row for row, strategy in methods().items() if strategy is made), None)
     if known:

@@ -15,10 +15,10 @@ from avalanche.training.templates import SupervisedTemplate
 
 import avalanche_supermask
 from avalanche_supermask import methods
-from benchmarks.lib.streams import stream_of
+from benchmarks.lib.streams import Stream, stream_of
 from leaderboard.rows import BASE, BASE_AXES, ROWS, WEIGHT_AXES, Row, Setup, plain, subnetwork
 
-__all__ = ["Row", "Setup", "add_row", "build_strategy", "parse_row", "protocol", "rows"]
+__all__ = ["Row", "Setup", "add_row", "build_strategy", "misfit", "parse_row", "protocol", "rows"]
 
 # With these options the task is not given at evaluation: it is inferred from each sample alone.
 _INFERENCE = {
@@ -105,29 +105,37 @@ def _density(row: str, text: str) -> float:
     return found
 
 
+def _has_density(method: str) -> bool:
+    """Return whether a method may have a density; a class of another package may pass it on to its base class."""
+    strategy = methods().get(method)
+    return strategy is not None and (bool(_module_of(strategy)) or "density" in inspect.signature(strategy).parameters)
+
+
 def parse_row(name: str) -> tuple[str, dict[str, Any]]:
     """Return the method that a row's name contains, and the settings that the name fixes.
 
     Raises:
-        ValueError: the method or option is unknown, or the density is not a number.
+        ValueError: the method or option is unknown, the density is not a number, or the method has none.
 
     Example:
         >>> parse_row("exssnet+kkt@0.05")
         ('exssnet', {'kkt': 'knn_best', 'density': 0.05})
     """
-    rest, _, density = name.partition("@")
-    method, _, option = rest.partition("+")
-    fixed: dict[str, Any] = {}
-    if option:
-        known = {name: values for (of, name), values in _OPTIONS.items() if of == method}
-        if option not in known:
-            have = ", ".join(f"{of}+{name}" for of, name in _OPTIONS)
-            raise ValueError(f"unknown row {name!r}: options of methods are {have}; @density may follow")
-        fixed.update(known[option])
-    if density:
-        fixed["density"] = _density(name, density)
+    rest, at, density = name.partition("@")
+    method, plus, option = rest.partition("+")
     if method not in rows():
         raise ValueError(f"unknown method {method!r}; expected one of {', '.join(rows())}")
+    fixed: dict[str, Any] = {}
+    if plus:
+        known = {name: values for (of, name), values in _OPTIONS.items() if of == method}
+        if option not in known:
+            have = f"the options of {method} are {', '.join(known)}" if known else f"{method} has no options"
+            raise ValueError(f"unknown row {name!r}: {have}")
+        fixed.update(known[option])
+    if at:
+        if not _has_density(method):
+            raise ValueError(f"unknown row {name!r}: {method} has no density; leave out @{density}")
+        fixed["density"] = _density(name, density)
     return method, fixed
 
 
@@ -149,6 +157,15 @@ def protocol(stream: str, method: str) -> dict[str, Any]:
     return found
 
 
+def misfit(method: str, stream: Stream) -> str | None:
+    """Return the reason why a method cannot run on a stream; None if it can."""
+    if rows()[method].task_labels and not stream.task_labels:
+        return f"{method} needs task labels, and this stream has none; leave the row out"
+    if method == "der" and stream.task_labels:
+        return "upstream's DER passes no task labels on; run it on a stream without them"
+    return None
+
+
 def build_strategy(method: str, setup: Setup) -> SupervisedTemplate:
     """Build the strategy of a method.
 
@@ -156,8 +173,7 @@ def build_strategy(method: str, setup: Setup) -> SupervisedTemplate:
         ValueError: the method needs task labels and the stream has none, or the stream has task labels that the
             method does not support.
     """
-    if rows()[method].task_labels and not setup.stream.task_labels:
-        raise ValueError(f"{method} needs task labels, and this stream has none; leave the row out")
-    if method == "der" and setup.stream.task_labels:
-        raise ValueError("upstream's DER passes no task labels on; run it on a stream without them")
+    reason = misfit(method, setup.stream)
+    if reason:
+        raise ValueError(reason)
     return rows()[method].build(setup)

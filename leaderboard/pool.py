@@ -2,16 +2,19 @@
 
 On a CPU, processes fork from a server that has imported Avalanche once. Each result is first written to a temporary
 file and then moved to its place. A result file that exists is therefore complete, and the same command after a crash
-runs only the missing cells.
+runs only the missing cells. If two runs share a folder, each cell is computed by one of them: the other waits for it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import multiprocessing as mp
+import signal
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -33,7 +36,7 @@ def is_done(cell: Cell, out: Path) -> bool:
         found = json.loads((out / cell.path).read_text())
     except (OSError, ValueError):
         return False
-    return bool(found.get("config") == cell.config())
+    return isinstance(found, dict) and bool(found.get("config") == cell.config())
 
 
 def run_cells(
@@ -133,15 +136,37 @@ def _write_result(
     target = out / cell.path
     target.parent.mkdir(parents=True, exist_ok=True)
     error = target.with_suffix(".error")
-    tb_dir = None if quiet else emptied(out / "tb" / cell.path.with_suffix(""))
-    result = attempt(cell, dataset_root=dataset_root, tb_dir=tb_dir, device=device, modules=modules)
-    if isinstance(result, str):
-        error.write_text(result)
-        raise SystemExit(1)
-    write_json(target, result)
-    error.unlink(missing_ok=True)
+    with _alone(target.with_suffix(".lock")):
+        if is_done(cell, out):  # another run into this folder has finished the cell
+            return
+        error.unlink(missing_ok=True)
+        tb_dir = None if quiet else emptied(out / "tb" / cell.path.with_suffix(""))
+        result = attempt(cell, dataset_root=dataset_root, tb_dir=tb_dir, device=device, modules=modules)
+        if isinstance(result, str):
+            error.write_text(result)
+            raise SystemExit(1)
+        write_json(target, result)
 
 
-def _read_error(cell: Cell, out: Path, exitcode: int | None) -> Any:
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Context that one process at a time can enter; the system frees the lock of a process that was killed."""
+    with open(lock, "w") as held:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _read_error(cell: Cell, out: Path, exitcode: int | None) -> str:
     error = (out / cell.path).with_suffix(".error")
-    return error.read_text() if error.exists() else f"the process ended with exit code {exitcode}"
+    if error.exists():
+        return error.read_text()
+    if exitcode is not None and exitcode < 0:
+        return (
+            f"the process was killed by {signal.Signals(-exitcode).name}, for example because memory ran out; the same "
+            "command runs the cell again"
+        )
+    return f"the process ended with exit code {exitcode}; what it printed is above"

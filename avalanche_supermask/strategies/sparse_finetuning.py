@@ -19,7 +19,7 @@ and 1/density tasks fit. The argument ``choose`` sets how the entries are chosen
 * ``"random"``: entries drawn at random with the model's seed and the task's key.
 
 Outside its own entries, a task reads the base (``reads="base"``), or the base with the changes of all earlier tasks
-(``reads="earlier"``).
+(``reads="earlier"``). The task's output layer is fitted to the features of the base first (see `output_layer_start`).
 
 Deviations. The number of entries is fixed for each layer, not for the whole network together. With ``"change"``, the
 task's own tensors (output layer, norms) do not start again after the first epochs.
@@ -36,7 +36,7 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from avalanche_supermask import nested
-from avalanche_supermask.checked_arguments import Count, LearningRate, Share, checked
+from avalanche_supermask.checked_arguments import Count, Epochs, LearningRate, Share, checked
 from avalanche_supermask.functional import initial_scores, top_k_free
 from avalanche_supermask.model.heads import output_pattern
 from avalanche_supermask.model.masked_model import MaskedModel
@@ -46,6 +46,7 @@ from avalanche_supermask.recurrent_gradients import differentiable
 from avalanche_supermask.registry import register
 from avalanche_supermask.selection import LayerDensities, TopK, selection
 from avalanche_supermask.shared_arguments import taken_by
+from avalanche_supermask.strategies.output_layer_start import fit_output_layer
 from avalanche_supermask.strategy import AllArguments, SubnetworkStrategy
 from avalanche_supermask.strategy_batch import minibatch, random_sample
 
@@ -72,6 +73,10 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
             half of ``train_epochs``.
         reads: which weights a task reads outside its own entries: the ``"base"`` (default), or the base with the
             changes of all ``"earlier"`` tasks.
+        head_epochs: number of epochs in which the task's own output layer alone is trained first, on features of
+            ``choose_samples`` training samples that are computed once (default 5, not part of ``train_epochs``). 0:
+            the output layer starts at random values. ``settings_used`` holds 0 if the layer could not be trained
+            alone, because the outputs of the network are not those of its last layer, or because it is masked.
         lr: learning rate; None (default): the optimizer's rate.
 
     Raises:
@@ -89,12 +94,13 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
         choose_samples: Count = 1000,
         choose_epochs: Count | None = None,
         reads: Reads = "base",
+        head_epochs: Epochs = 5,
         lr: LearningRate | None = None,
         task_key: TaskKey = "auto",
         schedule: Schedule = "constant",
     ) -> None:
         super().__init__(task_key=task_key, schedule=schedule)
-        self.density, self.layer_densities = density, layer_densities
+        self.density, self.layer_densities, self.head_epochs = density, layer_densities, head_epochs
         self.choose: Choose = choose
         self.choose_samples, self.choose_epochs = choose_samples, choose_epochs
         self.reads: Reads = reads
@@ -134,7 +140,11 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
         model.subnetworks.allocate_values(self.counts(model))
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Choose the entries, except with ``choose="change"``, which chooses them after the first epochs."""
+        """Fit the output layer; choose the entries, except with ``choose="change"``, which chooses them later."""
+        self._learn_all(model)
+        batches = self._sample(strategy, model.seed + (model.active or 0))
+        fitted = fit_output_layer(strategy, model, batches, epochs=self.head_epochs)
+        self.settings_used["head_epochs"] = self.head_epochs if fitted else 0
         if self.choose != "change":
             self._chosen = self._among_free(model, self._scores(strategy, model))
 
@@ -200,7 +210,7 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
         return self._gradients(strategy, model)
 
     def _gradients(self, strategy: Any, model: MaskedModel) -> dict[str, Tensor]:
-        """Return Σ dL/dW over a random sample of the training data, in evaluation mode, before any training step."""
+        """Return Σ dL/dW over a random sample of the training data, at the base and in evaluation mode."""
         self._learn_all(model)
         live = dict(model.net.named_parameters())
         was_training = model.training
@@ -288,6 +298,7 @@ class SparseFineTuning(SubnetworkStrategy):
         choose_samples: Count = 1000,
         choose_epochs: Count | None = None,
         reads: Reads = "base",
+        head_epochs: Epochs = 5,
         head: Literal["linear", "masked"] = "linear",
         norm: Literal["frozen", "own"] = "frozen",
         lr: LearningRate | None = None,

@@ -49,10 +49,10 @@ def write_result(path: Path, module: str, arguments: Sequence[str], **content: A
     write_json(path, {**provenance(module, arguments), **content})
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any], *, sort_keys: bool = False) -> None:
     """Write a JSON file atomically: after an interruption, the file has its old content or the whole new content."""
     with written_whole(path) as temporary:
-        Path(temporary).write_text(json.dumps(content, indent=1) + "\n")
+        Path(temporary).write_text(json.dumps(content, indent=1, sort_keys=sort_keys) + "\n")
 
 
 def _commit() -> str:

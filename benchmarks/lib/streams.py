@@ -6,7 +6,6 @@ Task labels are 0, 1, 2 and so on, and classes are numbered from 0 in every task
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,6 +31,7 @@ from benchmarks.lib.image_data import (
     uint8_pixels,
 )
 from benchmarks.lib.image_tasks import permuted, rotated, split_classes
+from benchmarks.lib.import_path import imported
 from benchmarks.lib.networks import SlimResNet18, bfloat16_is_fast, lenet5, mlp
 
 __all__ = [
@@ -268,13 +268,12 @@ def stream_of(name: str) -> Stream:
     """
     if name in STREAMS:
         return STREAMS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise ValueError(f"unknown stream {name!r}; expected module:attribute or one of {', '.join(STREAMS)}")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"stream {name!r}: {error}") from None
+        found = imported(name)
+    except ValueError as error:
+        raise ValueError(f"stream {error}") from None
     if not isinstance(found, Stream):
         raise ValueError(f"stream {name!r}: expected a benchmarks.lib.streams.Stream, got {type(found).__name__}")
     return found

@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.lib.streams import STREAMS, build_stream
+from leaderboard import pool
 from leaderboard.__main__ import main
 from leaderboard.aggregate import _NEEDED
 from leaderboard.cell import Cell, run_cell, settings_of
@@ -154,6 +158,45 @@ def test_half_a_file_is_not_a_result(out, tmp_path):
     assert not is_done(cell, tmp_path)
 
 
+def test_json_of_another_kind_is_not_a_result(tmp_path, capsys):
+    cell = Cell("split-digits", "naive", 0)
+    (tmp_path / cell.path).parent.mkdir(parents=True)
+    (tmp_path / cell.path).write_text("[1, 2]")
+    assert not is_done(cell, tmp_path)
+    assert main(["report", "--results", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "seed0.json is not a result file" in capsys.readouterr().err
+
+
+def test_two_runs_in_one_folder_compute_each_cell_once(tmp_path):
+    cell = Cell("split-digits", "naive", 0, settings_of("split-digits", "naive"), epochs=1, tasks=1)
+    computed = []
+
+    def compute(_, **__):
+        computed.append(1)
+        time.sleep(0.2)  # so that the other run arrives while this one computes
+        return {"config": cell.config()}
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as runs:
+        patch.setattr(pool, "attempt", compute)
+        list(runs.map(lambda _: pool._write_result(cell, tmp_path, None, "cpu", (), True), range(2)))
+    assert computed == [1]
+    assert is_done(cell, tmp_path)
+    assert list((tmp_path / cell.path).parent.iterdir()) == [tmp_path / cell.path]
+
+
+def test_the_error_of_a_killed_cell_is_not_that_of_an_earlier_run(tmp_path, monkeypatch):
+    cell = Cell("split-digits", "naive", 0)
+    killed = pool._read_error(cell, tmp_path, -9)
+    assert killed.startswith("the process was killed by SIGKILL, for example because memory ran out")
+    old = (tmp_path / cell.path).with_suffix(".error")
+    old.parent.mkdir(parents=True)
+    old.write_text("the error of an earlier run")
+    monkeypatch.setattr(pool, "attempt", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        pool._write_result(cell, tmp_path, None, "cpu", (), True)
+    assert pool._read_error(cell, tmp_path, -9) == killed
+
+
 def test_the_same_cell_gives_the_same_numbers(out, tmp_path):
     cell = Cell("split-digits", "exssnet@0.2", 0, settings_of("split-digits", "exssnet@0.2"), epochs=2, tasks=2)
     run_cells([cell], out=tmp_path, workers=1, quiet=True)
@@ -177,17 +220,30 @@ def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
         (["run", "--streams", "mnist"], "unknown stream 'mnist'"),
         (["run", "--methods", "ewcc"], "unknown method 'ewcc'; expected one of naive"),
         (["run", "--methods", "exssnet@ten"], "'ten' after @ is not a density"),
-        (["run", "--methods", "naive+kkt"], "options of methods are supsup+oneshot, "),
+        (["run", "--methods", "naive+kkt"], "unknown row 'naive+kkt': the options of naive are default"),
+        (["run", "--methods", "exssnet+"], "unknown row 'exssnet+': the options of exssnet are oneshot, "),
+        (["run", "--methods", "ssnet+kkt"], "unknown row 'ssnet+kkt': ssnet has no options"),
+        (["run", "--methods", "exssnet@"], "'' after @ is not a density"),
+        (["run", "--methods", "naive@0.5"], "unknown row 'naive@0.5': naive has no density; leave out @0.5"),
+        (["run", "--methods", "clnp@0.1"], "clnp has no density"),
+        (["run", "--methods", ","], "--methods takes a comma-separated list; got ','"),
+        (["run", "--methods", "der"], "upstream's DER passes no task labels on; run it on a stream without them"),
+        (["run", "--out", __file__, "--methods", "naive"], "File exists"),
+        (["run", "--retries", "1", "--methods", "naive"], "--retries 1 is of a Ray cluster: add --engine ray"),
+        (["run", "--gpus-per-cell", "0.5"], "--gpus-per-cell 0.5 is of a Ray cluster: add --engine ray"),
+        (["search", "--settings", __file__, "--methods", "naive"], "is not a JSON file"),
         (["run", "--suite", "mnist"], "pass --dataset-root DIR"),
         (["run", "--tasks", "9", "--streams", "split-digits"], "--tasks 9: stream 'split-digits' has 5 tasks"),
         (["run", "--epochs", "0"], "--epochs must be at least 1; got 0"),
         (["run", "--workers", "0"], "--workers must be at least 1; got 0"),
         (["run", "--methods", "exssnet@2"], "'2' after @ is not a density"),
         (["run", "--seeds", "one"], "--seeds takes comma-separated whole numbers; got 'one'"),
+        (["run", "--seeds", "0,-1"], "--seeds takes numbers from 0 to 2**32 - 1, as NumPy does; got -1"),
         (["report", "--results", "/nonexistent", "--out", "/tmp"], "no results below /nonexistent"),
     ],
 )
-def test_wrong_arguments_get_one_line(arguments, complaint, capsys):
+def test_wrong_arguments_get_one_line(arguments, complaint, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert complaint in error
@@ -200,6 +256,14 @@ def test_dry_run_lists_the_cells_and_how_long_they_may_take(out, capsys):
     assert done.split() == ["done", "split-digits/naive/seed0.json"]
     assert re.fullmatch(r"to run  about \d+ s +split-digits/joint/seed0\.json", to_run)
     assert re.fullmatch(r"about \d+ s with 2 workers", total)
+
+
+def test_a_cell_that_is_named_twice_is_run_once_and_one_that_cannot_run_is_left_out(capsys):
+    rows = ["--streams", "split-digits-class", "--methods", "naive,packnet, naive,", "--seeds", "1,0,1"]
+    assert main(["run", *rows, "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert [line.rsplit("/")[-1] for line in shown.out.splitlines()[:-1]] == ["seed1.json", "seed0.json"]
+    assert "packnet on split-digits-class is left out: packnet needs task labels" in shown.err
 
 
 def test_an_estimate_goes_by_tasks_and_epochs(tmp_path, monkeypatch):
@@ -279,7 +343,11 @@ def test_a_strategy_class_and_a_stream_join_by_their_import_paths(tmp_path, monk
         (["add", "json:dumps"], "json:dumps: expected a strategy class, got <function dumps"),
         (["add", "json"], "add takes module:Class; 'json' names no class"),
         (["run", "--streams", "json:dumps"], "expected a benchmarks.lib.streams.Stream, got function"),
-        (["run", "--streams", "json:nothing"], "stream 'json:nothing': module 'json' has no attribute 'nothing'"),
+        (["run", "--streams", "json:nothing"], "stream json:nothing: module 'json' has no attribute 'nothing'"),
+        (["run", "--streams", "../mine.py:stream"], "stream '../mine.py:stream' is no import path; expected the form"),
+        (["run", "--import", "../mine.py"], "'../mine.py' is no import path; expected the form package.module"),
+        (["run", "--import", ".:A"], "'.:A' is no import path"),
+        (["run", "--import", "json:"], "'json:' is no import path"),
     ],
 )
 def test_wrong_import_paths_get_one_line(arguments, complaint, capsys):
