@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from avalanche.logging import BaseLogger
+from avalanche.training.plugins import SupervisedPlugin
+from torch.optim.lr_scheduler import LRScheduler
+
 __all__ = ["REFUSED", "check_companions"]
 
 REFUSED = {
@@ -24,6 +28,8 @@ REFUSED = {
 }
 """Reason why a plugin is refused, by the name of its class in ``avalanche.training.plugins``."""
 
+_CALLBACKS = [name for name in dir(SupervisedPlugin) if name.startswith(("before_", "after_"))]
+
 
 def check_companions(plugins: Iterable[Any], method: str) -> None:
     """Refuse a plugin that would fail within its own code, before the training begins.
@@ -33,12 +39,34 @@ def check_companions(plugins: Iterable[Any], method: str) -> None:
         method: name of the subnetwork method, for the error message.
 
     Raises:
+        TypeError: one of them is no plugin: it is a class or a logger, or it has no callback, so that Avalanche would
+            ignore it.
         ValueError: one of the plugins is refused.
     """
     for plugin in plugins:
+        _check_callbacks(plugin)
         for cls in type(plugin).__mro__:
             if cls.__name__ in REFUSED and cls.__module__.startswith("avalanche."):
                 raise ValueError(
                     f"{cls.__name__} cannot run beside {method}: {REFUSED[cls.__name__]}; leave it out, finished tasks "
                     "stay as they are without it"
                 )
+
+
+def _check_callbacks(plugin: Any) -> None:
+    """Refuse an object without callbacks, which Avalanche would ignore, and a logger, whose callbacks differ."""
+    name, is_class = type(plugin).__name__, isinstance(plugin, type)
+    if not is_class and not isinstance(plugin, BaseLogger) and any(hasattr(plugin, name) for name in _CALLBACKS):
+        return
+    if is_class:
+        remedy = f"an object, as in {plugin.__name__}(...)"
+    elif isinstance(plugin, BaseLogger):
+        remedy = f"it is a logger, which belongs into evaluator=EvaluationPlugin(..., loggers=[{name}(...)])"
+    elif isinstance(plugin, LRScheduler):
+        remedy = "wrap it in Avalanche's LRSchedulerPlugin"
+    elif isinstance(plugin, (list, tuple)):
+        remedy = "put its items into the list plugins itself"
+    else:
+        remedy = "leave it out"
+    got = f"the class {plugin.__name__}" if is_class else f"a {name}"
+    raise TypeError(f"plugins must be objects with callbacks such as before_training_exp; got {got}: {remedy}")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from avalanche.training.plugins import SupervisedPlugin
 from torch.optim import Optimizer
 
+from avalanche_supermask.checked_arguments import checked
 from avalanche_supermask.learning_rates import chosen_rates, group_by_rate, one_group, rise
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.shared_arguments import complete_arguments
@@ -82,10 +83,9 @@ class PhasedPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore
         super().__init_subclass__(**kwargs)
         complete_arguments(cls, cls.__mro__[1:])
 
+    @checked
     def __init__(self, *, schedule: Schedule = "constant") -> None:
         super().__init__()
-        if schedule not in ("constant", "cosine"):
-            raise ValueError(f"schedule must be 'constant' or 'cosine'; got {schedule!r}")
         self.schedule: Schedule = schedule
         self._phase: Phase | None = None
         self._lrs: list[float] = []  # rate of each parameter group when the experience began

@@ -17,6 +17,7 @@ from avalanche.training.plugins import GDumbPlugin
 from torch import Tensor
 
 from avalanche_supermask import nested
+from avalanche_supermask.checked_arguments import checked
 from avalanche_supermask.class_outputs import check_classes, complete_classes, latest_logits, show_logits
 from avalanche_supermask.companions import check_companions
 from avalanche_supermask.distributed import everywhere, whole_outputs
@@ -60,6 +61,7 @@ class SubnetworkPlugin(PhasedPlugin, supports_distributed=True):  # type: ignore
             ``"continue"``: training of the latest task continues as long as its own label comes again; the task is
             finished when another task begins (SupSup, ExSSNeT and SSNeT only).
         continues: whether the method supports ``on_revisit="continue"`` (default False; see `continue_task`).
+        mixes: whether tasks can be mixtures of masks, which ``task_inference="entropy_descent"`` needs (default False).
         rule_applies: whether the rule of `learning_rates` replaces a learning rate that is None; if False, the
             optimizer's rate is used. A strategy sets it to True if it created the optimizer itself.
         settings_used: settings of the latest task, by the name of the argument, both those that were given and those
@@ -72,14 +74,14 @@ class SubnetworkPlugin(PhasedPlugin, supports_distributed=True):  # type: ignore
 
     on_revisit: OnRevisit = "error"
     continues = False
+    mixes = False
     _model: int | None = None  # id of the strategy's model, set when training begins or resumes from a checkpoint
     _told_of_classes = False
     _state: dict[str, Tensor | float] | None = None  # plain attributes of the network before the first training step
     _looked_at_state = False
 
+    @checked
     def __init__(self, *, task_key: TaskKey = "auto", schedule: Schedule = "constant") -> None:
-        if task_key not in ("auto", "task_label", "experience"):
-            raise ValueError(f"task_key must be 'auto', 'task_label' or 'experience'; got {task_key!r}")
         super().__init__(schedule=schedule)
         self.task_key: TaskKey = task_key
         self._iterations = 0
@@ -96,6 +98,12 @@ class SubnetworkPlugin(PhasedPlugin, supports_distributed=True):  # type: ignore
         constants by these densities.
         """
         return {}
+
+    def check_model(self, model: MaskedModel) -> None:
+        """Raise an error if the method cannot learn with this model (default: it can).
+
+        It is called when a strategy is created, and before every training.
+        """
 
     def prepare(self, model: MaskedModel) -> None:
         """Allocate the trainable tensors of the method.
@@ -130,6 +138,7 @@ class SubnetworkPlugin(PhasedPlugin, supports_distributed=True):  # type: ignore
         refuse_replacement(strategy)
         refuse_no_grad()
         self._model = id(model)
+        self.check_model(model)
         check_revisit(self.on_revisit, continues=self.continues, method=type(self).__name__.removesuffix("Plugin"))
         check_companions(strategy.plugins, type(self).__name__.removesuffix("Plugin"))
         if strategy.train_epochs < 1:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from avalanche_supermask.block_masks import TopBlocks, block_counts
+from avalanche_supermask.checked_arguments import Share
 from avalanche_supermask.effective import Chooser, top_k_weights
 from avalanche_supermask.functional import (
     balanced_counts,
@@ -25,7 +26,7 @@ from avalanche_supermask.functional import (
 
 __all__ = ["Density", "LayerDensities", "Selection", "Threshold", "TopBlocks", "TopK", "selected_weights", "selection"]
 
-Density = float | Literal["auto"] | None
+Density = Share | Literal["auto"] | None
 LayerDensities = Literal["balanced", "uniform", "erdos_renyi"]
 
 USUAL = 0.1  # density of a large layer for density="auto", as in the paper of ExSSNeT

@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from avalanche.training.plugins import EvaluationPlugin
@@ -18,9 +18,10 @@ from torch.optim import Adam, Optimizer
 from typing_extensions import TypedDict
 
 from avalanche_supermask import nested
+from avalanche_supermask.checked_arguments import Count
 from avalanche_supermask.companions import check_companions
 from avalanche_supermask.default_criterion import LogitsCrossEntropy
-from avalanche_supermask.inference import Inference
+from avalanche_supermask.inference import Inference, by_name
 from avalanche_supermask.logits import Logits
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.tensor_roles import Frozen, Init, Maskable, Outside, PerTask, Scores, Statistics
@@ -44,15 +45,15 @@ __all__ = [
 class AvalancheArguments(TypedDict, total=False):
     """Arguments of every Avalanche strategy, with Avalanche's names, defaults and meaning, and ``logits``."""
 
-    criterion: nn.Module | Callable[[Tensor, Tensor], Tensor]
-    train_mb_size: int
-    train_epochs: int
-    eval_mb_size: int | None
+    criterion: nn.Module | Callable[[Tensor, Tensor], Tensor] | None
+    train_mb_size: Count
+    train_epochs: Count
+    eval_mb_size: Count | None
     device: str | torch.device
     plugins: Sequence[Any] | None
     evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] | None
     eval_every: int
-    peval_mode: str
+    peval_mode: Literal["epoch", "iteration", "experience"]
     logits: Logits
 
 
@@ -201,8 +202,8 @@ class SubnetworkStrategy(ModelFirst):
         check_revisit(on_revisit, continues=method.continues, method=type(self).__name__)
         method.on_revisit = on_revisit
         method.rule_applies = optimizer is None
-        if "train_epochs" in arguments and type(method).phases is not SubnetworkPlugin.phases:
-            method.phases(arguments["train_epochs"])  # raises an error now, not when training starts
+        if type(method).phases is not SubnetworkPlugin.phases:
+            method.phases(arguments.get("train_epochs", 1))  # raises an error now, not when training starts
         wrapping = {name: arguments.pop(name) for name in ModelArguments.__annotations__ if name in arguments}
         if isinstance(model, MaskedModel):
             _check_wrapping(model, wrapping)
@@ -213,8 +214,10 @@ class SubnetworkStrategy(ModelFirst):
             if optimizer is not None:
                 _check_optimizer(optimizer, original)
                 adopt_parameters(optimizer, model, original)
+        method.check_model(model)
         if task_inference != "given":
             model.task_inference = task_inference
+        _check_inference(model, method, type(self))
         if logits is not None:
             model.logits = logits
         plugins = [*(arguments.pop("plugins", None) or []), method]
@@ -265,7 +268,7 @@ def check_device(device: str | torch.device) -> None:
     """
     try:
         wanted = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(f"device must be 'cpu', 'cuda', 'cuda:1' or the like; got {device!r}") from None
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not here.get(wanted.type, True):
@@ -274,6 +277,16 @@ def check_device(device: str | torch.device) -> None:
         )
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {str(device)!r} is not there: this machine has {torch.cuda.device_count()} GPU(s)")
+
+
+def _check_inference(model: MaskedModel, method: SubnetworkPlugin, cls: type[SubnetworkStrategy]) -> None:
+    """Refuse a task inference that needs mixtures of masks, for a method that makes none."""
+    find = by_name(model.task_inference)
+    if getattr(find, "needs_mixtures", False) and not (method.mixes or model.subnetworks.mixtures.basis):
+        raise ValueError(
+            f"task_inference={model.task_inference!r} fits a mixture of masks, and {cls.__name__} learns none: use "
+            "another way, for example 'entropy', or ImpressLearn"
+        )
 
 
 def _check_optimizer(optimizer: Optimizer, net: nn.Module) -> None:

@@ -308,7 +308,7 @@ def test_where_nobody_gave_a_density_small_layers_keep_more():
     assert given.method.settings_used["density"] == 0.1
     uniform = SupSup(mlp(), layer_densities="uniform", train_epochs=1, **QUICK)
     assert uniform.method.densities(uniform.model)["1.weight"] == pytest.approx(0.1, abs=0.01)
-    with pytest.raises(ValueError, match=r"density is the fraction of weights kept.*'tenth'"):
+    with pytest.raises(ValueError, match=r"density must be a fraction in .*got 'tenth'"):
         SupSup(mlp(), density="tenth", **QUICK)
 
 

@@ -100,5 +100,5 @@ def test_every_argument_is_described_and_none_by_the_name_of_another_class(cls):
 
 def test_help_shows_names_and_defaults():
     shown = str(inspect.signature(CLNP))
-    assert "margin: 'float' = 0.005" in shown
+    assert "margin: 'Fraction' = 0.005" in shown
     assert "model: 'nn.Module'" in shown

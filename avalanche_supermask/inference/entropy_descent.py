@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -27,6 +27,8 @@ class EntropyDescent:
 
     steps: int = 30
     lr: float = 0.02
+
+    needs_mixtures: ClassVar = True
 
     def __call__(self, model: Candidates, n_tasks: int, x: Any) -> Any:
         """Return the output of the network for the fitted mixture (see `Inference`)."""

@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avalanche_supermask.checked_arguments import checked
 from avalanche_supermask.inference import Inference
 from avalanche_supermask.logits import Logits
 from avalanche_supermask.model.copied_functions import copy_of
@@ -120,6 +121,7 @@ class MaskedModel(TaskLifecycle):
         (['0.weight', '2.weight'], [])
     """
 
+    @checked
     def __init__(
         self,
         net: nn.Module,
@@ -138,14 +140,6 @@ class MaskedModel(TaskLifecycle):
         task_inference: str | Inference = "given",
         logits: Logits = None,
     ) -> None:
-        if init not in ("scaled_constant", "signed_constant", "keep"):
-            raise ValueError(f"init must be 'scaled_constant', 'signed_constant' or 'keep'; got {init!r}")
-        if scores not in ("random", "magnitude"):
-            raise ValueError(f"scores must be 'random' or 'magnitude'; got {scores!r}")
-        if outside not in ("zero", "base"):
-            raise ValueError(f"outside must be 'zero' or 'base'; got {outside!r}")
-        if statistics not in ("task", "frozen"):
-            raise ValueError(f"statistics must be 'task' or 'frozen'; got {statistics!r}")
         if values is not None and outside == "zero":
             raise ValueError("values are what masks put in the place of the base: expected outside='base', got 'zero'")
         if outside == "base":

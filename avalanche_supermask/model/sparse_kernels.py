@@ -138,14 +138,18 @@ def linear(x: Tensor, weight: CSR, bias: Tensor | None) -> Tensor:
         weight: sparse weight ``(outputs, inputs)``.
         bias: bias ``(outputs,)``, or None.
     """
-    rows = (x if x.dim() == 2 else x.reshape(-1, x.shape[-1])).detach().contiguous()
-    out = x.new_empty((*x.shape[:-1], weight.shape[0]))
-    target = out.view(-1, weight.shape[0])
-    if len(rows) and sparse_loops.installed() and (len(rows) >= FEW_ROWS or not _has_mkl()):
+    shape, outputs = x.shape, weight.shape[0]
+    rows = _constant(x if len(shape) == 2 else x.reshape(-1, shape[-1])).contiguous()
+    n = rows.shape[0]
+    # Each call of PyTorch takes about a microsecond, and a small layer takes about ten.
+    out = target = rows.new_empty((*shape[:-1], outputs))
+    if len(shape) != 2:
+        target = out.view(-1, outputs)
+    if n and sparse_loops.installed() and (n >= FEW_ROWS or not _has_mkl()):
         _looped_linear(rows, weight, bias, target)
         return out
     column = None if bias is None else bias.detach().unsqueeze(1)
-    size = BLOCK if weight.kept > LARGE else max(1, len(rows))
+    size = BLOCK if weight.kept > LARGE else max(1, n)
     for block, part in zip(rows.split(size), target.split(size), strict=True):
         turned = block.t().contiguous()
         part.copy_((weight.matrix @ turned if column is None else torch.addmm(column, weight.matrix, turned)).t())
@@ -216,5 +220,10 @@ def convolution(
 def _arrays(weight: CSR, places: Any, bias: Tensor | None, x: Tensor, out: Tensor) -> tuple[Any, ...]:
     assert weight.arrays is not None
     starts, own, values = weight.arrays
-    shift = weight.no_bias if bias is None else bias.detach().contiguous().numpy()
-    return starts, own if places is None else places, values, shift, x.detach().numpy(), out.numpy()
+    shift = weight.no_bias if bias is None else _constant(bias).contiguous().numpy()
+    return starts, own if places is None else places, values, shift, _constant(x).numpy(), out.numpy()
+
+
+def _constant(x: Tensor) -> Tensor:
+    """The tensor without its gradient; a tensor that has none is returned unchanged, which is faster."""
+    return x.detach() if x.requires_grad else x

@@ -41,7 +41,7 @@ __all__ = [
     "say_what_stays",
 ]
 
-Init = Literal["scaled_constant", "signed_constant", "keep", "given"]
+Init = Literal["scaled_constant", "signed_constant", "keep"]
 PerTask = Literal["none", "norm", "all"]
 Maskable = Literal["weights", "all"]
 Outside = Literal["zero", "base"]
@@ -261,6 +261,8 @@ def own_values(net: nn.Module | Mapping[str, Tensor], masked: Mapping[str, Tenso
         ValueError: a weight is missing or has another shape.
     """
     state = net.state_dict() if isinstance(net, nn.Module) else net
+    if not isinstance(state, Mapping):
+        raise TypeError(f"values must be a network or its state_dict(); got {type(net).__name__}")
     for name, weight in masked.items():
         if name not in state or state[name].shape != weight.shape:
             got = tuple(state[name].shape) if name in state else "nothing"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from avalanche.models import DynamicModule, MultiTaskModule
 from avalanche.models.utils import avalanche_model_adaptation
@@ -73,7 +73,7 @@ class WrappedNetwork(MultiTaskModule):
     def __init__(self, wrapped: Wrapped) -> None:
         super().__init__()
         layout = wrapped.layout
-        self.init: Init = wrapped.arguments["init"]
+        self.init: Init | Literal["given"] = wrapped.arguments["init"]
         self.wrapping = wrapped.arguments
         self.seed = wrapped.seed
         self.host = Host(wrapped.net)

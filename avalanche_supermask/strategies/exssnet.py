@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
+from avalanche_supermask.checked_arguments import Count, Epochs, Fraction, LearningRate, Share, checked
 from avalanche_supermask.distributed import everywhere
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Phase, Schedule, TaskKey
@@ -77,21 +78,22 @@ class ExSSNeTPlugin(KKTPlugin, supports_distributed=True):  # type: ignore[call-
         ValueError: an unknown option; when training starts, a ``weight_epochs`` larger than ``train_epochs``.
     """
 
+    @checked
     def __init__(
         self,
         *,
         density: Density = "auto",
         layer_densities: LayerDensities | None = None,
-        block: tuple[int, int] | None = None,
-        weight_epochs: int | None = None,
+        block: tuple[Count, Count] | None = None,
+        weight_epochs: Epochs | None = None,
         exclusive: bool = True,
         kkt: Sources | None = None,
-        kkt_neighbours: int = 200,
-        kkt_share: float = 0.2,
-        kkt_strength: float = 1.0,
+        kkt_neighbours: Count = 200,
+        kkt_share: Share = 0.2,
+        kkt_strength: Fraction = 1.0,
         keep_scores: bool = False,
-        mask_lr: float | None = None,
-        weight_lr: float | None = None,
+        mask_lr: LearningRate | None = None,
+        weight_lr: LearningRate | None = None,
         transfer: Transfer = "none",
         task_key: TaskKey = "auto",
         schedule: Schedule = "constant",
@@ -268,6 +270,7 @@ class ExSSNeT(SubnetworkStrategy):
     method: ExSSNeTPlugin
     _exclusive = True
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
@@ -275,15 +278,15 @@ class ExSSNeT(SubnetworkStrategy):
         optimizer: Optimizer | None = None,
         density: Density = "auto",
         layer_densities: LayerDensities | None = None,
-        block: tuple[int, int] | None = None,
-        weight_epochs: int | None = None,
+        block: tuple[Count, Count] | None = None,
+        weight_epochs: Epochs | None = None,
         kkt: Sources | None = None,
-        kkt_neighbours: int = 200,
-        kkt_share: float = 0.2,
-        kkt_strength: float = 1.0,
+        kkt_neighbours: Count = 200,
+        kkt_share: Share = 0.2,
+        kkt_strength: Fraction = 1.0,
         keep_scores: bool = False,
-        mask_lr: float | None = None,
-        weight_lr: float | None = None,
+        mask_lr: LearningRate | None = None,
+        weight_lr: LearningRate | None = None,
         transfer: Transfer = "none",
         task_key: TaskKey = "auto",
         schedule: Schedule | None = None,

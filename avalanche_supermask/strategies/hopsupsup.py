@@ -37,6 +37,7 @@ from torch.optim import SGD
 from typing_extensions import Unpack
 
 from avalanche_supermask import nested
+from avalanche_supermask.checked_arguments import Count, LearningRate, NotNegative, checked
 from avalanche_supermask.class_outputs import show_logits
 from avalanche_supermask.distributed.plugin import refuse
 from avalanche_supermask.experience_labels import refuse_unusable
@@ -66,14 +67,15 @@ class HopSupSupPlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
             True).
     """
 
+    @checked
     def __init__(
         self,
         *,
-        steps: int = 32,
-        recovery_lr: float = 500.0,
-        gamma: float = 1.5e-3,
-        recovery_batch: int = 64,
-        restarts: int = 5,
+        steps: Count = 32,
+        recovery_lr: LearningRate = 500.0,
+        gamma: NotNegative = 1.5e-3,
+        recovery_batch: Count = 64,
+        restarts: Count = 5,
         cosine_schedule: bool = True,
     ) -> None:
         super().__init__()
@@ -200,16 +202,17 @@ class HopSupSup(ModelFirst):
 
     method: HopSupSupPlugin
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
         *,
-        lr: float = 0.1,
-        steps: int = 32,
-        recovery_lr: float = 500.0,
-        gamma: float = 1.5e-3,
-        recovery_batch: int = 64,
-        restarts: int = 5,
+        lr: LearningRate = 0.1,
+        steps: Count = 32,
+        recovery_lr: LearningRate = 500.0,
+        gamma: NotNegative = 1.5e-3,
+        recovery_batch: Count = 64,
+        restarts: Count = 5,
         cosine_schedule: bool = True,
         seed: int | None = None,
         **arguments: Unpack[AvalancheArguments],

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
+from avalanche_supermask.checked_arguments import Count, LearningRate, NotNegative, Share, checked
 from avalanche_supermask.metrics import AccuracyOverSteps
 from avalanche_supermask.model.heads import output_pattern
 from avalanche_supermask.model.masked_model import MaskedModel
@@ -79,38 +80,34 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
         ValueError: an unknown or impossible option.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        n_basis: int = 10,
+        n_basis: Count = 10,
         basis: Basis = "heterogeneous",
-        density: float = 0.25,
+        density: Share = 0.25,
         layer_densities: LayerDensities | None = None,
         alpha_scope: Literal["layer", "global"] = "layer",
         own_last_mask: bool = False,
-        penalty: float = 0.0,
-        basis_epochs: int | None = None,
-        mask_lr: float | None = None,
-        coefficient_lr: float | None = None,
+        penalty: NotNegative = 0.0,
+        basis_epochs: Count | None = None,
+        mask_lr: LearningRate | None = None,
+        coefficient_lr: LearningRate | None = None,
         task_key: TaskKey = "auto",
         schedule: Schedule = "constant",
     ) -> None:
         super().__init__(task_key=task_key, schedule=schedule)
-        if n_basis < 1 or penalty < 0:
-            raise ValueError(f"expected n_basis >= 1 and penalty >= 0; got {n_basis} and {penalty}")
-        if basis not in ("heterogeneous", "homogeneous", "random", "tasks"):
-            raise ValueError(f"basis must be 'heterogeneous', 'homogeneous', 'random' or 'tasks'; got {basis!r}")
-        if alpha_scope not in ("layer", "global"):
-            raise ValueError(f"alpha_scope must be 'layer' or 'global'; got {alpha_scope!r}")
         if own_last_mask and alpha_scope == "global":
             raise ValueError("own_last_mask needs alpha_scope='layer': the last layer has no coefficients then")
-        selection({"check": (1,)}, density=density, layer_densities=layer_densities)
         self.n_basis, self.basis, self.alpha_scope = n_basis, basis, alpha_scope
         self.density, self.layer_densities = density, layer_densities or "uniform"
         self.own_last_mask, self.penalty, self.basis_epochs = own_last_mask, penalty, basis_epochs
         self.mask_lr, self.coefficient_lr = mask_lr, coefficient_lr
         self._mixing = False  # whether the current task is a mixture
         self._extra: list[dict[str, Tensor]] = []  # further homogeneous masks, until the first task is committed
+
+    mixes = True
 
     # ------------------------------------------------------------------ the lifecycle of a task
 
@@ -241,28 +238,27 @@ class ImpressLearn(SubnetworkStrategy):
 
     method: ImpressLearnPlugin
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
         *,
         optimizer: Optimizer | None = None,
-        n_basis: int = 10,
+        n_basis: Count = 10,
         basis: Basis = "heterogeneous",
-        density: float = 0.25,
+        density: Share = 0.25,
         layer_densities: LayerDensities | None = None,
         alpha_scope: Literal["layer", "global"] = "layer",
         head: Literal["masked", "linear"] = "masked",
         own_last_mask: bool = False,
-        penalty: float = 0.0,
-        basis_epochs: int | None = None,
-        mask_lr: float | None = None,
-        coefficient_lr: float | None = None,
+        penalty: NotNegative = 0.0,
+        basis_epochs: Count | None = None,
+        mask_lr: LearningRate | None = None,
+        coefficient_lr: LearningRate | None = None,
         task_key: TaskKey = "auto",
         schedule: Schedule | None = None,
         **arguments: Unpack[AllArguments],
     ) -> None:
-        if head not in ("masked", "linear"):
-            raise ValueError(f"head must be 'masked' or 'linear'; got {head!r}")
         given = {
             **taken_by(ImpressLearnPlugin, locals()),
             "schedule": schedule or ("cosine" if optimizer is None else "constant"),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avalanche_supermask.checked_arguments import Count, Fraction, LearningRate, Share, checked
 from avalanche_supermask.distributed import divided
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Schedule, TaskKey
@@ -45,18 +46,19 @@ class KKTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[call-a
             sample, if ``kkt`` is set.
     """
 
+    @checked
     def __init__(
         self,
         *,
         density: Density = "auto",
         layer_densities: LayerDensities | None = None,
-        block: tuple[int, int] | None = None,
+        block: tuple[Count, Count] | None = None,
         kkt: Sources | None = None,
-        kkt_neighbours: int = 200,
-        kkt_share: float = 0.2,
-        kkt_strength: float = 1.0,
+        kkt_neighbours: Count = 200,
+        kkt_share: Share = 0.2,
+        kkt_strength: Fraction = 1.0,
         keep_scores: bool = False,
-        mask_lr: float | None = None,
+        mask_lr: LearningRate | None = None,
         transfer: Transfer = "none",
         task_key: TaskKey = "auto",
         schedule: Schedule = "constant",
@@ -70,13 +72,6 @@ class KKTPlugin(SupSupPlugin, supports_distributed=True):  # type: ignore[call-a
             task_key=task_key,
             schedule=schedule,
         )
-        if kkt not in (None, "knn_best", "knn_always", "knn_all"):
-            raise ValueError(f"kkt must be None, 'knn_best', 'knn_always' or 'knn_all'; got {kkt!r}")
-        if not 0.0 < kkt_share <= 1.0 or not 0.0 <= kkt_strength <= 1.0 or kkt_neighbours < 1:
-            raise ValueError(
-                "expected 0 < kkt_share <= 1, 0 <= kkt_strength <= 1 and kkt_neighbours >= 1; got "
-                f"{kkt_share}, {kkt_strength} and {kkt_neighbours}"
-            )
         self.kkt = kkt
         self.kkt_neighbours = kkt_neighbours
         self.kkt_share = kkt_share

@@ -36,6 +36,7 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from avalanche_supermask import nested
+from avalanche_supermask.checked_arguments import Count, Epochs, LearningRate, Share, checked
 from avalanche_supermask.functional import initial_scores, top_k_free
 from avalanche_supermask.model.heads import output_pattern
 from avalanche_supermask.model.masked_model import MaskedModel
@@ -83,30 +84,22 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
             leaves no epoch for the chosen entries, or a model without ``outside="base"`` and ``init="keep"``.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        density: float = 0.01,
+        density: Share = 0.01,
         layer_densities: LayerDensities = "uniform",
         choose: Choose = "gradient",
-        choose_samples: int = 1000,
-        choose_epochs: int | None = None,
+        choose_samples: Count = 1000,
+        choose_epochs: Count | None = None,
         reads: Reads = "base",
-        head_epochs: int = 5,
-        lr: float | None = None,
+        head_epochs: Epochs = 5,
+        lr: LearningRate | None = None,
         task_key: TaskKey = "auto",
         schedule: Schedule = "constant",
     ) -> None:
         super().__init__(task_key=task_key, schedule=schedule)
-        selection({"check": (1,)}, density=density, layer_densities=layer_densities)
-        if choose not in ("gradient", "magnitude", "change", "random"):
-            raise ValueError(f"choose must be 'gradient', 'magnitude', 'change' or 'random'; got {choose!r}")
-        if reads not in ("base", "earlier"):
-            raise ValueError(f"reads must be 'base' or 'earlier'; got {reads!r}")
-        if choose_samples < 1:
-            raise ValueError(f"choose_samples must be at least 1; got {choose_samples}")
-        if head_epochs < 0:
-            raise ValueError(f"head_epochs must be 0 or more; got {head_epochs}")
         self.density, self.layer_densities, self.head_epochs = density, layer_densities, head_epochs
         self.choose: Choose = choose
         self.choose_samples, self.choose_epochs = choose_samples, choose_epochs
@@ -133,14 +126,17 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
             )
         return [Phase("all", first, self.lr), Phase("entries", epochs - first, self.lr)]
 
-    def prepare(self, model: MaskedModel) -> None:
-        """Allocate the trainable values of one task's entries."""
+    def check_model(self, model: MaskedModel) -> None:
+        """Refuse a model that does not keep the values of the network as its base."""
         if model.outside != "base" or model.init != "keep":
             raise ValueError(
-                "sparse fine-tuning changes a few entries of the network that was brought: expected a MaskedModel with "
-                f"outside='base' and init='keep', got {model.outside!r} and {model.init!r}; pass these to MaskedModel, "
-                "or pass the network itself to SparseFineTuning"
+                "sparse fine-tuning changes a few entries of the network that it is given: expected outside='base' and "
+                f"init='keep', got {model.outside!r} and {model.init!r}; leave both out, or pass the expected ones to "
+                "MaskedModel"
             )
+
+    def prepare(self, model: MaskedModel) -> None:
+        """Allocate the trainable values of one task's entries."""
         model.subnetworks.allocate_values(self.counts(model))
 
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
@@ -290,29 +286,26 @@ class SparseFineTuning(SubnetworkStrategy):
 
     method: SparseFineTuningPlugin
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
         *,
         optimizer: Optimizer | None = None,
-        density: float = 0.01,
+        density: Share = 0.01,
         layer_densities: LayerDensities = "uniform",
         choose: Choose = "gradient",
-        choose_samples: int = 1000,
-        choose_epochs: int | None = None,
+        choose_samples: Count = 1000,
+        choose_epochs: Count | None = None,
         reads: Reads = "base",
-        head_epochs: int = 5,
+        head_epochs: Epochs = 5,
         head: Literal["linear", "masked"] = "linear",
         norm: Literal["frozen", "own"] = "frozen",
-        lr: float | None = None,
+        lr: LearningRate | None = None,
         task_key: TaskKey = "auto",
         schedule: Schedule | None = None,
         **arguments: Unpack[AllArguments],
     ) -> None:
-        if head not in ("linear", "masked"):
-            raise ValueError(f"head must be 'linear' or 'masked'; got {head!r}")
-        if norm not in ("frozen", "own"):
-            raise ValueError(f"norm must be 'frozen' or 'own'; got {norm!r}")
         given = {
             **taken_by(SparseFineTuningPlugin, locals()),
             "schedule": schedule or ("cosine" if optimizer is None else "constant"),

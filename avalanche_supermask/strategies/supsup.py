@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
+from avalanche_supermask.checked_arguments import Count, LearningRate, checked
 from avalanche_supermask.functional import reordered
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
@@ -63,14 +64,15 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         ValueError: a density outside (0, 1], or an unknown option.
     """
 
+    @checked
     def __init__(
         self,
         *,
         density: Density = "auto",
         layer_densities: LayerDensities | None = None,
-        block: tuple[int, int] | None = None,
+        block: tuple[Count, Count] | None = None,
         transfer: Transfer = "none",
-        mask_lr: float | None = None,
+        mask_lr: LearningRate | None = None,
         task_key: TaskKey = "auto",
         schedule: Schedule = "constant",
     ) -> None:
@@ -78,8 +80,6 @@ class SupSupPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore
         selection(
             {}, density=density, layer_densities=layer_densities, block=block
         )  # raises an error now, not when training starts
-        if transfer not in ("none", "scores", "masks"):
-            raise ValueError(f"transfer must be 'none', 'scores' or 'masks'; got {transfer!r}")
         self.density = density
         self.layer_densities: LayerDensities = layer_densities or "balanced"
         self.block = block
@@ -185,6 +185,7 @@ class SupSup(SubnetworkStrategy):
 
     method: SupSupPlugin
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
@@ -192,9 +193,9 @@ class SupSup(SubnetworkStrategy):
         optimizer: Optimizer | None = None,
         density: Density = "auto",
         layer_densities: LayerDensities | None = None,
-        block: tuple[int, int] | None = None,
+        block: tuple[Count, Count] | None = None,
         transfer: Transfer = "none",
-        mask_lr: float | None = None,
+        mask_lr: LearningRate | None = None,
         task_key: TaskKey = "auto",
         schedule: Schedule | None = None,
         **arguments: Unpack[AllArguments],

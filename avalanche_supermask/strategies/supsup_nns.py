@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
+from avalanche_supermask.checked_arguments import Count, Fraction, LearningRate, Positive, Share, checked
 from avalanche_supermask.functional import jaccard
 from avalanche_supermask.inference import OneShot, entropy
 from avalanche_supermask.learning_rates import chosen_rates, group_by_rate
@@ -99,27 +100,21 @@ class SupSupNNsPlugin(SupSupPlugin):
         ValueError: an impossible option.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        check_every: int = 100,
+        check_every: Count = 100,
         detect: Detect = "entropy",
-        tolerance: float = 0.1,
-        epsilon: float = 0.125,
-        max_tasks: int = 2500,
-        merge_above: float | None = None,
-        density: float | None = 0.1,
+        tolerance: Positive = 0.1,
+        epsilon: Positive = 0.125,
+        max_tasks: Count = 2500,
+        merge_above: Fraction | None = None,
+        density: Share | None = 0.1,
         layer_densities: LayerDensities | None = None,
-        mask_lr: float | None = None,
+        mask_lr: LearningRate | None = None,
     ) -> None:
         super().__init__(density=density, layer_densities=layer_densities, mask_lr=mask_lr)
-        if detect not in ("entropy", "gradient"):
-            raise ValueError(f"detect must be 'entropy' or 'gradient'; got {detect!r}")
-        if check_every < 1 or epsilon <= 0 or tolerance <= 0 or max_tasks < 1:
-            raise ValueError(
-                "expected check_every >= 1, epsilon > 0, tolerance > 0 and max_tasks >= 1; got "
-                f"{check_every}, {epsilon}, {tolerance} and {max_tasks}"
-            )
         self.check_every, self.max_tasks, self.merge_above = check_every, max_tasks, merge_above
         self.detect, self.epsilon, self.tolerance = detect, epsilon, tolerance
         self.looks: list[Look] = []
@@ -324,20 +319,21 @@ class SupSupNNs(SubnetworkStrategy):
     scenario = Scenario(training=False, test=False)
     method: SupSupNNsPlugin
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
         *,
         optimizer: Optimizer | None = None,
-        check_every: int = 100,
+        check_every: Count = 100,
         detect: Detect = "entropy",
-        tolerance: float = 0.1,
-        epsilon: float = 0.125,
-        max_tasks: int = 2500,
-        merge_above: float | None = None,
-        density: float | None = 0.1,
+        tolerance: Positive = 0.1,
+        epsilon: Positive = 0.125,
+        max_tasks: Count = 2500,
+        merge_above: Fraction | None = None,
+        density: Share | None = 0.1,
         layer_densities: LayerDensities | None = None,
-        mask_lr: float | None = None,
+        mask_lr: LearningRate | None = None,
         **arguments: Unpack[AllArguments],
     ) -> None:
         method = SupSupNNsPlugin(**taken_by(SupSupNNsPlugin, locals()))

@@ -185,9 +185,9 @@ def test_kkt_is_deterministic_and_leaves_the_random_state():
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"kkt": "best"}, "kkt must be None, 'knn_best', 'knn_always' or 'knn_all'; got 'best'"),
-        ({"kkt_strength": 1.5}, "0 <= kkt_strength <= 1"),
-        ({"kkt_neighbours": 0}, "kkt_neighbours >= 1"),
+        ({"kkt": "best"}, "kkt must be 'knn_best', 'knn_always', 'knn_all' or None; got 'best'"),
+        ({"kkt_strength": 1.5}, r"kkt_strength must be a fraction in \[0, 1\]; got 1.5"),
+        ({"kkt_neighbours": 0}, "kkt_neighbours must be a whole number of at least 1; got 0"),
     ],
 )
 def test_unknown_kkt_options(arguments, complaint):

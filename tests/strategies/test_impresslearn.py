@@ -388,13 +388,13 @@ def test_forgetting_before_there_are_mixtures_frees_the_place():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_basis": 0}, "n_basis >= 1"),
+        ({"n_basis": 0}, "n_basis must be a whole number of at least 1; got 0"),
         ({"basis": "mixed"}, "got 'mixed'"),
         ({"alpha_scope": "row"}, "got 'row'"),
         ({"head": "shared"}, "got 'shared'"),
         ({"density": 1.5}, r"in \(0, 1\]; got 1.5"),
         ({"own_last_mask": True, "alpha_scope": "global"}, "needs alpha_scope='layer'"),
-        ({"penalty": -1.0}, "penalty >= 0"),
+        ({"penalty": -1.0}, "penalty must be a number of at least 0; got -1.0"),
     ],
 )
 def test_bad_options_are_refused(arguments, message):

@@ -110,5 +110,5 @@ def test_a_loss_that_is_not_finite_leaves_the_layer_as_it_was():
 
 
 def test_a_negative_number_of_epochs_is_refused():
-    with pytest.raises(ValueError, match="head_epochs must be 0 or more; got -1"):
+    with pytest.raises(ValueError, match="head_epochs must be a whole number of at least 0; got -1"):
         SparseFineTuning(mlp(), head_epochs=-1)

@@ -242,7 +242,7 @@ def test_top_k_among_what_is_free_against_a_sort(keep):
         ({"choose": "best"}, "choose must be 'gradient', 'magnitude', 'change' or 'random'; got 'best'"),
         ({"reads": "all"}, "reads must be 'base' or 'earlier'; got 'all'"),
         ({"density": 0}, r"in \(0, 1\]; got 0"),
-        ({"choose_samples": 0}, "choose_samples must be at least 1; got 0"),
+        ({"choose_samples": 0}, "choose_samples must be a whole number of at least 1; got 0"),
         ({"choose": "change", "choose_epochs": 2}, "choose_epochs .*expected 1 to 1, got 2; choose it within"),
         ({"choose": "change", "train_epochs": 1}, "expected train_epochs of 2 or more, got 1"),
         ({"norm": "mine"}, "norm must be 'frozen' or 'own'; got 'mine'"),
@@ -255,9 +255,11 @@ def test_options_that_do_not_exist(arguments, message):
 
 
 def test_a_model_that_keeps_no_base_is_refused():
-    strategy = SparseFineTuning(MaskedModel(mlp(), seed=0), evaluator=None)
-    with pytest.raises(ValueError, match="outside='base' and init='keep', got 'zero' and 'signed_constant'; pass"):
-        strategy.train(class_stream(1).train_stream[0])
+    with pytest.raises(ValueError, match="outside='base' and init='keep', got 'zero' and 'signed_constant'; leave"):
+        SparseFineTuning(MaskedModel(mlp(), seed=0), evaluator=None)
+    for wrong in ({"outside": "zero"}, {"init": "signed_constant"}):
+        with pytest.raises(ValueError, match="expected outside='base' and init='keep', got"):
+            SparseFineTuning(mlp(), evaluator=None, **wrong)
     as_told = SparseFineTuning(MaskedModel(mlp(), outside="base", init="keep", seed=0), evaluator=None)
     assert train_all(as_told, class_stream(1)).model.task_keys == [0]
 

@@ -151,9 +151,9 @@ def test_the_papers_criterion_runs_and_asks_the_gradient_every_time():
     ("options", "complaint"),
     [
         ({"detect": "loss"}, "detect must be 'entropy' or 'gradient'; got 'loss'"),
-        ({"check_every": 0}, "expected check_every >= 1"),
-        ({"max_tasks": 0}, "max_tasks >= 1"),
-        ({"epsilon": 0.0}, "epsilon > 0"),
+        ({"check_every": 0}, "check_every must be a whole number of at least 1; got 0"),
+        ({"max_tasks": 0}, "max_tasks must be a whole number of at least 1; got 0"),
+        ({"epsilon": 0.0}, "epsilon must be a number above 0; got 0.0"),
     ],
 )
 def test_impossible_options(options, complaint):

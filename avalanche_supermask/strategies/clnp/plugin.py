@@ -41,6 +41,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_supermask import nested
+from avalanche_supermask.checked_arguments import Count, Epochs, Fraction, LearningRate, NotNegative, Share, checked
 from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.data.held_out import BATCH, hold_out
 from avalanche_supermask.distributed import agreed
@@ -106,39 +107,30 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         ValueError: an unknown or impossible option.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        l1: float = 1e-4,
-        l1_search: Sequence[float] = (),
-        search_epochs: int = 1,
+        l1: NotNegative = 1e-4,
+        l1_search: Sequence[NotNegative] = (),
+        search_epochs: Count = 1,
         l1_form: L1Form = "subgradient",
-        margin: float = 0.005,
-        min_new: float = 0.0,
-        max_new: float | None = None,
+        margin: Fraction = 0.005,
+        min_new: Fraction = 0.0,
+        max_new: Share | None = None,
         reads: Reads = "all",
         activity: Activity = "mean",
         validation_share: float = 0.1,
-        finetune_epochs: int | None = None,
+        finetune_epochs: Epochs | None = None,
         head: Literal["own", "gated"] = "own",
         on_exhausted: Literal["warn", "error"] = "warn",
-        weight_lr: float | None = None,
+        weight_lr: LearningRate | None = None,
         task_key: TaskKey = "auto",
         schedule: Schedule = "constant",
     ) -> None:
         super().__init__(task_key=task_key, schedule=schedule)
-        _expect("l1_form", l1_form, ("proximal", "subgradient"))
-        _expect("reads", reads, ("all", "active"))
-        _expect("activity", activity, ("mean", "rate", "relative"))
-        _expect("head", head, ("own", "gated"))
-        _expect("on_exhausted", on_exhausted, ("warn", "error"))
-        if l1 < 0 or not 0 <= margin <= 1 or not 0 < validation_share < 1:
-            raise ValueError(
-                "expected l1 >= 0, 0 <= margin <= 1 and 0 < validation_share < 1; got "
-                f"{l1}, {margin} and {validation_share}"
-            )
-        if not 0 <= min_new <= 1 or (max_new is not None and not 0 < max_new <= 1):
-            raise ValueError(f"expected 0 <= min_new <= 1 and 0 < max_new <= 1; got {min_new} and {max_new}")
+        if not 0 < validation_share < 1:
+            raise ValueError(f"validation_share must be a fraction between 0 and 1; got {validation_share}")
         if reads == "active" and finetune_epochs == 0:
             raise ValueError(
                 "reads='active' reads claimed units only while the task is fine-tuned: expected finetune_epochs of 1 "
@@ -172,8 +164,8 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         rate = self._chosen_rate if self.weight_lr is None and self.rule_applies else self.weight_lr
         return [Phase("train", epochs - last, rate, "weight_lr"), Phase("finetune", last, rate, "weight_lr")]
 
-    def prepare(self, model: MaskedModel) -> None:
-        """Check the model; the method has no scores to allocate.
+    def check_model(self, model: MaskedModel) -> None:
+        """Refuse a model with ``outside="base"``.
 
         Raises:
             ValueError: the model uses ``outside="base"``.
@@ -183,6 +175,9 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
                 "CLNP prunes units, so that what is outside a mask must be zero: expected outside='zero', got 'base'; "
                 "for pretrained networks use SparseFineTuning"
             )
+
+    def prepare(self, model: MaskedModel) -> None:
+        """Do nothing, because the method has no scores to allocate."""
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Remove the held-out share from the training data, before a loader is made from them."""
@@ -356,8 +351,3 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
     def put_back(self, state: dict[str, Any]) -> None:
         """Restore a saved state, except the data of the current experience (see `CheckpointPlugin`)."""
         self.__dict__.update({k: v for k, v in state.items() if k not in _OF_THE_EXPERIENCE})
-
-
-def _expect(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be {' or '.join(map(repr, known))}; got {value!r}")

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
+from avalanche_supermask.checked_arguments import Count, Epochs, Fraction, LearningRate, NotNegative, Share, checked
 from avalanche_supermask.model.heads import output_layer as found_output_layer
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.tensor_roles import Frozen
@@ -58,26 +59,27 @@ class CLNP(SubnetworkStrategy):
     any_module = False
     method: CLNPPlugin
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
         *,
         optimizer: Optimizer | None = None,
-        l1: float = 1e-4,
-        l1_search: Sequence[float] = (),
-        search_epochs: int = 1,
+        l1: NotNegative = 1e-4,
+        l1_search: Sequence[NotNegative] = (),
+        search_epochs: Count = 1,
         l1_form: L1Form = "subgradient",
-        margin: float = 0.005,
-        min_new: float = 0.0,
-        max_new: float | None = None,
+        margin: Fraction = 0.005,
+        min_new: Fraction = 0.0,
+        max_new: Share | None = None,
         reads: Reads = "all",
         activity: Activity = "mean",
         validation_share: float = 0.1,
-        finetune_epochs: int | None = None,
+        finetune_epochs: Epochs | None = None,
         head: Literal["own", "gated"] = "own",
         output_layer: str | None = None,
         on_exhausted: Literal["warn", "error"] = "warn",
-        weight_lr: float | None = None,
+        weight_lr: LearningRate | None = None,
         task_key: TaskKey = "auto",
         schedule: Schedule | None = None,
         frozen: Frozen = "keep",

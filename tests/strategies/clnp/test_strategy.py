@@ -528,16 +528,16 @@ def test_the_plugin_pickles_without_data():
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"l1": -1}, "l1 >= 0"),
-        ({"margin": 2}, "0 <= margin <= 1"),
-        ({"validation_share": 1.0}, "0 < validation_share < 1"),
-        ({"min_new": 1.5}, "0 <= min_new <= 1"),
-        ({"max_new": 0.0}, "0 < max_new <= 1; got 0.0 and 0.0"),
+        ({"l1": -1}, "l1 must be a number of at least 0; got -1"),
+        ({"margin": 2}, r"margin must be a fraction in \[0, 1\]; got 2"),
+        ({"validation_share": 1.0}, "validation_share must be a fraction between 0 and 1"),
+        ({"min_new": 1.5}, r"min_new must be a fraction in \[0, 1\]; got 1.5"),
+        ({"max_new": 0.0}, r"max_new must be a fraction in \(0, 1\] or None; got 0.0"),
         ({"reads": "some"}, "reads must be 'all' or 'active'; got 'some'"),
         ({"reads": "active", "finetune_epochs": 0}, "expected finetune_epochs of 1 or more, or None; got 0"),
         ({"head": "shared"}, "head must be 'own' or 'gated'; got 'shared'"),
-        ({"l1_form": "l2"}, "l1_form must be 'proximal' or 'subgradient'; got 'l2'"),
-        ({"activity": "max"}, "activity must be 'mean' or 'rate' or 'relative'; got 'max'"),
+        ({"l1_form": "l2"}, "l1_form must be 'subgradient' or 'proximal'; got 'l2'"),
+        ({"activity": "max"}, "activity must be 'mean', 'rate' or 'relative'; got 'max'"),
         ({"on_exhausted": "stop"}, "on_exhausted must be 'warn' or 'error'; got 'stop'"),
     ],
 )
