@@ -12,13 +12,15 @@ import contextlib
 import io
 import os
 import sys
+import traceback
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import dill
 import torch
-from avalanche.checkpointing import checkpoint_internals
+from avalanche.checkpointing import checkpoint, checkpoint_internals
 from avalanche.checkpointing import maybe_load_checkpoint as _load
 from avalanche.checkpointing import save_checkpoint as _save
 from torch.nn.utils.parametrize import is_parametrized
@@ -110,6 +112,9 @@ def maybe_load_checkpoint(
 
     Returns:
         The strategy, and the index of the experience to train next (0 if there is no file).
+
+    Raises:
+        ValueError: the file is damaged, or is no checkpoint.
     """
     source: Any = os.fspath(fname)
     if in_group():
@@ -118,6 +123,30 @@ def maybe_load_checkpoint(
             return strategy, 0
         source = io.BytesIO(held)
         map_location = strategy.device if map_location is None else map_location
+    elif not os.path.exists(source):
+        return strategy, 0
+    _expect_whole(source, fname)
     with by_reference(), old_names():
-        loaded, experience = _load(strategy, source, map_location, unique_objects)
+        try:
+            loaded, experience = _load(strategy, source, map_location, unique_objects)
+        except (KeyError, TypeError) as error:
+            if traceback.extract_tb(error.__traceback__)[-1].filename != checkpoint.__file__:
+                raise
+            raise ValueError(f"{fname} is no file of save_checkpoint(): it has no strategy") from None
     return loaded, int(experience)
+
+
+def _expect_whole(source: Any, name: Any) -> None:
+    """Refuse a file that is no archive of PyTorch, or one with changed bytes, which PyTorch itself does not check."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            damaged = archive.testzip()
+            known = any(entry.endswith("/data.pkl") for entry in archive.namelist())
+    except zipfile.BadZipFile:
+        damaged, known = None, False
+    finally:
+        if isinstance(source, io.BytesIO):
+            source.seek(0)
+    if damaged or not known:
+        other = "" if damaged else ", or no file of save_checkpoint()"
+        raise ValueError(f"{name} is damaged{other}; take another copy, or start without this file")

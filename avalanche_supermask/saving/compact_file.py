@@ -103,7 +103,11 @@ def load(path: str | os.PathLike[str], net: nn.Module, *, device: str | torch.de
     Raises:
         ValueError: the file is damaged, was not written by `save`, has a later format, or belongs to another network.
         FileNotFoundError: there is no such file.
+        TypeError: ``net`` is no network, but for example a class.
     """
+    if not isinstance(net, nn.Module) or isinstance(net, MaskedModel):
+        got = f"the class {net.__name__}" if isinstance(net, type) else type(net).__name__
+        raise TypeError(f"net: expected the network that was wrapped, as in load(path, MyNet()); got {got}")
     manifest, tensors, rows = read_compact(path)
     wrapping = manifest["wrapping"]
     net = copy_of(net)

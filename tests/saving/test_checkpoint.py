@@ -87,6 +87,25 @@ def test_without_a_file_nothing_is_loaded(tmp_path):
     assert maybe_load_checkpoint(strategy, tmp_path / "none.pkl") == (strategy, 0)
 
 
+def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
+    path = tmp_path / "checkpoint.pkl"
+    strategy = make("supsup")
+    strategy.train(class_stream(1).train_stream[0])
+    save_checkpoint(strategy, path)
+    whole = path.read_bytes()
+    weights = max(strategy.model.subnetworks.frozen.values(), key=lambda tensor: tensor.numel())
+    place = whole.index(weights.numpy().tobytes()) + 5
+    changed = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+    for content in (b"", whole[:1], whole[: len(whole) // 2], whole[:-1], b"text\n" * 100, b"\x80\x04]\x94.", changed):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"checkpoint.pkl is damaged.*; take another copy") as told:
+            maybe_load_checkpoint(make("supsup"), path)
+        assert "\n" not in str(told.value)
+    torch.save({"model": 1}, path)
+    with pytest.raises(ValueError, match=r"checkpoint.pkl is no file of save_checkpoint\(\): it has no strategy"):
+        maybe_load_checkpoint(make("supsup"), path)
+
+
 def test_saving_leaves_dills_settings_and_no_other_file(tmp_path, capsys):
     before = dict(dill.settings)
     strategy = make("supsup")

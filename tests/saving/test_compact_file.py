@@ -143,6 +143,13 @@ def test_another_network_is_told_by_its_first_weight(tmp_path):
         load(path, mlp()[1])
 
 
+def test_what_is_no_network(tmp_path):
+    model, path = saved(tmp_path, build("supsup", mlp()))
+    for wrong, got in ((nn.Linear, "the class Linear"), (model, "MaskedModel"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=rf"expected the network that was wrapped, as in .*; got {got}"):
+            load(path, wrong)
+
+
 def test_no_such_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "nothing", mlp())
