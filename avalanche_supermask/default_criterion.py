@@ -35,11 +35,20 @@ class LogitsCrossEntropy(nn.CrossEntropyLoss):
         """Return the mean cross-entropy of a batch, from the network's whole output and the class numbers.
 
         Raises:
-            ValueError: the targets are floating-point numbers, but no probabilities of two classes or more.
+            ValueError: the targets are floating-point numbers, but no probabilities of two classes or more; or a class
+                number is negative or has no output (on a CPU; a GPU reports it in its own way).
         """
         logits = self.logits_of(input)
         if not target.is_floating_point():
-            return super().forward(logits, target.long())
+            try:
+                return super().forward(logits, target.long())
+            except IndexError:
+                least, largest = int(target.min()), int(target.max())
+                raise ValueError(
+                    f"the cross-entropy got class numbers from {least} to {largest} for logits of shape "
+                    f"{tuple(logits.shape)}: number the classes of an experience from 0, for example with "
+                    "class_ids_from_zero_in_each_exp=True, or give the network an output for each of them"
+                ) from None
         if logits.shape != target.shape or logits.dim() < 2 or logits.shape[1] < 2:
             raise ValueError(
                 f"the cross-entropy got targets of {target.dtype} and shape {tuple(target.shape)} for logits of shape "

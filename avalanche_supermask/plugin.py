@@ -183,11 +183,12 @@ class SubnetworkPlugin(PhasedPlugin, supports_distributed=True):  # type: ignore
         self._lrs = [group["lr"] for group in strategy.optimizer.param_groups]
         self._learned_in[key] = strategy.experience.current_experience
         self.settings_used = {"schedule": self.schedule}
-        first, last = self.phase_at(0, strategy.train_epochs)[0], self._phase
+        last = self._phase
         if mask is None:
             self.begin_task(strategy, model)
         else:
             self.continue_task(strategy, model, mask)
+        first = self.phase_at(0, strategy.train_epochs)[0]  # a method may choose the phases in `begin_task`
         self._enter(first, strategy, goes_on=mask is not None and first == last)
 
     def _begin(self, model: MaskedModel, key: int, label: int | None) -> dict[str, Tensor] | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from avalanche.benchmarks import tensors_benchmark
 from avalanche.evaluation.metrics import accuracy_metrics, class_accuracy_metrics, loss_metrics
 from avalanche.training import Naive
 from avalanche.training.plugins import (
@@ -260,3 +261,13 @@ def test_targets_that_have_no_cross_entropy_are_refused(outputs, target):
 def test_probabilities_are_targets_too():
     logits, y = torch.randn(3, 2), torch.tensor([[0.2, 0.8], [1.0, 0.0], [0.0, 1.0]])
     assert LogitsCrossEntropy(lambda x: x)(logits, y) == nn.functional.cross_entropy(logits, y)
+
+
+@pytest.mark.parametrize("labels", [[-1, 1], [1, 2]])
+@pytest.mark.parametrize("cls", [SupSup, SparseFineTuning])
+def test_labels_without_an_output_are_refused_in_one_line(cls, labels):
+    x, y = torch.randn(16, 4), torch.tensor(labels * 8)
+    stream = tensors_benchmark(train_tensors=[(x, y)], test_tensors=[(x, y)], task_labels=[0])
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"number them from 0|number the classes of an experience from 0"):
+        cls(net, train_mb_size=16, evaluator=None).train(stream.train_stream[0])

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from avalanche.logging import BaseLogger
-from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch.optim import Adam, AdamW
 
@@ -414,3 +414,19 @@ def test_it_is_a_plugin_of_any_template():
     train_all(strategy, class_stream(3))
     assert mixtures(model) == [2]
     assert strategy.optimizer.param_groups[0]["lr"] == 0.01
+
+
+def test_a_mixture_starts_in_the_phase_of_its_coefficients():
+    """A method may choose the phases when the task begins; a phase of scores before the first epoch would be undone."""
+
+    class Phases(SupervisedPlugin):
+        seen = ()
+
+        def before_training_epoch(self, strategy, **kwargs):
+            if strategy.clock.train_exp_epochs == 0:
+                self.seen = (*self.seen, strategy.model.subnetworks.phase)
+
+    phases = Phases()
+    strategy = ImpressLearn(mlp(), n_basis=2, train_mb_size=16, plugins=[phases], evaluator=None)
+    train_all(strategy, class_stream(3))
+    assert phases.seen == ("scores", "scores", "coefficients")

@@ -34,7 +34,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -148,6 +149,8 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         self._criterion: Any = None
         self._pruned = False
 
+    _claims_before: Tensor | None = None  # the claims when the task began that is not finished; None between tasks
+    _kept: Mapping[str, Tensor] = MappingProxyType({})  # mask of the current task after its pruning
     _share = 1.0  # largest share of the free units that the current task claims
     _chosen_rate = 1e-3  # learning rate of the current task if none was given
 
@@ -208,6 +211,9 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
                 )
             two = nested.rows(self._held_out[0], slice(2))
             self.claims.find(model, model.arguments(two, model.subnetworks.active_label)[0])
+        if self._claims_before is not None:  # the task before was interrupted after its pruning
+            self.claims.claimed = self._claims_before
+        self._claims_before = self.claims.claimed
         full = self.claims.full()
         if full:
             found = f"task {model.active}: no free unit is left in {', '.join(map(repr, full))}"
@@ -254,13 +260,21 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         return L1(self.l1, self.l1_form)
 
     def end_task(self, strategy: Any, model: MaskedModel) -> None:
-        """Prune if there was no fine-tuning phase; store the statistics of the claimed BatchNorm channels."""
+        """Prune if there was no fine-tuning phase; store the statistics of the claimed BatchNorm channels.
+
+        Prune again if a plugin has loaded a state from before the pruning, as early stopping does.
+        """
+        mask = model.current_mask()
+        if self._pruned and any(not torch.equal(kept, mask[name].to(kept.device)) for name, kept in self._kept.items()):
+            assert self._claims_before is not None
+            self.claims.claimed, self._pruned = self._claims_before, False
         if not self._pruned:
             self._claim(model)
         self.claims.keep_statistics(model)
 
     def task_committed(self, strategy: Any, model: MaskedModel, key: int) -> None:
         """Re-initialise the free units."""
+        self._claims_before, self._kept = None, {}
         self.claims.reinitialise(model)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -276,7 +290,8 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         trainable = self.claims.free(model)
         self.reports[model.active], self.claims.claimed, active = self._prune(model)
         read = active if self.claims.reads == "active" else None
-        model.learn_weights(trainable, mask=self.claims.kept(model, self.claims.claimed, read=read), restart=False)
+        self._kept = self.claims.kept(model, self.claims.claimed, read=read)
+        model.learn_weights(trainable, mask=self._kept, restart=False)
         self._pruned = True
 
     @torch.no_grad()

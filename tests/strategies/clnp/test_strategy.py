@@ -598,3 +598,49 @@ def test_a_model_whose_units_are_unknown_is_refused_before_it_learns(tmp_path):
         again.train(class_stream(3).train_stream[2])
     assert (model.active, model.task_keys) == (None, [0, 1])
     again.eval(class_stream(2).test_stream)
+
+
+class Loads(SupervisedPlugin):
+    """Loads a state from the start of an experience before its last epoch, and stops, as early stopping does."""
+
+    def before_training_epoch(self, strategy, **kwargs):
+        epoch = strategy.clock.train_exp_epochs
+        if epoch == 0:
+            self.state = copy.deepcopy(strategy.model.state_dict())
+        elif epoch == strategy.train_epochs - 1:
+            strategy.model.load_state_dict(self.state)
+            strategy.stop_training()
+
+
+def test_a_state_from_before_the_pruning_is_pruned_again():
+    strategy, x, before = CLNP(mlp(), finetune_epochs=2, plugins=[Loads()], **QUICK), inputs(), {}
+    for experience in class_stream(3).train_stream:
+        strategy.train(experience)
+        for key, answer in before.items():
+            assert torch.equal(outputs(strategy.model, x, key), answer)
+        before = {key: outputs(strategy.model, x, key) for key in strategy.model.task_keys}
+    kept, claims = strategy.model.task_mask(2), strategy.method.claims
+    assert all(
+        torch.equal(kept[name], entries) for name, entries in claims.kept(strategy.model, claims.claimed).items()
+    )
+
+
+def test_units_of_an_interrupted_task_are_free_again():
+    class Interrupt(SupervisedPlugin):
+        all_free = ()
+
+        def before_training_epoch(self, strategy, **kwargs):
+            if strategy.clock.train_exp_epochs == 0:
+                self.all_free = (*self.all_free, bool((strategy.method.claims.claimed == FREE).all()))
+
+        def after_training_iteration(self, strategy, **kwargs):
+            if strategy.experience.current_experience == 0 and strategy.clock.train_exp_epochs == 3:
+                raise KeyboardInterrupt
+
+    interrupt, stream = Interrupt(), class_stream(2)
+    strategy = CLNP(mlp(), finetune_epochs=2, plugins=[interrupt], **QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        strategy.train(stream.train_stream[0])
+    assert (strategy.method.claims.claimed != FREE).any()
+    strategy.train(stream.train_stream[1])
+    assert interrupt.all_free == (True, True)
