@@ -209,7 +209,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
     good = Cell("split-digits", "naive", 0, settings_of("split-digits", "naive"), epochs=1, tasks=1)
     failed = run_cells([bad, good], out=tmp_path, workers=2, quiet=True)
     assert list(failed) == [str(bad.path)]
-    assert "density is the fraction of weights kept" in failed[str(bad.path)]
+    assert "density must be a fraction in (0, 1]" in failed[str(bad.path)]
     assert is_done(good, tmp_path)
     assert not is_done(bad, tmp_path)
 
