@@ -10,7 +10,15 @@ from torch import Tensor
 from avalanche_supermask.logits import class_dimension, find_logits, replace_logits, widened
 from avalanche_supermask.model.masked_model import MaskedModel
 
-__all__ = ["check_classes", "complete_classes", "latest_logits", "output_logits", "show_logits"]
+__all__ = [
+    "NAME_OUTPUT_LAYER",
+    "check_classes",
+    "check_output_layer",
+    "complete_classes",
+    "latest_logits",
+    "output_logits",
+    "show_logits",
+]
 
 
 def check_classes(strategy: Any, model: MaskedModel) -> None:
@@ -43,6 +51,34 @@ def check_classes(strategy: Any, model: MaskedModel) -> None:
         raise ValueError(
             f"the network has {logits.shape[dim]} outputs, but experience {strategy.experience.current_experience} "
             f"has label {largest}: {remedy}"
+        )
+
+
+NAME_OUTPUT_LAYER = r"name the layer of the logits, for example with head='masked' and own=[r'classifier\..*']"
+"""Advice for methods that take ``head="linear"``."""
+
+
+def check_output_layer(model: MaskedModel, *, remedy: str) -> None:
+    """Refuse output layers of a task on which the loss does not depend, after the first backward pass of the task.
+
+    A method that gives each task its own output layer takes the last weight of the network for it. In a network with
+    several outputs this may be another layer.
+
+    Args:
+        model: the strategy's model.
+        remedy: how the user can name the output layer.
+
+    Raises:
+        ValueError: no weight of two or more dimensions that the task has for itself has a gradient. The task is
+            abandoned.
+    """
+    live, own = dict(model.net.named_parameters()), model.own_names
+    weights = {name: p for name, p in live.items() if name in own and p.requires_grad and p.dim() > 1}
+    if weights and all(p.grad is None for p in weights.values()):
+        model.abandon()
+        raise ValueError(
+            f"{', '.join(map(repr, weights))} was taken for the output layer, as the last weight of the network, but "
+            f"the loss does not depend on it; {remedy}"
         )
 
 

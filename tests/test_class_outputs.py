@@ -12,14 +12,17 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from avalanche_supermask import HopSupSup, SupSup, SupSupNNs, methods
+from avalanche_supermask import CLNP, HopSupSup, ImpressLearn, SparseFineTuning, SupSup, SupSupNNs, methods
 from avalanche_supermask.class_outputs import check_classes, complete_classes
-from tests.streams import outputs
+from tests.streams import class_stream, outputs
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:task .. no free unit is left"),
     pytest.mark.filterwarnings("ignore:task label .* (was never trained|stands for several)"),
 ]
+
+
+METHODS = methods()
 
 
 class Growing(nn.Module):
@@ -174,3 +177,43 @@ def test_labels_that_are_text_are_refused_with_what_to_do(method):
         strategy.train(experience)
     assert strategy.model.active is None
     assert strategy.model.task_keys == []
+
+
+class TwoOutputs(nn.Module):
+    """The layer of the logits is not the last one."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.classifier, self.extra = nn.Linear(36, 16), nn.Linear(16, 2), nn.Linear(16, 5)
+
+    def forward(self, x):
+        hidden = self.hidden(x.flatten(1)).relu()
+        return self.classifier(hidden), self.extra(hidden)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "named"),
+    [
+        (SparseFineTuning, {}, {"head": "masked", "own": [r"classifier\..*"]}),
+        (ImpressLearn, {"head": "linear"}, {"head": "masked", "own": [r"classifier\..*"]}),
+        (CLNP, {}, {"output_layer": "classifier"}),
+    ],
+)
+def test_a_layer_that_the_loss_does_not_use_is_not_taken_for_the_output_layer(cls, options, named):
+    experience = class_stream(1).train_stream[0]
+    strategy = cls(TwoOutputs(), train_mb_size=16, evaluator=None, **options)
+    with pytest.raises(ValueError, match=r"'extra.weight' was taken for the output layer.*; name the layer of the log"):
+        strategy.train(experience)
+    assert strategy.model.active is None
+    learned = cls(TwoOutputs(), train_mb_size=16, evaluator=None, **named)
+    learned.train(experience)
+    assert learned.model.task_keys == [0]
+
+
+@pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("net", [None, nn.Linear, nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(2))])
+def test_what_cannot_be_wrapped_is_refused_by_every_method_in_the_same_words(cls, net):
+    with pytest.raises(
+        (TypeError, ValueError), match=r"expected a torch.nn.Module to wrap; got|has a weight without a shape"
+    ):
+        cls(net, evaluator=None)

@@ -123,7 +123,12 @@ class WrappedNetwork(MultiTaskModule):
     @property
     def has_own_tensors(self) -> bool:
         """Whether a task learns its own parameters besides masks and masked weights."""
-        return bool({*self._own_names, *self._head_tensors()})
+        return bool(self.own_names)
+
+    @property
+    def own_names(self) -> set[str]:
+        """Names of the parameters and buffers that a task has for itself, besides masks and masked weights."""
+        return {*self._own_names, *self._head_tensors()}
 
     def _head_tensors(self) -> dict[str, Tensor]:
         known = {*self.masked_names, *self.shared, *self.fresh}

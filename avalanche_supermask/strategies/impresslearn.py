@@ -38,10 +38,12 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from avalanche_supermask.checked_arguments import Count, LearningRate, NotNegative, Share, checked
+from avalanche_supermask.class_outputs import NAME_OUTPUT_LAYER, check_output_layer
 from avalanche_supermask.metrics import AccuracyOverSteps
 from avalanche_supermask.model.heads import output_pattern
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.mixtures import ALL_LAYERS
+from avalanche_supermask.model.wrappable import check_wrappable
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.registry import register
 from avalanche_supermask.selection import LayerDensities, Selection, selection
@@ -160,6 +162,8 @@ class ImpressLearnPlugin(SubnetworkPlugin, supports_distributed=True):  # type: 
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the gradient of the penalty ``λ (|a|_1 - 1)²`` of each layer."""
+        if self._iterations == 1:
+            check_output_layer(strategy.model, remedy=NAME_OUTPUT_LAYER)
         if not (self.penalty and self._mixing):
             return
         for a in strategy.model.subnetworks.mixtures.coefficients.values():
@@ -265,6 +269,7 @@ class ImpressLearn(SubnetworkStrategy):
         }
         method = ImpressLearnPlugin(**given)
         if head == "linear" and not isinstance(model, MaskedModel):
+            check_wrappable(model)
             arguments["own"] = [*arguments.get("own", ()), output_pattern(model)]
         if not isinstance(model, MaskedModel):
             # The coefficients adapt the size of the weights, so the constants need no scaling.

@@ -37,9 +37,11 @@ from typing_extensions import Unpack
 
 from avalanche_supermask import nested
 from avalanche_supermask.checked_arguments import Count, Epochs, LearningRate, Share, checked
+from avalanche_supermask.class_outputs import NAME_OUTPUT_LAYER, check_output_layer
 from avalanche_supermask.functional import initial_scores, top_k_free
 from avalanche_supermask.model.heads import output_pattern
 from avalanche_supermask.model.masked_model import MaskedModel
+from avalanche_supermask.model.wrappable import check_wrappable
 from avalanche_supermask.plugin import Phase, Schedule, SubnetworkPlugin, TaskKey
 from avalanche_supermask.pretrained import left_out, said_of
 from avalanche_supermask.recurrent_gradients import differentiable
@@ -160,6 +162,11 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
             self._chosen,
             mask={name: chosen | owned[name] if owned else chosen for name, chosen in self._chosen.items()},
         )
+
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Check at the first batch that the loss depends on the task's own output layer."""
+        if self._iterations == 1:
+            check_output_layer(strategy.model, remedy=NAME_OUTPUT_LAYER)
 
     # ------------------------------------------------------------------ how many
 
@@ -306,6 +313,8 @@ class SparseFineTuning(SubnetworkStrategy):
         schedule: Schedule | None = None,
         **arguments: Unpack[AllArguments],
     ) -> None:
+        if not isinstance(model, MaskedModel):
+            check_wrappable(model)
         given = {
             **taken_by(SparseFineTuningPlugin, locals()),
             "schedule": schedule or ("cosine" if optimizer is None else "constant"),

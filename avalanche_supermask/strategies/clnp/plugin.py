@@ -43,6 +43,7 @@ from torch import Tensor, nn
 
 from avalanche_supermask import nested
 from avalanche_supermask.checked_arguments import Count, Epochs, Fraction, LearningRate, NotNegative, Share, checked
+from avalanche_supermask.class_outputs import check_output_layer
 from avalanche_supermask.data.cached import load_tensors
 from avalanche_supermask.data.held_out import BATCH, hold_out
 from avalanche_supermask.distributed import agreed
@@ -246,7 +247,9 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
             self._claim(model)
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """Apply the penalty as a sub-gradient, until the pruning."""
+        """Apply the penalty as a sub-gradient, until the pruning; check the output layer at the first batch."""
+        if self._iterations == 1:
+            check_output_layer(strategy.model, remedy="name the layer of the logits with output_layer=")
         if not self._pruned:
             self._penalty.after_backward(strategy.model)
 

@@ -14,6 +14,7 @@ from avalanche_supermask.checked_arguments import Count, Epochs, Fraction, Learn
 from avalanche_supermask.model.heads import output_layer as found_output_layer
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.tensor_roles import Frozen
+from avalanche_supermask.model.wrappable import check_wrappable
 from avalanche_supermask.plugin import Schedule, TaskKey
 from avalanche_supermask.registry import register
 from avalanche_supermask.shared_arguments import taken_by
@@ -86,6 +87,8 @@ class CLNP(SubnetworkStrategy):
         seed: int | None = None,
         **arguments: Unpack[StrategyArguments],
     ) -> None:
+        if not isinstance(model, MaskedModel):
+            check_wrappable(model)
         chosen = sorted({"init", "mask", "own"} & arguments.keys())
         if chosen:
             raise TypeError(
