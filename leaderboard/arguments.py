@@ -30,7 +30,7 @@ def streams_of(options: argparse.Namespace) -> list[str]:
         if not stream_of(name).offline and options.dataset_root is None:
             raise ValueError(
                 f"stream {name!r} needs its data: pass --dataset-root DIR (images are downloaded if not there, texts "
-                "are read as benchmarks/lib/text.py says)"
+                "are read as benchmarks/lib/text.py says), or offline=True in a Stream of yours that reads no file"
             )
     return names
 

@@ -116,10 +116,19 @@ def run_cell(cell: Cell, *, dataset_root: Path | None, tb_dir: Path | None, devi
 
     Returns:
         The result that the file will hold.
+
+    Raises:
+        ValueError: the benchmark of the stream has fewer tasks than the stream.
     """
     torch.set_num_threads(1)  # one core per cell keeps times comparable
     spec = stream_of(cell.stream).at(dataset_root)
     benchmark = build_stream(cell.stream, seed=cell.seed, dataset_root=dataset_root)
+    have = [len(benchmark.train_stream), len(benchmark.test_stream)]
+    if min(have) < spec.tasks:
+        raise ValueError(
+            f"stream {cell.stream!r} has tasks={spec.tasks}, but its benchmark has {have[0]} training and {have[1]} "
+            "test experiences; make the numbers equal"
+        )
     if cell.validation:
         benchmark = with_validation(benchmark, share=cell.validation, seed=cell.seed)
     # The seeds are set after the benchmark, because building one may reset the global random state.

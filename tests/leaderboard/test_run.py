@@ -209,7 +209,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
     good = Cell("split-digits", "naive", 0, settings_of("split-digits", "naive"), epochs=1, tasks=1)
     failed = run_cells([bad, good], out=tmp_path, workers=2, quiet=True)
     assert list(failed) == [str(bad.path)]
-    assert "density is the fraction of weights kept" in failed[str(bad.path)]
+    assert "density must be a fraction in (0, 1]" in failed[str(bad.path)]
     assert is_done(good, tmp_path)
     assert not is_done(bad, tmp_path)
 
@@ -256,6 +256,25 @@ def test_dry_run_lists_the_cells_and_how_long_they_may_take(out, capsys):
     assert done.split() == ["done", "split-digits/naive/seed0.json"]
     assert re.fullmatch(r"to run  about \d+ s +split-digits/joint/seed0\.json", to_run)
     assert re.fullmatch(r"about \d+ s with 2 workers", total)
+
+
+def test_a_stream_with_fewer_tasks_than_it_promises_is_refused(monkeypatch):
+    monkeypatch.setitem(STREAMS, "split-digits", replace(STREAMS["split-digits"], tasks=7))
+    told = "stream 'split-digits' has tasks=7, but its benchmark has 5 training and 5 test experiences"
+    with pytest.raises(ValueError, match=told):
+        run_cell(Cell("split-digits", "naive", 0), dataset_root=None, tb_dir=None)
+
+
+def test_the_documents_example_of_a_stream_runs():
+    text = (ROOT / "docs" / "protocol.md").read_text()
+    (script,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    made = {}
+    exec(script, made)
+    stream = made["stream"]
+    benchmark = stream.build(0, None)
+    assert len(benchmark.train_stream) == len(benchmark.test_stream) == stream.tasks
+    image, *_ = benchmark.train_stream[0].dataset[0]
+    assert stream.network()(image[None]).shape == (1, stream.classes)
 
 
 def test_a_cell_that_is_named_twice_is_run_once_and_one_that_cannot_run_is_left_out(capsys):
