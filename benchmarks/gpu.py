@@ -24,6 +24,7 @@ from torchvision.models import resnet18, vit_b_16
 from torchvision.models.vision_transformer import VisionTransformer
 
 from benchmarks.costs import speed
+from benchmarks.lib.command import device_name
 from benchmarks.lib.networks import mlp
 from benchmarks.lib.provenance import write_json, write_result
 
@@ -53,6 +54,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"--device {options.device}: PyTorch finds no GPU here; --small --device cpu tries the script")
+    try:
+        device_name(options.device)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"--device: {error}")
     ends = time.monotonic() + 60 * options.minutes
     small, large = (SMALL, SMALL_LARGE) if options.small else (speed.NETWORKS, LARGE)
     parts: dict[str, Callable[[], Any]] = {
@@ -72,6 +77,8 @@ def main() -> None:
             try:
                 run()
                 said[name] = f"{time.monotonic() - started:.0f} s"
+            except subprocess.TimeoutExpired:
+                said[name] = "stopped: the time was up"
             except (
                 RuntimeError,
                 subprocess.SubprocessError,
@@ -80,6 +87,8 @@ def main() -> None:
         print(name, said[name], flush=True)
         options.out.mkdir(parents=True, exist_ok=True)
         write_json(options.out / "parts.json", said)
+    if any(word.startswith("failed") for word in said.values()):
+        sys.exit(1)
 
 
 def ratios(part: str, networks: Networks, autocast: torch.dtype | None, options: argparse.Namespace) -> None:

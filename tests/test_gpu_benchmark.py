@@ -38,3 +38,20 @@ def test_without_a_gpu_it_says_so(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(monkeypatch, tmp_path)
     assert "PyTorch finds no GPU here; --small --device cpu tries the script" in capsys.readouterr().err
+
+
+def test_a_device_that_does_not_exist_is_refused(monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, tmp_path, "--device", "nope")
+    assert "device must be 'cpu', 'cuda', 'cuda:1' or the like; got 'nope'" in capsys.readouterr().err
+
+
+def test_a_part_that_fails_is_told_by_the_exit_status(monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(gpu, "ratios", fail)
+    with pytest.raises(SystemExit, match="1"):
+        run(monkeypatch, tmp_path, "--small", "--device", "cpu")
+    said = json.loads((tmp_path / "parts.json").read_text())
+    assert set(said.values()) == {"failed: out of memory"}
