@@ -65,7 +65,7 @@ def test_tasks_in_blocks_stay_bit_identical(method):
 
 @pytest.mark.parametrize("block", [(0, 4), (16,), (4.0, 4), (4, 4, 4)])
 def test_blocks_that_are_none_say_so(block):
-    with pytest.raises(ValueError, match="block must be two positive integers"):
+    with pytest.raises(TypeError, match="block must be a pair of positive whole numbers or None; got"):
         SupSup(lenet(), density=0.1, block=block)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
+from avalanche_supermask.logits import find_logits, replace_logits
 from avalanche_supermask.model.heads import output_layer
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.phases import cosine
@@ -29,14 +30,14 @@ __all__ = ["fit_output_layer"]
 
 SHARE = 0.1  # Adam's rate as a share of 1 / sqrt(inputs of the layer), as for scores (see `learning_rates`)
 
-Caught = tuple[Any, Tensor]  # a minibatch of the strategy, and the output layer's inputs for it
+Caught = tuple[Any, Any, Tensor]  # a minibatch of the strategy, the network's output, and the output layer's inputs
 
 
 def fit_output_layer(strategy: Any, model: MaskedModel, batches: Iterable[Any], *, epochs: int) -> bool:
     """Train the output layer of the current task on the features of these batches, by Adam with a cosine schedule.
 
-    Nothing is trained if the outputs of the network are not those of its output layer, or if that layer is masked. If
-    the loss becomes NaN or infinite, the layer gets its first values back.
+    Nothing is trained if the logits of the network are not the outputs of its output layer, or if that layer is masked.
+    If the loss becomes NaN or infinite, the layer gets its first values back.
 
     Args:
         strategy: the strategy, for its criterion and its forward pass.
@@ -62,9 +63,9 @@ def fit_output_layer(strategy: Any, model: MaskedModel, batches: Iterable[Any], 
     schedule = LambdaLR(optimizer, lambda step: cosine(step / steps))
     finite = True
     for _ in range(epochs):
-        for batch, features in caught:
+        for batch, output, features in caught:
             with minibatch(strategy, batch, unpacked=True):
-                strategy.mb_output = layer(features)
+                strategy.mb_output = replace_logits(output, model.logits, layer(features))
                 loss = strategy.criterion()
             finite = finite and bool(loss.isfinite())
             optimizer.zero_grad()
@@ -82,7 +83,7 @@ def fit_output_layer(strategy: Any, model: MaskedModel, batches: Iterable[Any], 
 
 @torch.no_grad()
 def _features(strategy: Any, model: MaskedModel, layer: nn.Module, batches: Iterable[Any]) -> list[Caught] | None:
-    """Return the layer's inputs for each batch; None if its outputs are not the outputs of the network."""
+    """Return the network's outputs and the layer's inputs; None if the logits are not the outputs of the layer."""
     seen: list[tuple[Tensor, Any]] = []
     handle = layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
     was_training = model.training
@@ -92,15 +93,15 @@ def _features(strategy: Any, model: MaskedModel, layer: nn.Module, batches: Iter
         for batch in batches:
             seen.clear()
             with minibatch(strategy, batch), model.router.answering(model.active):
-                outputs = strategy.forward()
-                if len(seen) != 1 or not isinstance(outputs, Tensor) or not _same(outputs, seen[0][1]):
+                output = strategy.forward()
+                if len(seen) != 1 or not _same(find_logits(output, model.logits), seen[0][1]):
                     return None
-                found.append((strategy.mbatch, seen[0][0]))
+                found.append((strategy.mbatch, output, seen[0][0]))
     finally:
         handle.remove()
         model.train(was_training)
     return found
 
 
-def _same(outputs: Tensor, of_layer: Any) -> bool:
-    return isinstance(of_layer, Tensor) and outputs.shape == of_layer.shape and torch.equal(outputs, of_layer)
+def _same(logits: Tensor, of_layer: Any) -> bool:
+    return isinstance(of_layer, Tensor) and logits.shape == of_layer.shape and torch.equal(logits, of_layer)

@@ -78,7 +78,7 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
         head_epochs: number of epochs in which the task's own output layer alone is trained first, on features of
             ``choose_samples`` training samples that are computed once (default 5, not part of ``train_epochs``). 0:
             the output layer starts at random values. ``settings_used`` holds 0 if the layer could not be trained
-            alone, because the outputs of the network are not those of its last layer, or because it is masked.
+            alone, because the logits of the network are not the outputs of its last layer, or because it is masked.
         lr: learning rate; None (default): the optimizer's rate.
 
     Raises:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -191,7 +190,11 @@ def test_the_error_of_a_killed_cell_is_not_that_of_an_earlier_run(tmp_path, monk
     old = (tmp_path / cell.path).with_suffix(".error")
     old.parent.mkdir(parents=True)
     old.write_text("the error of an earlier run")
-    monkeypatch.setattr(pool, "attempt", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "attempt", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pool._write_result(cell, tmp_path, None, "cpu", (), True)
     assert pool._read_error(cell, tmp_path, -9) == killed

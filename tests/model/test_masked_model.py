@@ -30,7 +30,7 @@ def test_exclude_leaves_weights_out():
 
 @pytest.mark.parametrize("option", ["own", "exclude"])
 def test_expressions_that_do_nothing_are_told(option):
-    with pytest.raises(TypeError, match=rf"{option} is a list .* pass {option}=\['5'\]"):
+    with pytest.raises(TypeError, match=rf"{option} must be a list of strings; got '5'; pass {option}=\['5'\]"):
         MaskedModel(mlp(), **{option: "5"})
     with pytest.raises(ValueError, match=rf"{option}: '\(5' is no regular expression .*pass re.escape\(name\)"):
         MaskedModel(mlp(), **{option: ["(5"]})

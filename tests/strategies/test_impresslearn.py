@@ -289,8 +289,11 @@ def test_a_layer_with_a_mask_of_its_own_cannot_be_superposed():
 
 
 def test_entropy_descent_needs_a_basis():
-    strategy = SupSup(mlp(), train_epochs=1, evaluator=None, seed=0, task_inference="entropy_descent")
-    model = train_all(strategy, class_stream(2)).model.eval()
+    arguments = {"train_epochs": 1, "evaluator": None, "seed": 0}
+    with pytest.raises(ValueError, match="fits a mixture of masks, and SupSup learns none"):
+        SupSup(mlp(), task_inference="entropy_descent", **arguments)
+    model = train_all(SupSup(mlp(), **arguments), class_stream(2)).model.eval()
+    model.task_inference = "entropy_descent"
     with pytest.raises(ValueError, match="no basis of masks to mix"):
         model(inputs())
 

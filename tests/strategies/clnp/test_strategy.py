@@ -342,8 +342,8 @@ def test_fine_tuning_trains_what_is_kept_and_nothing_else():
 
 
 def test_fine_tuning_leaves_an_epoch_to_training():
-    for epochs in (4, -1):
-        with pytest.raises(ValueError, match=f"expected 0 to 3, got {epochs}; choose it within this range"):
+    for epochs, message in ((4, "expected 0 to 3, got 4; choose it within this range"), (-1, "at least 0 or None")):
+        with pytest.raises(ValueError, match=message):
             CLNP(mlp(), **(QUICK | {"finetune_epochs": epochs}))
 
 
