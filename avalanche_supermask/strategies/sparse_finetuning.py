@@ -144,8 +144,7 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
     def begin_task(self, strategy: Any, model: MaskedModel) -> None:
         """Fit the output layer; choose the entries, except with ``choose="change"``, which chooses them later."""
         self._learn_all(model)
-        batches = self._sample(strategy, model.seed + (model.active or 0))
-        fitted = fit_output_layer(strategy, model, batches, epochs=self.head_epochs)
+        fitted = fit_output_layer(strategy, model, self._sample(strategy, model), epochs=self.head_epochs)
         self.settings_used["head_epochs"] = self.head_epochs if fitted else 0
         if self.choose != "change":
             self._chosen = self._among_free(model, self._scores(strategy, model))
@@ -218,12 +217,11 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
 
     def _gradients(self, strategy: Any, model: MaskedModel) -> dict[str, Tensor]:
         """Return Σ dL/dW over a random sample of the training data, at the base and in evaluation mode."""
-        self._learn_all(model)
         live = dict(model.net.named_parameters())
         was_training = model.training
         model.eval()
         try:
-            for batch in self._sample(strategy, model.seed + (model.active or 0)):
+            for batch in self._sample(strategy, model):
                 with minibatch(strategy, batch), model.router.answering(model.active), differentiable(model.net):
                     strategy.mb_output = strategy.forward()
                     (strategy.criterion() * nested.batch_size(strategy.mb_y)).backward()
@@ -241,8 +239,9 @@ class SparseFineTuningPlugin(SubnetworkPlugin, supports_distributed=True):  # ty
             )
         return gradients
 
-    def _sample(self, strategy: Any, seed: int) -> Any:
-        """Return a random sample of the current training data in batches, drawn with a seed."""
+    def _sample(self, strategy: Any, model: MaskedModel) -> Any:
+        """Return a random sample of the current training data in batches, drawn with the seeds of model and task."""
+        seed = model.seed + (model.active or 0)
         dataset, size = strategy.experience.dataset, strategy.train_mb_size
         return random_sample(dataset, self.choose_samples, seed=seed, batch_size=size)
 

@@ -71,7 +71,8 @@ def cell(row: str, seed: int, tasks: list[tuple[Data, Data]], options: argparse.
         return net if word == "linear" else with_fitted_head(net, data, seed=seed)
 
     if word == "linear":
-        tasks, net = features(net, tasks), copy.deepcopy(net.get_submodule(output_layer(net)))
+        tasks = [(features(net, data), features(net, test)) for data, test in tasks]
+        net = copy.deepcopy(net.get_submodule(output_layer(net)))
         row = "full"  # Only the output layer remains, and it is trained fully.
     settings = {"epochs": options.epochs + HEAD_EPOCHS * (word == "linear"), "seed": seed}
     rates = RATES[word] if options.search else RATES[word][:1]

@@ -6,10 +6,9 @@ The output layer is trained alone first, with as many epochs as in sparse fine-t
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -79,27 +78,17 @@ def apart(row: str, net: nn.Module, data: Data, *, lr: float, epochs: int, seed:
 def with_fitted_head(net: nn.Module, data: Data, *, seed: int) -> nn.Module:
     """Return a copy of the network whose output layer was trained on the features of the network."""
     net = copy.deepcopy(net).eval()
-    layer = net.get_submodule(output_layer(net))
-    train(layer, features(net, [(data, data)])[0][0], lr=HEAD_RATE, epochs=HEAD_EPOCHS, seed=seed)
+    train(net.get_submodule(output_layer(net)), features(net, data), lr=HEAD_RATE, epochs=HEAD_EPOCHS, seed=seed)
     return net
 
 
 @torch.no_grad()
-def features(net: nn.Module, tasks: Sequence[tuple[Data, Data]]) -> list[tuple[Data, Data]]:
-    """Return the tasks with the inputs of the output layer instead of the samples."""
-    layer, caught = net.get_submodule(output_layer(net)), []
+def features(net: nn.Module, data: Data) -> Data:
+    """Return the inputs of the output layer instead of the samples."""
+    caught: list[Tensor] = []
+    layer = net.get_submodule(output_layer(net))
     handle = layer.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
-    found = []
-    for pair in tasks:
-        sides: list[Data] = []
-        for x, y in pair:
-            if sides and pair[0][0] is x:
-                sides.append(sides[0])
-                continue
-            caught.clear()
-            for part in x.split(100):
-                net.eval()(part)
-            sides.append((torch.cat([*caught]), y))
-        found.append((sides[0], sides[1]))
+    for part in data[0].split(100):
+        net.eval()(part)
     handle.remove()
-    return found
+    return torch.cat(caught), data[1]
