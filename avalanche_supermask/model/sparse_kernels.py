@@ -1,6 +1,6 @@
 """Sparse weights in CSR form, and the products that linear layers and convolutions compute with them.
 
-A linear layer has two kernels: PyTorch's own, which uses MKL, and a loop that numba compiles (see `sparse_loops`), if
+A linear layer has two kernels: PyTorch's own, which uses MKL, and a loop that numba compiles (see `vector_loops`), if
 numba is installed. MKL is faster for a few samples, the loop for more. A convolution uses only the loop, because
 unfolding images for MKL was slower than the dense convolution for every layer that was measured (``docs/sparse.md``).
 """
@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,15 @@ from torch import Tensor
 
 from avalanche_supermask.model import sparse_loops
 
-__all__ = ["CSR", "complaint", "convolution", "kernels", "linear"]
+__all__ = ["CSR", "complaint", "convolution", "kernels", "linear", "products", "transposed"]
 
 FEW_ROWS = 32  # with fewer samples, MKL is faster than the loop
 LARGE = 2**15  # with more kept weights, MKL computes one block of samples at a time
 BLOCK = 32  # samples of such a block
 CACHE_BYTES = 2**18  # greatest size of the packed images that a convolution processes at a time
 ROW = 512  # number of pixels to which a convolution should apply a weight at a time
+WIDE, NARROW = 128, 64  # samples to which a linear layer applies all weights at a time
+LONG_ROW = 2**10  # inputs; with more of them, only a narrow block of samples stays in a core's cache
 
 
 class CSR:
@@ -157,18 +160,56 @@ def linear(x: Tensor, weight: CSR, bias: Tensor | None) -> Tensor:
 
 
 def _looped_linear(x: Tensor, weight: CSR, bias: Tensor | None, out: Tensor) -> None:
-    loop, _ = sparse_loops.compiled()
+    loop = _loops().linear
     n, outputs = out.shape
     arrays = _arrays(weight, None, bias, x, out)
     threads, work = torch.get_num_threads(), weight.kept * n
     if threads == 1 or work < sparse_loops.SMALL:
-        loop(*arrays, 0, n, 0, outputs)
-    elif n >= threads * sparse_loops.WIDTH:
+        loop(*arrays, NARROW if x.shape[1] > LONG_ROW else WIDE, 0, n, 0, outputs)
+    elif n >= threads * NARROW:
+        wide = x.shape[1] <= LONG_ROW and n >= threads * WIDE
+        width = WIDE if wide else NARROW
         sparse_loops.in_parallel(
-            lambda a, b: loop(*arrays, a, b, 0, outputs), n, step=sparse_loops.WIDTH, threads=threads, work=work
+            lambda a, b: loop(*arrays, width, a, b, 0, outputs), n, step=width, threads=threads, work=work
         )
     else:
-        sparse_loops.in_parallel(lambda a, b: loop(*arrays, 0, n, a, b), outputs, step=8, threads=threads, work=work)
+        sparse_loops.in_parallel(
+            lambda a, b: loop(*arrays, NARROW, 0, n, a, b), outputs, step=8, threads=threads, work=work
+        )
+
+
+def transposed(matrix: Tensor) -> Tensor:
+    """A contiguous copy of the transposed matrix, in a fifth of the time of PyTorch's own copy; numba is needed.
+
+    Args:
+        matrix: contiguous tensor ``(rows, columns)`` without gradient, on a CPU.
+    """
+    out = matrix.new_empty((matrix.shape[1], matrix.shape[0]))
+    _loops().turn(matrix.numpy(), out.numpy())
+    return out
+
+
+def products(starts: Any, columns: Any, x: Tensor, y: Tensor, out: Tensor) -> None:
+    """Write dot products of some rows of x with some rows of y; numba is needed.
+
+    Args:
+        starts: int32 array: the products of row i of x are ``out[starts[i] : starts[i + 1]]``.
+        columns: int32 array: the row of y of each product.
+        x: contiguous tensor ``(rows, n)``.
+        y: contiguous tensor ``(other rows, n)``.
+        out: tensor with at least as many numbers as there are products.
+    """
+    loop, arrays = _loops().products, (starts, columns, x.numpy(), y.numpy(), out.numpy())
+    sparse_loops.in_parallel(
+        lambda a, b: loop(*arrays, a, b), len(x), step=8, threads=torch.get_num_threads(),
+        work=len(columns) * x.shape[1],
+    )  # fmt: skip
+
+
+@cache
+def _loops() -> Any:
+    """The module of the compiled loops; it imports numba."""
+    return import_module("avalanche_supermask.model.vector_loops")
 
 
 def convolution(
@@ -190,7 +231,7 @@ def convolution(
         padding: two numbers of zeros: those above and below, and those on the left and on the right.
         dilation: two numbers, down and across.
     """
-    _, loop = sparse_loops.compiled()
+    loop = _loops().convolution
     x = x.contiguous()
     n, channels = x.shape[:2]
     reach = [(size - 1) * gap + 1 for size, gap in zip(weight.shape[2:], dilation, strict=True)]

@@ -5,21 +5,18 @@ input then need only the entries of the mask, and the gradient of the weight onl
 
     Y = X Wᵀ      dL/dX = G W      dL/dW[i, j] = Σ_b G[b, i] X[b, j]   at the trained entries (i, j)
 
-The first two products use the loop of `sparse_loops`, the second one with the transposed weight. The third is a dot
-product of two rows per trained entry, a loop that numba compiles too.
+The first two products use `sparse_kernels.linear`, the second one with the transposed weight. The third is a dot
+product of two rows per trained entry.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from avalanche_supermask.functional import entries_weight
-from avalanche_supermask.loops import jit
 from avalanche_supermask.model import sparse_kernels, sparse_loops
 from avalanche_supermask.model.sparse_kernels import CSR, complaint
 
@@ -86,12 +83,8 @@ class TrainedCSR(CSR):
         """Gradient of the trained values for gradients ``(batch, outputs)`` and inputs ``(batch, inputs)``."""
         starts, columns = self._products
         out = x.new_zeros(len(self.trained))
-        rows, inputs = grad.t().contiguous().numpy(), x.t().contiguous().numpy()
-        found, loop = out.numpy(), compiled_products()
-        sparse_loops.in_parallel(
-            lambda a, b: loop(starts, columns, rows, inputs, found, a, b), len(rows), step=8,
-            threads=torch.get_num_threads(), work=len(columns) * len(x),
-        )  # fmt: skip
+        rows, inputs = (sparse_kernels.transposed(t) for t in (grad, x))
+        sparse_kernels.products(starts, columns, rows, inputs, out)
         return out
 
 
@@ -114,25 +107,3 @@ class _TrainedLinear(torch.autograd.Function):
         flat = x.detach().reshape(-1, x.shape[-1])
         to_trained = weight.entry_gradient(grad, flat) if ctx.needs_input_grad[2] else None
         return to_x, to_bias, to_trained, None
-
-
-@cache
-def compiled_products() -> Any:
-    """The loop of the weight's gradient; its first call compiles it, or reads numba's cache."""
-    # "reassoc" lets the compiler sum several products at a time; the order is fixed for one machine.
-    return jit(_products_at, fastmath={"contract", "reassoc"}, error_model="numpy")
-
-
-def _products_at(
-    starts: Any, columns: Any, grad: Any, x: Any, out: Any, first: int, last: int
-) -> None:  # grad and x have one row per output and per input
-    n = grad.shape[1]
-    zero = np.float32(0) if out.itemsize == 4 else np.float64(0)
-    for row in range(first, last):
-        g = grad[row]
-        for k in range(starts[row], starts[row + 1]):
-            other = x[columns[k]]
-            total = zero
-            for b in range(n):
-                total += g[b] * other[b]
-            out[k] = total

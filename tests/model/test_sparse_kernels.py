@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from avalanche_supermask.model import sparse_kernels, sparse_loops
-from avalanche_supermask.model.sparse_kernels import CSR, complaint, convolution, linear
+from avalanche_supermask.model.sparse_kernels import CSR, complaint, convolution, linear, products, transposed
 
 
 def weight(*shape, density=0.2, seed=0, dtype=torch.float32):
@@ -45,6 +45,42 @@ def test_a_linear_layer_is_the_dense_one(shape, dtype, library):
         assert out.is_contiguous()
         torch.testing.assert_close(out, F.linear(x, w, b))
     torch.testing.assert_close(linear(x.flip(-1), CSR(w), bias), F.linear(x.flip(-1), w, bias))
+
+
+@pytest.mark.parametrize("batch", [33, 40, 63, 64, 100, 129])
+@pytest.mark.parametrize("inputs", [20, 1030])
+def test_every_size_of_a_block_of_samples_gives_the_dense_layer(batch, inputs, monkeypatch):
+    monkeypatch.setattr(sparse_kernels, "_has_mkl", lambda: False)
+    x, w, bias = torch.randn(batch, inputs), weight(11, inputs), torch.randn(11)
+    torch.testing.assert_close(linear(x, CSR(w), bias), F.linear(x, w, bias), atol=1e-4, rtol=1e-4)
+
+
+def test_a_sample_gets_the_same_bits_in_every_batch():
+    x, csr = torch.randn(200, 50), CSR(weight(30, 50))
+    whole = linear(x, csr, None)
+    for size in (40, 64, 77, 130):
+        assert torch.equal(linear(x[:size], csr, None), whole[:size])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1), (8, 8), (7, 30), (30, 7), (64, 40), (13, 13), (0, 3)])
+def test_a_transposed_copy_is_the_transposed_matrix(shape, dtype):
+    x = torch.randn(shape, dtype=dtype)
+    assert torch.equal(transposed(x), x.t())
+    assert transposed(x).is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 63, 64, 100, 200])
+def test_products_are_those_of_the_chosen_rows(n, dtype):
+    x, y = torch.randn(5, n, dtype=dtype), torch.randn(6, n, dtype=dtype)
+    columns = torch.tensor([0, 5, 1, 1, 2, 4], dtype=torch.int32)
+    starts = torch.tensor([0, 2, 2, 3, 5, 6], dtype=torch.int32)  # The second row has no entry.
+    out = torch.full((8,), 9.0, dtype=dtype)
+    products(starts.numpy(), columns.numpy(), x, y, out)
+    rows = torch.tensor([0, 0, 2, 3, 3, 4])
+    torch.testing.assert_close(out[:6], (x[rows] * y[columns.long()]).sum(dim=1))
+    assert out[6:].tolist() == [9.0, 9.0]  # Numbers beyond the products stay as they were.
 
 
 @pytest.mark.parametrize("empty", [torch.zeros(4, 6), torch.eye(4, 6)])
