@@ -235,8 +235,12 @@ def _selected(passes: Passes, chooser: Chooser, name: str, scores: Tensor, weigh
     threshold = _threshold(passes, chooser, name, numbers, keep)
     found = torch.empty_like(weight)
     kept = passes.select(numbers, flat(weight), threshold, flat(found))
-    # The number differs if several magnitudes equal the threshold, or if scores are NaN; top_k_mask handles both cases.
-    return found if kept == keep else weight * top_k_mask(scores, keep)
+    if kept != keep:
+        if kept < keep or np.isnan(numbers).any():
+            return weight * top_k_mask(scores, keep)  # some scores are NaN, which raises an error
+        # Several magnitudes equal the threshold, as often in large layers; those with the smallest indices are kept.
+        passes.drop_ties(numbers, threshold, kept - keep, flat(found))
+    return found
 
 
 def _threshold(passes: Passes, chooser: Chooser, name: str, scores: Any, keep: int) -> Any:

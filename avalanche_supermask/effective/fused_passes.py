@@ -33,11 +33,14 @@ class Passes(NamedTuple):
             be too short.
         select: ``(scores, weight, threshold, out)``: writes ``W * [|S| >= threshold]`` to ``out``, and returns the
             number of kept entries.
+        drop_ties: ``(scores, threshold, surplus, out)``: sets the last ``surplus`` of the entries whose magnitude
+            equals the threshold to zero in ``out``.
         scores_gradient: ``(grad, weight, scores, out)``: writes ``dL/dW_eff * W * sign(S)`` to ``out``.
     """
 
     count_around: Callable[[Floats, Any, Any, Floats], tuple[int, int]]
     select: Callable[[Floats, Floats, Any, Floats], int]
+    drop_ties: Callable[[Floats, Any, int, Floats], None]
     scores_gradient: Callable[[Floats, Floats, Floats, Floats], None]
 
 
@@ -47,7 +50,7 @@ def compiled() -> Passes | None:
     try:
         # Vector instructions may add numbers in any order. The counts are sums of float ones, which are exact in any
         # order.
-        return Passes(jit(_count), jit(_select, fastmath={"reassoc"}), jit(_scores_gradient))
+        return Passes(jit(_count), jit(_select, fastmath={"reassoc"}), jit(_drop_ties), jit(_scores_gradient))
     except ModuleNotFoundError:
         return None
 
@@ -98,6 +101,21 @@ def _select(scores: Any, weight: Any, threshold: Any, out: Any) -> Any:
             written[i] = weights[i] * keep
         kept += int(chosen)
     return kept
+
+
+def _drop_ties(scores: Any, threshold: Any, surplus: Any, out: Any) -> None:
+    stop = scores.size
+    while surplus > 0 and stop > 0:
+        start = max(0, stop - BLOCK)
+        tied = False
+        for i in range(start, stop):
+            tied |= abs(scores[i]) == threshold
+        if tied:
+            for i in range(stop - 1, start - 1, -1):
+                if surplus > 0 and abs(scores[i]) == threshold:
+                    out[i] *= 0  # as the product with a mask, it keeps the sign
+                    surplus -= 1
+        stop = start
 
 
 def _scores_gradient(grad: Any, weight: Any, scores: Any, out: Any) -> None:
