@@ -16,7 +16,7 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["experiences_of", "labelled", "refuse_unusable"]
+__all__ = ["experiences_of", "labelled", "refuse_unusable", "why_not_trained"]
 
 _DATA = (Dataset, DataLoader, AvalancheDataset, Tensor, str, dict)
 
@@ -106,6 +106,20 @@ def refuse_unusable(experience: Any) -> None:
             f"the labels of experience {experience.current_experience} are text, as {label!r}; expected class "
             "numbers: number them from 0, for example by sklearn.preprocessing.LabelEncoder"
         )
+
+
+def why_not_trained(strategy: Any) -> str:
+    """Return the probable reason why an experience was trained for 0 iterations, and what to do, for a warning."""
+    samples, size = len(strategy.adapted_dataset), strategy.train_mb_size
+    if samples < size and len(strategy.dataloader) == 0:
+        return (
+            f"It has {samples} training samples, and drop_last=True leaves out a batch of fewer than "
+            f"train_mb_size={size}: lower train_mb_size, or leave drop_last out"
+        )
+    return (
+        "Probably stop_training() was called earlier, which makes Avalanche skip all further experiences of the same "
+        "train() call: call strategy.train() once for each experience"
+    )
 
 
 def _lacks(experience: Any, name: str) -> bool:

@@ -21,7 +21,7 @@ from avalanche_supermask.class_outputs import check_classes, complete_classes, l
 from avalanche_supermask.companions import check_companions, refuse_replacement
 from avalanche_supermask.distributed import everywhere, whole_outputs
 from avalanche_supermask.distributed.plugin import join
-from avalanche_supermask.experience_labels import labelled, refuse_unusable
+from avalanche_supermask.experience_labels import labelled, refuse_unusable, why_not_trained
 from avalanche_supermask.first_logits import fit_output_constants
 from avalanche_supermask.inference.gathering import gather_at_task_end
 from avalanche_supermask.learning_rates import one_group
@@ -36,12 +36,6 @@ __all__ = ["OnRevisit", "Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "ado
 
 LAST = 8  # the entropy of a task on its own data is measured on the outputs of this many last mini-batches
 POSITIONS = 64  # about this many positions of each dense output are kept for that measurement
-
-
-WHY_NOT_TRAINED = (
-    "Probably stop_training() was called earlier, which makes Avalanche skip all further experiences of the same "
-    "train() call: call strategy.train() once for each experience"
-)
 
 
 class SubnetworkPlugin(PhasedPlugin, supports_distributed=True):  # type: ignore[call-arg]
@@ -273,7 +267,7 @@ class SubnetworkPlugin(PhasedPlugin, supports_distributed=True):  # type: ignore
         self._restore_lr(strategy)
         if self._iterations == 0:
             warnings.warn(
-                f"task {model.active} was trained for 0 iterations and is not stored. {WHY_NOT_TRAINED}",
+                f"task {model.active} was trained for 0 iterations and is not stored. {why_not_trained(strategy)}",
                 stacklevel=2,
             )
             model.abandon()

@@ -6,7 +6,7 @@ from avalanche.benchmarks import dataset_benchmark
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from avalanche_supermask import methods
+from avalanche_supermask import CachedTensors, methods
 from avalanche_supermask.experience_labels import experiences_of
 from tests.building import METHODS, build
 from tests.streams import class_stream, inputs, mlp, outputs
@@ -112,3 +112,13 @@ def test_labels_of_bytes_are_text():
     experience = dataset_benchmark([Encoded()], [Encoded()]).train_stream[0]
     with pytest.raises(TypeError, match="labels of experience 0 are text, as b'cat'; expected class numbers"):
         build("supsup", net()).train(experience)
+
+
+@pytest.mark.parametrize("plugins", [list, lambda: [CachedTensors()]], ids=["avalanche's loader", "cached"])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_batch_because_of_drop_last_is_named_as_the_cause(method, plugins):
+    strategy = build(method, mlp(), train_mb_size=64, plugins=plugins())
+    said = r"trained for 0 iterations.*has 4. training samples, and drop_last=True leaves out.*lower train_mb_size"
+    with pytest.warns(UserWarning, match=said):
+        strategy.train(class_stream(1).train_stream[0], drop_last=True)
+    assert strategy.model.task_keys == []
