@@ -3,7 +3,9 @@
 import pytest
 import torch
 from avalanche.benchmarks import dataset_benchmark
+from avalanche.training import Naive
 from torch import nn
+from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from avalanche_supermask import CachedTensors, methods
@@ -27,6 +29,13 @@ def test_a_generator_is_learned_like_a_stream(method):
     assert learned[1].task_keys == learned[0].task_keys != []
     for key in learned[0].task_keys:
         assert torch.equal(outputs(learned[1], inputs(), key), outputs(learned[0], inputs(), key))
+
+
+def test_avalanche_itself_trains_nothing_on_a_generator():
+    net = mlp()
+    strategy = Naive(model=net, optimizer=SGD(net.parameters(), lr=0.1), evaluator=None)
+    strategy.train(experience for experience in class_stream(2).train_stream)
+    assert strategy.clock.train_iterations == 0
 
 
 def test_a_generator_stays_one_if_avalanche_reads_it_only_once():
