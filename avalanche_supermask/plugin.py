@@ -273,7 +273,11 @@ class SubnetworkPlugin(PhasedPlugin, supports_distributed=True):  # type: ignore
             model.abandon()
         else:
             key = model.active
-            assert key is not None
+            if key is None:
+                raise RuntimeError(
+                    "the experience has no task at its end, because another train() call began and ended within its "
+                    "training, probably in a plugin; call train() after it"
+                )
             self.end_task(strategy, model)
             model.commit([*self._outputs])
             gather_at_task_end(strategy, key)
