@@ -38,7 +38,8 @@ def check_classes(strategy: Any, model: MaskedModel) -> None:
     if logits is None or dim is None:
         return
     model.class_dimension = dim
-    classes = getattr(strategy.experience, "classes_in_this_experience", None) if logits.dim() == 2 else None
+    listed = getattr(strategy.experience, "classes_in_this_experience", None) if logits.dim() == 2 else None
+    classes = [label for label in listed or () if not isinstance(label, str)]  # a data set may list names of classes
     largest = max(classes) if classes else _largest(targets, strategy)
     if largest >= logits.shape[dim]:
         model.abandon()

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from avalanche.logging import BaseLogger
-from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.plugins import GDumbPlugin, SupervisedPlugin
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["REFUSED", "check_companions"]
+__all__ = ["REFUSED", "check_companions", "refuse_replacement"]
 
 REFUSED = {
     "SynapticIntelligencePlugin": "it expects that the same parameters learn in every task",
@@ -51,6 +51,19 @@ def check_companions(plugins: Iterable[Any], method: str) -> None:
                     f"{cls.__name__} cannot run beside {method}: {REFUSED[cls.__name__]}; leave it out, finished tasks "
                     "stay as they are without it"
                 )
+
+
+def refuse_replacement(strategy: Any) -> None:
+    """Refuse `GDumbPlugin`, which begins every experience with a fresh copy of the model.
+
+    Raises:
+        ValueError: the strategy has this plugin.
+    """
+    if any(isinstance(plugin, GDumbPlugin) for plugin in strategy.plugins):
+        raise ValueError(
+            "GDumbPlugin replaces the strategy's model by a fresh one at each experience, so that finished tasks would "
+            "be lost; leave it out, as finished tasks need no memory here"
+        )
 
 
 def _check_callbacks(plugin: Any) -> None:

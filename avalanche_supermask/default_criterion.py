@@ -35,11 +35,25 @@ class LogitsCrossEntropy(nn.CrossEntropyLoss):
         """Return the mean cross-entropy of a batch, from the network's whole output and the class numbers.
 
         Raises:
-            ValueError: the targets are floating-point numbers, but no probabilities of two classes or more; or a class
-                number is negative or has no output (on a CPU; a GPU reports it in its own way).
+            TypeError: the targets are no tensor, for example because the labels of the samples are text.
+            ValueError: the targets are floating-point numbers, but no probabilities of two classes or more; or there is
+                not one class number for each row of logits; or a class number is negative or has no output (on a CPU;
+                a GPU reports it in its own way).
         """
         logits = self.logits_of(input)
+        if not isinstance(target, Tensor):
+            first = f" that begins with {target[0]!r}" if isinstance(target, (list, tuple)) and len(target) else ""
+            raise TypeError(
+                f"the cross-entropy got targets in a {type(target).__name__}{first}; expected a tensor of class "
+                "numbers: the data set must return each label as an integer, or pass a criterion for other targets"
+            )
         if not target.is_floating_point():
+            if logits.dim() < 2 or target.shape != logits.shape[:1] + logits.shape[2:]:
+                raise ValueError(
+                    f"the cross-entropy got class numbers of shape {tuple(target.shape)} for logits of shape "
+                    f"{tuple(logits.shape)}; expected logits (batch, classes) and one integer per sample, no column "
+                    "and no one-hot code (positions may follow in both), or a criterion for other outputs or targets"
+                )
             try:
                 return super().forward(logits, target.long())
             except IndexError:

@@ -13,16 +13,15 @@ from collections import deque
 from typing import Any
 
 import torch
-from avalanche.training.plugins import GDumbPlugin
 from torch import Tensor
 
 from avalanche_supermask import nested
 from avalanche_supermask.checked_arguments import checked
 from avalanche_supermask.class_outputs import check_classes, complete_classes, latest_logits, show_logits
-from avalanche_supermask.companions import check_companions
+from avalanche_supermask.companions import check_companions, refuse_replacement
 from avalanche_supermask.distributed import everywhere, whole_outputs
 from avalanche_supermask.distributed.plugin import join
-from avalanche_supermask.experience_labels import labelled, refuse_unusable
+from avalanche_supermask.experience_labels import labelled, refuse_unusable, why_not_trained
 from avalanche_supermask.first_logits import fit_output_constants
 from avalanche_supermask.inference.gathering import gather_at_task_end
 from avalanche_supermask.learning_rates import one_group
@@ -37,12 +36,6 @@ __all__ = ["OnRevisit", "Phase", "Schedule", "SubnetworkPlugin", "TaskKey", "ado
 
 LAST = 8  # the entropy of a task on its own data is measured on the outputs of this many last mini-batches
 POSITIONS = 64  # about this many positions of each dense output are kept for that measurement
-
-
-WHY_NOT_TRAINED = (
-    "Probably stop_training() was called earlier, which makes Avalanche skip all further experiences of the same "
-    "train() call: call strategy.train() once for each experience"
-)
 
 
 class SubnetworkPlugin(PhasedPlugin, supports_distributed=True):  # type: ignore[call-arg]
@@ -164,7 +157,7 @@ class SubnetworkPlugin(PhasedPlugin, supports_distributed=True):  # type: ignore
             )
         key, label = name_task(
             strategy.experience, model.subnetworks.tasks, task_key=self.task_key, on_revisit=self.on_revisit,
-            learned_in=self._learned_in,
+            learned_in=self._learned_in, continues=self.continues,
         )  # fmt: skip
         self._skips = key in model.subnetworks.tasks and self.on_revisit == "skip"
         if self._skips:
@@ -274,13 +267,17 @@ class SubnetworkPlugin(PhasedPlugin, supports_distributed=True):  # type: ignore
         self._restore_lr(strategy)
         if self._iterations == 0:
             warnings.warn(
-                f"task {model.active} was trained for 0 iterations and is not stored. {WHY_NOT_TRAINED}",
+                f"task {model.active} was trained for 0 iterations and is not stored. {why_not_trained(strategy)}",
                 stacklevel=2,
             )
             model.abandon()
         else:
             key = model.active
-            assert key is not None
+            if key is None:
+                raise RuntimeError(
+                    "the experience has no task at its end, because another train() call began and ended within its "
+                    "training, probably in a plugin; call train() after it"
+                )
             self.end_task(strategy, model)
             model.commit([*self._outputs])
             gather_at_task_end(strategy, key)
@@ -298,6 +295,7 @@ class SubnetworkPlugin(PhasedPlugin, supports_distributed=True):  # type: ignore
         model = masked_model(strategy)
         if self.task_key == "experience":
             model.router.assigned = strategy.experience.current_experience
+            model.router.check_label(getattr(strategy.experience, "task_labels", ()), model.subnetworks)
         elif not model.infers and not hasattr(strategy.experience, "task_labels"):
             model.router.evaluate_without_labels(model.subnetworks)
 
@@ -313,19 +311,6 @@ class SubnetworkPlugin(PhasedPlugin, supports_distributed=True):  # type: ignore
     def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Show the logits of a structured output to the metrics."""
         show_logits(strategy, masked_model(strategy))
-
-
-def refuse_replacement(strategy: Any) -> None:
-    """Refuse `GDumbPlugin`, which begins every experience with a fresh copy of the model.
-
-    Raises:
-        ValueError: the strategy has this plugin.
-    """
-    if any(isinstance(plugin, GDumbPlugin) for plugin in strategy.plugins):
-        raise ValueError(
-            "GDumbPlugin replaces the strategy's model by a fresh one at each experience, so that finished tasks would "
-            "be lost; leave it out, as finished tasks need no memory here"
-        )
 
 
 def refuse_no_grad() -> None:

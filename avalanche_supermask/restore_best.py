@@ -77,7 +77,7 @@ class RestoreBest(SupervisedPlugin, supports_distributed=True):  # type: ignore[
             )
         seed = self.seed + strategy.experience.current_experience
         self._held_out, strategy.adapted_dataset = hold_out(
-            dataset, share=self.share, seed=seed, device=strategy.device
+            dataset, share=self.share, seed=seed, device=strategy.device, batch_size=strategy.train_mb_size
         )
         self.losses, self.kept = [], {}
         self._begin(None)

@@ -21,6 +21,7 @@ from avalanche_supermask import nested
 from avalanche_supermask.checked_arguments import Count
 from avalanche_supermask.companions import check_companions
 from avalanche_supermask.default_criterion import LogitsCrossEntropy
+from avalanche_supermask.experience_labels import experiences_of
 from avalanche_supermask.inference import Inference, by_name
 from avalanche_supermask.logits import Logits
 from avalanche_supermask.model.masked_model import MaskedModel
@@ -115,6 +116,15 @@ class ModelFirst(SupervisedTemplate):  # type: ignore[misc]
         # Avalanche wraps the __init__ of every subclass to warn about positional arguments. Ours are keyword-only,
         # except the model, which may be positional without a warning.
         super(BaseTemplate, cls).__init_subclass__(**kwargs)
+
+    def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> Any:
+        """Train on an experience or a stream of experiences, which may be a generator."""
+        given = experiences_of(experiences, stream="train_stream", twice=eval_streams is None)
+        return super().train(given, eval_streams, **kwargs)
+
+    def eval(self, exp_list: Any, **kwargs: Any) -> Any:
+        """Evaluate on an experience or a stream of experiences."""
+        return super().eval(experiences_of(exp_list, stream="test_stream"), **kwargs)
 
     mbatch: Any
 

@@ -43,6 +43,7 @@ def name_task(
     task_key: TaskKey,
     on_revisit: OnRevisit,
     learned_in: Mapping[int, int],
+    continues: bool,
 ) -> tuple[int, int | None]:
     """Return the key and the label of an experience's task; the key may belong to a task that is already learned.
 
@@ -53,6 +54,7 @@ def name_task(
         on_revisit: treatment of learned tasks, as in `SubnetworkPlugin`. With ``"continue"``, all experiences with the
             same label belong to the same task.
         learned_in: index of the experience in which each task was learned, by key.
+        continues: whether the method supports ``on_revisit="continue"``, so that the messages advise it.
 
     Raises:
         ValueError: the experience has several labels and ``task_key`` is not ``"experience"``; or it has no label and
@@ -80,14 +82,14 @@ def name_task(
         return next((key for key in reversed(label_of) if label_of[key] == label), new), label
     tells_apart = label not in learned or {task.label for task in learned.values()} != {label}
     if task_key == "auto" and not tells_apart:
-        _warn_of_parts(experience, label, learned)
+        _warn_of_parts(experience, label, learned, continues=continues)
         return _by_index(index, label, learned, learned_in)
     if label in learned and learned[label].label not in (label, None) and on_revisit != "new":
+        going_on = "on_revisit='continue' to go on learning a task while its label comes again, or " * continues
         raise ValueError(
             f"experience {index} has the task label {label}, which was never learned, but its key is taken: the label "
             f"{learned[label].label} came in several experiences, and one of them was learned as task {label}, its "
-            "index. Pass on_revisit='continue' to go on learning a task while its label comes again, or "
-            "task_key='experience' to name every task by its index"
+            f"index. Pass {going_on}task_key='experience' to name every task by its index, in evaluation too"
         )
     return label, label
 
@@ -100,12 +102,17 @@ def _by_index(
     return index, label
 
 
-def _warn_of_parts(experience: Any, label: int, learned: Mapping[int, Task]) -> None:
+def _warn_of_parts(experience: Any, label: int, learned: Mapping[int, Task], *, continues: bool) -> None:
     """Warn at the second experience of an online stream that each of its experiences becomes a separate task."""
     if isinstance(experience, OnlineCLExperience) and len(learned) == 1:
+        advice = (
+            "Pass on_revisit='continue' to go on learning one task while its label comes again"
+            if continues
+            else "SupSup and ExSSNeT can go on learning one task while its label comes again; for this method, train "
+            "on whole experiences"
+        )
         warnings.warn(
             f"experience {experience.current_experience} of an online stream has the task label {label}, as the one "
-            "before: each is learned as a task of its own, under its index. Pass on_revisit='continue' to go on "
-            "learning one task while its label comes again",
+            f"before: each is learned as a task of its own, under its index. {advice}",
             stacklevel=3,
         )

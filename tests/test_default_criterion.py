@@ -258,6 +258,22 @@ def test_targets_that_have_no_cross_entropy_are_refused(outputs, target):
         LogitsCrossEntropy(lambda x: x)(torch.randn(2, outputs), target)
 
 
+@pytest.mark.parametrize(
+    ("shape", "target"),
+    [((2, 2), torch.tensor([[0], [1]])), ((2, 2), torch.tensor([[0, 1], [1, 0]])), ((2,), torch.tensor([0, 1]))],
+    ids=["a column", "a one-hot code", "outputs without a dimension for the classes"],
+)
+def test_class_numbers_of_another_shape_are_refused_in_one_line(shape, target):
+    with pytest.raises(ValueError, match=r"class numbers of shape .* for logits of shape .*no column and no one-hot"):
+        LogitsCrossEntropy(lambda x: x)(torch.randn(shape), target)
+
+
+@pytest.mark.parametrize("target", [("cat", "dog"), [torch.tensor([0, 1]), torch.tensor([1, 0])], {"label": 1}])
+def test_targets_that_are_no_tensor_are_refused_in_one_line(target):
+    with pytest.raises(TypeError, match=r"got targets in a (tuple|list|dict).*must return each label as an integer"):
+        LogitsCrossEntropy(lambda x: x)(torch.randn(2, 2), target)
+
+
 def test_probabilities_are_targets_too():
     logits, y = torch.randn(3, 2), torch.tensor([[0.2, 0.8], [1.0, 0.0], [0.0, 1.0]])
     assert LogitsCrossEntropy(lambda x: x)(logits, y) == nn.functional.cross_entropy(logits, y)

@@ -76,6 +76,17 @@ def test_methods_that_cannot_go_on_say_so(method):
         methods()[method](mlp(), evaluator=None, on_revisit="continue")
 
 
+def test_evaluation_by_an_index_that_was_learned_under_another_label_warns_once():
+    strategy = SupSup(mlp(), task_key="experience", **QUICK)
+    strategy.train(online(2))
+    assert [task.label for task in strategy.model.subnetworks.tasks.values()] == [0, 0, 0, 1, 1, 1]
+    test = class_stream(2).test_stream
+    strategy.eval(test[0])
+    with pytest.warns(UserWarning, match="has the index 1 and the task label 1, but task 1 was learned under the lab"):
+        strategy.eval(test)
+    strategy.eval(test)  # Another warning would be an error.
+
+
 def test_gdumb_would_drop_the_tasks():
     strategy = SupSup(mlp(), plugins=[GDumbPlugin()], **QUICK)
     with pytest.raises(

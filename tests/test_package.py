@@ -50,8 +50,8 @@ MAY_IMPORT = {
         "selection", "task_naming",
     },
     "strategy": {
-        "checked_arguments", "companions", "default_criterion", "inference", "logits", "model", "optimizer_parameters",
-        "plugin", "shared_arguments", "task_naming",
+        "checked_arguments", "companions", "default_criterion", "experience_labels", "inference", "logits", "model",
+        "optimizer_parameters", "plugin", "shared_arguments", "task_naming",
     },
     "strategy_batch": set(),
     "metrics": {"model", "data", "logits", "nested", "strategy_batch"},

@@ -289,6 +289,24 @@ def test_a_task_that_was_never_trained_is_not_stored():
     assert strategy.model.task_keys == [0, 1]
 
 
+def test_training_within_a_training_is_refused_and_the_inner_task_stays():
+    stream = class_stream(2).train_stream
+
+    others = [stream[1]]
+
+    class Nested(SupervisedPlugin):
+        def after_training_exp(self, strategy, **kwargs):
+            if others:
+                strategy.train(others.pop())
+
+    strategy = SupSup(mlp(), plugins=[Nested()], **QUICK)
+    with pytest.raises(RuntimeError, match=r"the experience has no task at its end.*call train\(\) after it"):
+        strategy.train(stream[0])
+    assert strategy.model.task_keys == [1]
+    strategy.train(stream[0])
+    assert strategy.model.task_keys == [1, 0]
+
+
 @pytest.mark.filterwarnings("ignore:Metric Top1_Acc_Stream", "ignore:task label 1")
 def test_early_stopping_plugin():
     stream = class_stream(2)

@@ -21,7 +21,9 @@ from tests.streams import class_stream, mlp
 pytestmark = pytest.mark.filterwarnings("ignore:stream generator will be converted")
 
 
-def named(index, label, learned, *, task_key="auto", on_revisit="error", kind=SimpleNamespace, learned_in=None):
+def named(
+    index, label, learned, *, task_key="auto", on_revisit="error", kind=SimpleNamespace, learned_in=None, continues=True
+):
     """Return the key and label of an experience; ``learned`` has the label of each learned key, in order."""
     experience = SimpleNamespace(current_experience=index, task_labels=[] if label is None else [label])
     if kind is not SimpleNamespace:
@@ -29,7 +31,8 @@ def named(index, label, learned, *, task_key="auto", on_revisit="error", kind=Si
         experience.current_experience, experience.task_labels = index, [label]
     tasks = {key: Task(slot, of) for slot, (key, of) in enumerate(learned.items())}
     known = {key: key for key in tasks} if learned_in is None else learned_in
-    return name_task(experience, tasks, task_key=task_key, on_revisit=on_revisit, learned_in=known)
+    options = {"task_key": task_key, "on_revisit": on_revisit, "continues": continues}
+    return name_task(experience, tasks, learned_in=known, **options)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +67,13 @@ def test_parts_of_an_online_stream_that_become_tasks_are_announced_once():
     with pytest.warns(UserWarning, match="experience 1 of an online stream has the task label 0.*'continue'"):
         assert named(1, 0, {0: 0}, kind=OnlineCLExperience) == (1, 0)
     assert named(2, 0, {0: 0, 1: 0}, kind=OnlineCLExperience) == (2, 0)  # Another warning would be an error.
+
+
+def test_messages_advise_to_continue_only_where_the_method_can():
+    with pytest.raises(ValueError, match=r"its index. Pass task_key='experience' to name every task by its index"):
+        named(2, 1, {0: 0, 1: 0}, continues=False)
+    with pytest.warns(UserWarning, match="SupSup and ExSSNeT can go on learning one task .*train on whole experiences"):
+        named(1, 0, {0: 0}, kind=OnlineCLExperience, continues=False)
 
 
 def test_who_can_continue():

@@ -113,7 +113,9 @@ class CachedTensors(SupervisedPlugin, supports_distributed=True):  # type: ignor
         )
 
     def _loaded(self, dataset: Any, device: torch.device) -> list[Any] | None:
-        """All samples; or None, with one warning, if the samples cannot be joined to tensors."""
+        """All samples; or None if there is no sample, or, with one warning, if they cannot be joined to tensors."""
+        if len(dataset) == 0:
+            return None
         try:
             return load_tensors(dataset, device)
         except (TypeError, ValueError) as error:
@@ -159,8 +161,11 @@ def load_tensors(dataset: Any, device: torch.device) -> list[Any]:
 
     Raises:
         TypeError: the data set's minibatches have no columns.
-        ValueError: the minibatches cannot be joined, for example texts that are padded per batch.
+        ValueError: there is no sample, or the minibatches cannot be joined, for example because texts are padded per
+            batch.
     """
+    if len(dataset) == 0:
+        raise ValueError("expected a data set with samples; got one without any")
     with lasting():
         return _loaded(dataset, device)
 

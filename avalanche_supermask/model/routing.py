@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,6 +80,20 @@ class Router:
                 stacklevel=4,
             )
         return keys[-1] if keys else self.latest(tasks)
+
+    def check_label(self, labels: Iterable[int], tasks: Subnetworks) -> None:
+        """Warn once, before data with these task labels are evaluated by an assigned task that has another label."""
+        task = None if self.assigned is None else tasks.tasks.get(self.assigned)
+        found = sorted({int(label) for label in labels})
+        if not self._warned and task is not None and task.label is not None and found and task.label not in found:
+            self._warned = True
+            warnings.warn(
+                f"an evaluated experience has the index {self.assigned} and the task label {found[0]}, but task "
+                f"{self.assigned} was learned under the label {task.label}; with task_key='experience' the index "
+                "selects the task, so evaluate a stream whose experiences have the order of training. Further "
+                "experiences like it are evaluated the same way without a warning",
+                stacklevel=4,
+            )
 
     def evaluate_without_labels(self, tasks: Subnetworks) -> None:
         """Warn once, before data without task labels are evaluated by the latest of several learned tasks."""

@@ -40,9 +40,9 @@ from avalanche_supermask import nested
 from avalanche_supermask.checked_arguments import Count, LearningRate, NotNegative, checked
 from avalanche_supermask.class_outputs import show_logits
 from avalanche_supermask.distributed.plugin import refuse
-from avalanche_supermask.experience_labels import refuse_unusable
+from avalanche_supermask.experience_labels import refuse_unusable, why_not_trained
 from avalanche_supermask.phases import cosine
-from avalanche_supermask.plugin import WHY_NOT_TRAINED, refuse_no_grad
+from avalanche_supermask.plugin import refuse_no_grad
 from avalanche_supermask.shared_arguments import taken_by
 from avalanche_supermask.strategies.unit_masks import UnitMaskedModel
 from avalanche_supermask.strategy import AvalancheArguments, ModelFirst
@@ -129,7 +129,7 @@ class HopSupSupPlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
             return
         warnings.warn(
             f"experience {strategy.experience.current_experience} was trained for 0 iterations, and no mask is stored. "
-            f"{WHY_NOT_TRAINED}",
+            f"{why_not_trained(strategy)}",
             stacklevel=2,
         )
 

@@ -3,7 +3,8 @@ import torch
 from avalanche.benchmarks import tensors_benchmark
 from avalanche.benchmarks.utils import TransformGroups, make_avalanche_dataset
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader, ReplayDataLoader
-from avalanche.training.plugins import ReplayPlugin, SupervisedPlugin
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin, SupervisedPlugin
 from avalanche.training.supervised import Naive, Replay
 from torch import nn
 from torch.nn import CrossEntropyLoss
@@ -167,6 +168,18 @@ def test_data_that_lie_in_tensors_are_gathered_without_a_call_a_sample():
         assert gathered is not None
         for x, y in zip(gathered, slow_tensors(dataset), strict=True):
             assert torch.equal(x, y)
+
+
+def test_an_experience_without_samples_is_evaluated_as_without_the_plugin():
+    experience, found = class_stream(1).test_stream[0], []
+    experience.dataset = experience.dataset.subset([])
+    for plugins in ([], [CachedTensors()]):
+        evaluator = EvaluationPlugin(accuracy_metrics(experience=True), loggers=[])
+        strategy = SupSup(mlp(), plugins=plugins, evaluator=evaluator, train_mb_size=48, seed=0)
+        found.append(strategy.eval(experience))
+    assert [*found[1].values()] == [*found[0].values()] == [0.0]
+    with pytest.raises(ValueError, match="expected a data set with samples; got one without any"):
+        load_tensors(experience.dataset, torch.device("cpu"))
 
 
 def test_transforms_are_never_skipped():

@@ -188,7 +188,7 @@ class CLNPPlugin(SubnetworkPlugin, supports_distributed=True):  # type: ignore[c
         dataset = strategy.adapted_dataset
         seed = getattr(strategy.model, "seed", 0) + strategy.experience.current_experience
         self._held_out, self._trained_on = hold_out(
-            dataset, share=self.validation_share, seed=seed, device=strategy.device
+            dataset, share=self.validation_share, seed=seed, device=strategy.device, batch_size=strategy.train_mb_size
         )
         self._criterion = strategy._criterion
         batches = math.ceil(len(self._trained_on) / strategy.train_mb_size)
