@@ -9,7 +9,9 @@ of `functional` bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +27,9 @@ __all__ = ["Chooser", "partly_trained_weights", "top_k_weights"]
 
 # Half the width of the band around the expected threshold, as a share of the threshold.
 _NARROWEST, _USUAL, _WIDEST = 1e-4, 2e-3, 2e-2
+_LARGE = 2**20  # number of weights; the memory of smaller layers usually stays with the process
 _SHORT = 2**12  # number of scores; in smaller layers, a search among all scores is as fast as a search in a band
+_NEVER_EQUAL = itertools.count(start=-1, step=-1)
 
 
 class Hint(NamedTuple):
@@ -60,12 +64,15 @@ class Chooser:
         at_once: the sort of all layers, on other devices; None before its first use.
         spares: arrays that no call uses at present. They are kept, because allocating memory takes as long as a pass
             over it.
+        buffers: memory of the latest step by use and large layer, each with its use count when nothing else refers to
+            it.
     """
 
     def __init__(self) -> None:
         self.hints: dict[str, Hint] = {}
         self.at_once: TopKAtOnce | None = None
         self.spares: list[Any] = []
+        self.buffers: dict[tuple[str, str], tuple[Tensor, int]] = {}
 
     def spare(self, size: int) -> Any:
         """Return an array of at least ``size`` floats that no other thread uses.
@@ -77,6 +84,26 @@ class Chooser:
         except IndexError:
             found = np.empty(0, dtype=np.float32)
         return found if len(found) >= size else np.empty(size, dtype=np.float32)
+
+    def memory(self, use: str, name: str, like: Tensor) -> Tensor:
+        """Return memory for a layer: that of the last step for the same use, if nothing else refers to it.
+
+        The system clears the memory that a process gets anew, page by page. For a large layer this takes longer than
+        the computation of its effective weight.
+
+        Args:
+            use: what the memory will hold.
+            name: name of the layer.
+            like: tensor of the same shape.
+        """
+        if like.numel() < _LARGE or torch.is_inference_mode_enabled():
+            return torch.empty_like(like)
+        found, alone = self.buffers.pop((use, name), (None, 0))
+        if found is None or found.shape != like.shape or _uses(found) != alone:
+            found = torch.empty_like(like)
+            alone = _uses(found)
+        self.buffers[use, name] = found, alone
+        return found.detach()  # a tensor of its own, which refers to the same memory
 
     def __reduce__(self) -> tuple[type[Chooser], tuple[()]]:
         return Chooser, ()
@@ -126,6 +153,7 @@ class _TopKWeights(torch.autograd.Function):
         scores, weights = tensors[:n], tensors[n:]
         weights_learn = any(ctx.needs_input_grad[3 + n :])
         by_lists = _by_lists(tensors)
+        ctx.chooser, ctx.names = chooser, names
         ctx.passes = None if by_lists else _passes(tensors)
         ctx.at_once, ctx.call = None, 0
         if by_lists:
@@ -164,7 +192,8 @@ class _TopKWeights(torch.autograd.Function):
                 products = torch._foreach_mul([grads[i] for i in learning], [signed[i] for i in learning])
             else:
                 grad, weight, score = ([group[i] for i in learning] for group in (grads, weights, scores))
-                products = _scores_gradients(ctx.passes, grad, weight, score)
+                memory = partial(ctx.chooser.memory, "gradient of scores")
+                products = _scores_gradients(ctx.passes, grad, weight, score, [ctx.names[i] for i in learning], memory)
             for i, product in zip(learning, products, strict=True):
                 to_scores[i] = product
         learning = [i for i in come if need_weights[i]]
@@ -233,7 +262,7 @@ def _selected(passes: Passes, chooser: Chooser, name: str, scores: Tensor, weigh
         return weight * top_k_mask(scores, keep)  # all entries are kept, or ``keep`` is refused
     numbers = flat(scores)
     threshold = _threshold(passes, chooser, name, numbers, keep)
-    found = torch.empty_like(weight)
+    found = chooser.memory("effective weight", name, weight)
     kept = passes.select(numbers, flat(weight), threshold, flat(found))
     if kept != keep:
         if kept < keep or np.isnan(numbers).any():
@@ -241,6 +270,12 @@ def _selected(passes: Passes, chooser: Chooser, name: str, scores: Tensor, weigh
         # Several magnitudes equal the threshold, as often in large layers; those with the smallest indices are kept.
         passes.drop_ties(numbers, threshold, kept - keep, flat(found))
     return found
+
+
+def _uses(tensor: Tensor) -> int:
+    """Return how many objects refer to the memory of a tensor; always another number if PyTorch cannot tell."""
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    return next(_NEVER_EQUAL) if count is None else int(count(tensor.untyped_storage()._cdata))
 
 
 def _threshold(passes: Passes, chooser: Chooser, name: str, scores: Any, keep: int) -> Any:
@@ -278,14 +313,19 @@ def _kth(values: Any, k: int) -> Any:
 
 
 def _scores_gradients(
-    passes: Passes | None, grads: list[Tensor], weights: list[Tensor], scores: list[Tensor]
+    passes: Passes | None,
+    grads: list[Tensor],
+    weights: list[Tensor],
+    scores: list[Tensor],
+    names: list[str],
+    memory: Callable[[str, Tensor], Tensor],
 ) -> Sequence[Tensor]:
-    """Return ``dL/dW_eff * W * sign(S)`` of some layers."""
+    """Return ``dL/dW_eff * W * sign(S)`` of some layers; the compiled loops write to the memory of a layer."""
     if passes is None or torch.is_grad_enabled() or not plain(grads):
         products = torch._foreach_mul(grads, weights)
         torch._foreach_mul_(products, torch._foreach_sign(scores))
         return list(products)
-    found = [torch.empty_like(grad) for grad in grads]
+    found = [memory(*layer) for layer in zip(names, grads, strict=True)]
     for layer in zip(grads, weights, scores, found, strict=True):
         passes.scores_gradient(*(flat(t) for t in layer))
     return found

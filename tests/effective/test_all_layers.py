@@ -265,3 +265,70 @@ def test_evaluation_of_a_finished_task_adds_no_operator(make):
     labels = torch.zeros(len(x), dtype=torch.long)
     assert operators(model, x, labels) == operators(make().eval(), x)
     assert operators(model, x, 0) == operators(make().eval(), x)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_memory_of_effective_weights_is_reused_only_if_nothing_refers_to_it(monkeypatch, known):
+    pytest.importorskip("numba")
+    monkeypatch.setattr(all_layers, "_LARGE", 0)
+    monkeypatch.setattr(all_layers, "WORTH_COMPILING", 0)
+    if not known:
+        monkeypatch.delattr(torch._C, "_storage_Use_Count")
+    chooser, weights = Chooser(), {"w": torch.randn(40, 50)}
+
+    def step():
+        scores = {"w": torch.randn(40, 50, requires_grad=True)}
+        return top_k_weights(scores, weights, {"w": 100}, chooser)["w"]
+
+    first = step()
+    place = first.data_ptr()
+    view, before = first.detach()[3:], first.detach()[3:].clone()
+    del first
+    second = step()
+    assert second.data_ptr() != place  # The view still refers to the memory of the first step.
+    assert torch.equal(view, before)
+    kept = second.square().sum()  # The graph of a later backward pass refers to the memory of the second step.
+    place = second.data_ptr()
+    del second, view
+    third = step()
+    assert third.data_ptr() != place
+    kept.backward()
+    place = third.data_ptr()
+    del third, kept
+    fourth = step()
+    assert (fourth.data_ptr() == place) == known
+    with torch.inference_mode():
+        step()
+    (step() * 2).sum().backward()  # Memory of inference mode is not used in a step that needs gradients.
+
+
+def test_the_memory_of_a_gradient_is_reused_only_after_the_gradient_is_gone(monkeypatch):
+    pytest.importorskip("numba")
+    monkeypatch.setattr(all_layers, "_LARGE", 0)
+    monkeypatch.setattr(all_layers, "WORTH_COMPILING", 0)
+    chooser, weights = Chooser(), {"w": torch.randn(40, 50)}
+    scores = {"w": torch.randn(40, 50, requires_grad=True)}
+
+    def step():
+        top_k_weights(scores, weights, {"w": 100}, chooser)["w"].square().sum().backward()
+
+    step()
+    once, place = scores["w"].grad.clone(), scores["w"].grad.data_ptr()
+    step()  # Gradients of two backward passes are added up.
+    assert torch.equal(scores["w"].grad, 2 * once)
+    assert scores["w"].grad.data_ptr() == place
+    kept = scores["w"].grad
+    scores["w"].grad = None
+    step()
+    assert torch.equal(kept, 2 * once)
+    assert torch.equal(scores["w"].grad, once)
+    del kept
+    place, scores["w"].grad = scores["w"].grad.data_ptr(), None
+    step()
+    assert scores["w"].grad.data_ptr() == place
+
+
+def test_the_memory_of_effective_weights_is_not_copied_with_the_chooser():
+    chooser = Chooser()
+    chooser.buffers["effective weight", "w"] = torch.zeros(3), 1
+    assert copy.deepcopy(chooser).buffers == {}
