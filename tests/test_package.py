@@ -57,7 +57,7 @@ MAY_IMPORT = {
     },
     "strategy_batch": set(),
     "metrics": {"model", "data", "logits", "nested", "strategy_batch"},
-    "saving": {"model", "bits", "distributed", "functional", "named_tensors"},
+    "saving": {"model", "bits", "distributed", "functional", "named_tensors", "plugin"},
     "restore_best": {"data", "distributed", "plugin"},
     "plots": {"model"},
     "__main__": {"saving"},
