@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install test test-slow check leaderboard leaderboard-mnist clean
+.PHONY: install test test-slow check docs leaderboard leaderboard-mnist clean
 
 install: $(STAMP)
 
@@ -24,6 +24,10 @@ test: check
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m slow
 
+# The site; open docs/_build/index.html.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
+
 # All methods on scikit-learn's digits, which need no download.
 leaderboard: $(STAMP)
 	$(BIN)/python -m leaderboard run --suite digits --seeds 0,1,2 --workers 2 --out runs/digits
@@ -36,4 +40,4 @@ leaderboard-mnist: $(STAMP)
 	$(BIN)/python -m leaderboard report --results runs/mnist --out runs/mnist
 
 clean:
-	rm -rf .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info runs
+	rm -rf .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info docs/_build runs

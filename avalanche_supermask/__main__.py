@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 
-from avalanche_supermask.saving.contents import contents
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the contents of each file."""
@@ -15,6 +13,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="file of save()")
     options = parser.parse_args(arguments)
+    from avalanche_supermask.saving.contents import contents  # PyTorch is not needed for the help
+
     try:
         for file in options.files:
             print(contents(file))

@@ -332,6 +332,11 @@ def masked_model(strategy: Any) -> MaskedModel:
     Raises:
         TypeError: the model is not a `MaskedModel`.
     """
+    if isinstance(getattr(strategy.model, "_orig_mod", None), MaskedModel):
+        raise TypeError(
+            "strategy.model is the result of torch.compile(strategy.model); expected the MaskedModel itself: call "
+            "strategy.model.compile(), which compiles it in place"
+        )
     if not isinstance(strategy.model, MaskedModel):
         raise TypeError(
             f"the strategy's model is a {type(strategy.model).__name__}; expected a MaskedModel: pass "

@@ -128,6 +128,13 @@ class ModelFirst(SupervisedTemplate):  # type: ignore[misc]
 
     mbatch: Any
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A graph cannot be copied. After an interrupted batch, Avalanche still has the batch's outputs and its loss.
+        state = dict(vars(self))
+        for name in ("mb_output", "loss"):
+            state[name] = nested.mapped(Tensor.detach, state.get(name))
+        return state
+
     def _unpack_minibatch(self) -> None:
         """Move a minibatch of any structure to the device; Avalanche's own method moves only tensors."""
         whole = isinstance(self.mbatch, (list, tuple))

@@ -21,6 +21,7 @@ from avalanche_supermask.inference import by_name
 from benchmarks.lib.accuracy import accuracy
 from benchmarks.lib.provenance import provenance
 from benchmarks.lib.streams import build_stream, stream_of, with_validation
+from leaderboard import SETTINGS
 from leaderboard.methods import build_strategy, parse_row, protocol, rows
 from leaderboard.resources import free_share, mask_overlap, peak_memory_bytes
 from leaderboard.rows import Setup
@@ -29,8 +30,6 @@ from leaderboard.storage_bytes import kept_bytes
 from leaderboard.tensorboard_summary import write_summary
 
 __all__ = ["Cell", "run_cell", "settings_of"]
-
-SETTINGS = Path(__file__).parent / "settings.json"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from avalanche_supermask.selection import selection
 from avalanche_supermask.strategies.clnp.entries import FREE
 from avalanche_supermask.strategies.clnp.pruning import PruningReport
 from benchmarks.lib.assorted_networks import LARGE as NETWORKS
+from tests.building import build
 from tests.streams import class_stream, inputs, mlp, outputs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:task .. no free unit is left")
@@ -146,6 +147,14 @@ def test_bfloat16_autocast():
         learns_without_forgetting(strategy, class_stream(3), inputs())
     weights = strategy.model.effective_weights(0)
     assert all(w.dtype == torch.float32 for w in weights.values())
+
+
+@pytest.mark.skipif(Version(torch.__version__) < Version("2.6"), reason="its compiler fails on such modules")
+def test_a_compiled_copy_in_place_of_the_model_is_refused():
+    strategy = build("supsup", mlp())
+    strategy.model = torch.compile(strategy.model, backend="eager")
+    with pytest.raises(TypeError, match=r"call strategy.model.compile\(\), which compiles it in place"):
+        strategy.train(class_stream(1).train_stream[0])
 
 
 @pytest.mark.skipif(Version(torch.__version__) < Version("2.6"), reason="its compiler fails on such modules")

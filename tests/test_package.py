@@ -1,6 +1,8 @@
 """The exported names of the package, and the allowed imports between its parts."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,7 +57,7 @@ MAY_IMPORT = {
     },
     "strategy_batch": set(),
     "metrics": {"model", "data", "logits", "nested", "strategy_batch"},
-    "saving": {"model", "bits", "distributed", "functional", "named_tensors"},
+    "saving": {"model", "bits", "distributed", "functional", "named_tensors", "plugin"},
     "restore_best": {"data", "distributed", "plugin"},
     "plots": {"model"},
     "__main__": {"saving"},
@@ -109,3 +111,21 @@ def test_the_rule_has_no_circle():
         ready = {part for part in rest if MAY_IMPORT[part] <= done}
         assert ready, f"a circle among {sorted(rest)}"
         done |= ready
+
+
+@pytest.mark.parametrize(
+    ("command", "not_imported"),
+    [
+        (["avalanche_supermask", "--help"], "torch"),
+        (["leaderboard", "run", "--help"], "torch"),
+        (["leaderboard", "search", "--workers", "two"], "torch"),
+        (["avalanche_supermask", "nothing.safetensors"], "avalanche"),
+    ],
+)
+def test_commands_import_only_what_they_need(command, not_imported):
+    """Avalanche takes seconds to import, and PyTorch as well."""
+    module, *arguments = command
+    script = f"import runpy, sys; sys.argv[1:] = {arguments}\ntry: runpy.run_module({module!r}, run_name='__main__')\n"
+    script += f"except SystemExit: print('imported', {not_imported!r} in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT.parent, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("imported False\n"), done.stdout + done.stderr

@@ -18,6 +18,7 @@ from torchvision.datasets import MNIST
 from avalanche_supermask.data.cached import load_tensors
 from benchmarks.lib.image_data import load_cifar100, standardised, uint8_pixels
 from benchmarks.lib.networks import SlimResNet18, bfloat16_is_fast
+from benchmarks.lib.stream_names import STREAM_NAMES
 from benchmarks.lib.streams import STREAMS, SUITES, build_stream, with_validation
 from leaderboard.cell import Cell, run_cell, settings_of
 
@@ -270,3 +271,7 @@ def test_the_scripts_run_and_say_where_a_result_comes_from(script, arguments, mn
     assert result["command"].startswith(f"python -m benchmarks.{folder}.{script} ")
     assert str(mnist_root) not in json.dumps(result)
     assert {"versions", "commit", "machine"} <= set(result)
+
+
+def test_the_names_for_command_lines_are_those_of_the_streams():
+    assert tuple(STREAMS) == STREAM_NAMES

@@ -14,8 +14,9 @@ import os
 import sys
 import traceback
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dill
@@ -26,6 +27,7 @@ from avalanche.checkpointing import save_checkpoint as _save
 from torch.nn.utils.parametrize import is_parametrized
 
 from avalanche_supermask.distributed import agreed, in_group, is_first
+from avalanche_supermask.plugin import SubnetworkPlugin
 from avalanche_supermask.saving.atomic_write import written_whole
 from avalanche_supermask.saving.old_names import old_names
 
@@ -114,7 +116,7 @@ def maybe_load_checkpoint(
         The strategy, and the index of the experience to train next (0 if there is no file).
 
     Raises:
-        ValueError: the file is damaged, or is no checkpoint.
+        ValueError: the file is damaged, is no checkpoint, or belongs to a run with another method.
     """
     source: Any = os.fspath(fname)
     if in_group():
@@ -128,12 +130,32 @@ def maybe_load_checkpoint(
     _expect_whole(source, fname)
     with by_reference(), old_names():
         try:
-            loaded, experience = _load(strategy, source, map_location, unique_objects)
+            loaded, experience = _load(SimpleNamespace(), source, map_location, unique_objects)
         except (KeyError, TypeError) as error:
             if traceback.extract_tb(error.__traceback__)[-1].filename != checkpoint.__file__:
                 raise
             raise ValueError(f"{fname} is no file of save_checkpoint(): it has no strategy") from None
-    return loaded, int(experience)
+    _expect_same_method(fname, vars(strategy), vars(loaded))
+    vars(strategy).update(vars(loaded))
+    return strategy, int(experience)
+
+
+def _expect_same_method(name: Any, mine: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    """Refuse the state of another method: the strategy would keep the name of its own, and train with the other."""
+    if "plugins" in stored:
+        own, other = (_methods(plugins) for plugins in (mine["plugins"], stored["plugins"]))
+        if own != other:
+            had, has = (", ".join(names) or "no subnetwork method" for names in (other, own))
+            raise ValueError(
+                f"{name} is of a run with {had}, and this strategy has {has}; build the strategy as in the saved run"
+            )
+
+
+def _methods(plugins: Sequence[Any]) -> list[str]:
+    """Return the class names of the plugins that are methods: ours, and those that other packages derive."""
+    ours = "avalanche_supermask.strategies."
+    kinds = [type(p) for p in plugins if isinstance(p, SubnetworkPlugin) or type(p).__module__.startswith(ours)]
+    return [kind.__qualname__ for kind in kinds]
 
 
 def _expect_whole(source: Any, name: Any) -> None:

@@ -16,20 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avalanche_supermask.bits.rice import decode, encode, is_grouped
+from avalanche_supermask.bits.rice import encode, is_grouped
 from avalanche_supermask.distributed import is_first
 from avalanche_supermask.model.copied_functions import copy_of
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.named_tensors import decoded
+from avalanche_supermask.saving.compact_reading import BASE, FORMAT, FROZEN, read_compact
 from avalanche_supermask.saving.expected_model import expect_model
-from avalanche_supermask.saving.sealed_file import read_sealed, write_sealed
+from avalanche_supermask.saving.sealed_file import write_sealed
 
-__all__ = ["load", "read_compact", "save"]
+__all__ = ["load", "save"]
 
-# Files without a base and without statistics for inference have format 1, so that version 0.1.0 can read them. Files
-# with grouped codes have format 3.
-FORMAT = 3
-FROZEN, BASE = "subnetworks.frozen.", "subnetworks.base."
 SCRATCH = (
     "host.", "subnetworks.scores.", "subnetworks.values.", "subnetworks.mixtures.coefficients.", "subnetworks.masks."
 )  # fmt: skip
@@ -137,23 +134,6 @@ def load(path: str | os.PathLike[str], net: nn.Module, *, device: str | torch.de
     return model
 
 
-def read_compact(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor], dict[int, bytes]]:
-    """Read the manifest, the tensors, and the coded masks by slot; the checksum is checked first.
-
-    Raises:
-        ValueError: the file is damaged, was not written by `save`, or has a later format.
-        FileNotFoundError: there is no such file.
-    """
-    manifest, tensors = _read(path)
-    _with_base(manifest, tensors)
-    return manifest, tensors, _rows(manifest, tensors.pop("masks"))
-
-
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read the manifest and the tensors of a file after a check of its checksum."""
-    return read_sealed(path, kind="supermask", written_by="save()", newest=FORMAT)
-
-
 def _without_base(model: MaskedModel, tensors: dict[str, Tensor]) -> dict[str, bytes]:
     """Reduce the frozen weights to the values that differ from the base, in place, if there is a base.
 
@@ -169,23 +149,6 @@ def _without_base(model: MaskedModel, tensors: dict[str, Tensor]) -> dict[str, b
     if joined:
         tensors["changed"] = torch.frombuffer(bytearray(joined), dtype=torch.uint8)
     return codes
-
-
-def _with_base(manifest: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Restore the whole frozen weights in place; the reverse of `_without_base`."""
-    code = tensors.pop("changed").numpy().tobytes() if manifest.get("changed") else b""
-    for name, length in manifest.get("changed", ()):
-        base = tensors[BASE + name]
-        flat, _ = decode(code[:length], base.numel())
-        differs, code = torch.from_numpy(flat).reshape(base.shape), code[length:]
-        tensors[FROZEN + name] = base.masked_scatter(differs, tensors[FROZEN + name])
-
-
-def _rows(manifest: Mapping[str, Any], joined: Tensor) -> dict[int, bytes]:
-    data, rows = joined.numpy().tobytes(), {}
-    for slot, length in manifest["masks"]:
-        rows[slot], data = data[:length], data[length:]
-    return rows
 
 
 def _expect_same_network(path: Any, model: MaskedModel, tensors: Mapping[str, Tensor]) -> None:

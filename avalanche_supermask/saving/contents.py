@@ -7,11 +7,9 @@ import os
 from avalanche_supermask.bits.packed_masks import PackedMasks
 from avalanche_supermask.functional import overlap
 from avalanche_supermask.named_tensors import decoded
-from avalanche_supermask.saving.compact_file import read_compact
+from avalanche_supermask.saving.compact_reading import FROZEN, read_compact
 
 __all__ = ["contents"]
-
-PREFIX = "subnetworks.frozen."
 
 
 def contents(path: str | os.PathLike[str]) -> str:
@@ -25,11 +23,11 @@ def contents(path: str | os.PathLike[str]) -> str:
         FileNotFoundError: there is no such file.
     """
     manifest, tensors, codes = read_compact(path)
-    shapes = {decoded(n[len(PREFIX) :]): tuple(t.shape) for n, t in tensors.items() if n.startswith(PREFIX)}
+    shapes = {decoded(n[len(FROZEN) :]): tuple(t.shape) for n, t in tensors.items() if n.startswith(FROZEN)}
     masks = PackedMasks(shapes)
     for slot, code in codes.items():
         masks.commit_code(slot, code)
-    weights = sum(t.numel() for n, t in tensors.items() if n.startswith(PREFIX))
+    weights = sum(t.numel() for n, t in tensors.items() if n.startswith(FROZEN))
     tasks = manifest["extra"]["subnetworks._extra_state"]["tasks"]
     lines = [
         f"{os.fspath(path)}: {os.path.getsize(path):,} bytes, {len(tasks)} tasks over {weights:,} masked weights in "

@@ -33,6 +33,7 @@ from benchmarks.lib.image_data import (
 from benchmarks.lib.image_tasks import permuted, rotated, split_classes
 from benchmarks.lib.import_path import imported
 from benchmarks.lib.networks import SlimResNet18, bfloat16_is_fast, lenet5, mlp
+from benchmarks.lib.stream_names import SUITES
 
 __all__ = [
     "STREAMS",
@@ -252,12 +253,6 @@ STREAMS: dict[str, Stream] = {
     ),
     "clinc150": _text_stream(text.clinc150, "clinc150", tasks=10, classes=15, settings_from=None),
 }  # fmt: skip
-
-SUITES: dict[str, tuple[str, ...]] = {
-    "digits": ("split-digits", "permuted-digits"),
-    "mnist": ("split-mnist", "permuted-mnist", "rotated-mnist"),
-    "text": ("webnlp", "clinc150"),
-}
 
 
 def stream_of(name: str) -> Stream:

@@ -1,5 +1,6 @@
 """A run that is saved and then resumed in a fresh process with another seed equals the uninterrupted run."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -9,14 +10,14 @@ import pytest
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import InteractiveLogger
-from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.supervised import EWC, LwF, Naive, Replay
 from torch import nn
 from torch.nn import CrossEntropyLoss
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.optim import SGD
 
-from avalanche_supermask import CheckpointPlugin, maybe_load_checkpoint, methods, save_checkpoint
+from avalanche_supermask import CheckpointPlugin, HopSupSup, maybe_load_checkpoint, methods, save_checkpoint
 from tests.building import build
 from tests.streams import ResNet, class_stream, inputs, mlp, outputs
 
@@ -157,3 +158,58 @@ def test_parametrized_layers_are_named_before_a_file_is_written(tmp_path, change
     plain = Naive(model=net, optimizer=SGD(net.parameters(), lr=0.1), criterion=CrossEntropyLoss(), evaluator=None)
     save_checkpoint(plain, path, exclude=["model", "optimizer"])  # then there is nothing to refuse
     assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("saved", "loading"), [("exssnet", "supsup"), ("clnp", "exssnet"), ("supsup", "naive"), ("hopsupsup", "naive")]
+)
+def test_the_state_of_another_method_is_refused(saved, loading, tmp_path):
+    def strategy(name):
+        if name == "naive":
+            net = mlp()
+            return Naive(
+                model=net, optimizer=SGD(net.parameters(), lr=0.1), criterion=CrossEntropyLoss(), evaluator=None
+            )
+        return HopSupSup(mlp(), train_epochs=1, evaluator=None) if name == "hopsupsup" else build(name, mlp())
+
+    one, other = strategy(saved), strategy(loading)
+    one.train(class_stream(1).train_stream[0])
+    save_checkpoint(one, tmp_path / "c")
+    before = dict(vars(other))
+    with pytest.raises(
+        ValueError, match=r"c is of a run with \w+Plugin, and this strategy has .*; build the strategy as"
+    ):
+        maybe_load_checkpoint(other, tmp_path / "c")
+    assert vars(other) == before
+
+
+class CtrlC(SupervisedPlugin):
+    """Interrupts the sixth batch when its outputs and its loss have a graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = 0
+
+    def before_backward(self, strategy, **kwargs):
+        self.batches += 1
+        if self.batches == 6:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", methods())
+def test_an_interrupted_strategy_can_be_copied(name):
+    strategy = build(name, mlp(), plugins=[CtrlC()])
+    first, second = class_stream(2).train_stream
+    with pytest.raises(KeyboardInterrupt):
+        strategy.train(first)
+    assert strategy.loss.grad_fn is not None
+    copied = copy.deepcopy(strategy)
+    state = torch.get_rng_state()
+    results = []
+    for each in (strategy, copied):
+        torch.set_rng_state(state)
+        each.train(first)
+        each.train(second)
+        results.append(outputs(each.model, inputs(16), 1))
+    assert strategy.model is not copied.model
+    assert torch.equal(*results)

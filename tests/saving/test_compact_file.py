@@ -13,8 +13,8 @@ from torch import nn
 
 from avalanche_supermask import ExSSNeT, MaskedModel, SupSup, load, load_task, save, save_task
 from avalanche_supermask.inference import ExpectedEntropy
-from avalanche_supermask.saving import compact_file, sealed_file
-from avalanche_supermask.saving.compact_file import _read
+from avalanche_supermask.saving import compact_reading, sealed_file
+from avalanche_supermask.saving.compact_reading import FORMAT
 from avalanche_supermask.saving.sealed_file import read_sealed
 from benchmarks.faults.reliability import damaged
 from benchmarks.lib.networks import MultiHead
@@ -86,7 +86,7 @@ def test_the_masks_take_little_more_than_their_entropy(tmp_path):
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 2000), nn.ReLU(), nn.Linear(2000, 2))
     strategy = SupSup(net, density=0.05, train_epochs=1, train_mb_size=16, evaluator=None, seed=0)
     model, path = saved(tmp_path, strategy, 6)
-    _, tensors = _read(path)
+    _, tensors = read_sealed(path, kind="supermask", written_by="save()", newest=FORMAT)
     bound = 6 * 76_000 * 0.2864 / 8  # n H(0.05)
     assert tensors["masks"].numel() <= 1.05 * bound
     weights = sum(w.nbytes for w in (*model.subnetworks.frozen.values(), *model.shared.values()))
@@ -168,7 +168,7 @@ def test_foreign_files(tmp_path):
 
 def test_a_later_format_asks_for_an_upgrade(tmp_path, monkeypatch):
     _, path = saved(tmp_path, build("supsup", mlp()))
-    monkeypatch.setattr(compact_file, "FORMAT", 0)
+    monkeypatch.setattr(compact_reading, "FORMAT", 0)
     with pytest.raises(ValueError, match=r"has format 1.*reads up to 0: upgrade avalanche-supermask"):
         load(path, mlp())
 
