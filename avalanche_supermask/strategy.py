@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
 from avalanche.training.templates.base import BaseTemplate
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 from typing_extensions import TypedDict
 
 from avalanche_supermask import nested
@@ -27,6 +27,7 @@ from avalanche_supermask.logits import Logits
 from avalanche_supermask.model.masked_model import MaskedModel
 from avalanche_supermask.model.tensor_roles import Frozen, Init, Maskable, Outside, PerTask, Scores, Statistics
 from avalanche_supermask.optimizer_parameters import adopt_parameters
+from avalanche_supermask.optimizers import check_origin, check_step, fused_adam
 from avalanche_supermask.plugin import OnRevisit, SubnetworkPlugin
 from avalanche_supermask.shared_arguments import complete_arguments
 from avalanche_supermask.task_naming import check_revisit
@@ -208,13 +209,8 @@ class SubnetworkStrategy(ModelFirst):
         **arguments: Any,
     ) -> None:
         self._check_arguments(arguments, StrategyArguments, ModelArguments)
-        if optimizer is not None and (isinstance(optimizer, type) or not hasattr(optimizer, "param_groups")):
-            raise TypeError(
-                f"optimizer must be None for Adam, or an optimizer of the network's parameters, as in "
-                f"torch.optim.SGD(net.parameters(), lr=0.1); got {optimizer!r}"
-            )
         if optimizer is not None:
-            _check_step(optimizer, type(self))
+            check_step(optimizer, type(self))
         check_companions(arguments.get("plugins") or (), type(self).__name__)
         check_revisit(on_revisit, continues=method.continues, method=type(self).__name__)
         method.on_revisit = on_revisit
@@ -229,7 +225,7 @@ class SubnetworkStrategy(ModelFirst):
             model = MaskedModel(model, **{"init": _default_init(task_inference), **wrapping})
             model.scale_constants(method.densities(model))
             if optimizer is not None:
-                _check_optimizer(optimizer, original)
+                check_origin(optimizer, original)
                 adopt_parameters(optimizer, model, original)
         method.check_model(model)
         if task_inference != "given":
@@ -306,28 +302,6 @@ def _check_inference(model: MaskedModel, method: SubnetworkPlugin, cls: type[Sub
         )
 
 
-def _check_optimizer(optimizer: Optimizer, net: nn.Module) -> None:
-    """Refuse an optimizer that was created for another network."""
-    of_network = {id(p) for p in net.parameters()}
-    if not any(id(p) in of_network for group in optimizer.param_groups for p in group["params"]):
-        raise ValueError(
-            f"the {type(optimizer).__name__} has no parameter of the {type(net).__name__} that is passed as model; "
-            "create it with model.parameters()"
-        )
-
-
-def _check_step(optimizer: Optimizer, cls: type[SubnetworkStrategy]) -> None:
-    """Refuse an optimizer that cannot step without a closure, such as LBFGS, unless the strategy passes one."""
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    needed = closure is not None and closure.default is inspect.Parameter.empty
-    if needed and cls.optimizer_step is SupervisedTemplate.optimizer_step:
-        raise TypeError(
-            f"{type(optimizer).__name__}.step() needs a closure that computes the loss again, and Avalanche's training "
-            f"loop passes none; use another optimizer, or a subclass of {cls.__name__} whose optimizer_step() calls "
-            "self.optimizer.step(closure)"
-        )
-
-
 def _check_wrapping(model: MaskedModel, wrapping: Mapping[str, Any]) -> None:
     """Refuse arguments that contradict the way in which a model is already wrapped."""
     as_it_is = {"frozen": "keep", **model.wrapping, "seed": model.seed, "values": None}
@@ -344,14 +318,3 @@ def _check_wrapping(model: MaskedModel, wrapping: Mapping[str, Any]) -> None:
             f"this strategy needs a network that is wrapped with {wanted}, but the model is already a MaskedModel that "
             f"is wrapped in another way; pass MaskedModel(net, {wanted}), or the network itself"
         )
-
-
-def fused_adam(parameters: Iterable[Tensor], lr: float) -> Adam:
-    """Return Adam, the papers' optimizer; fused if PyTorch supports it, which halves Adam's time per step on a CPU."""
-    parameters = list(parameters)
-    if any(p.is_complex() for p in parameters):  # fused Adam refuses complex parameters, but only at its first step
-        return Adam(parameters, lr=lr)
-    try:
-        return Adam(parameters, lr=lr, fused=True)
-    except (RuntimeError, ValueError):
-        return Adam(parameters, lr=lr)

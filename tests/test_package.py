@@ -53,8 +53,9 @@ MAY_IMPORT = {
     },
     "strategy": {
         "checked_arguments", "companions", "default_criterion", "experience_labels", "inference", "logits", "model",
-        "optimizer_parameters", "plugin", "shared_arguments", "task_naming",
+        "optimizer_parameters", "optimizers", "plugin", "shared_arguments", "task_naming",
     },
+    "optimizers": set(),
     "strategy_batch": set(),
     "metrics": {"model", "data", "logits", "nested", "strategy_batch"},
     "saving": {"model", "bits", "distributed", "functional", "named_tensors", "plugin"},

@@ -2,7 +2,8 @@
 
     python -m benchmarks.practice.blocks --dataset-root DIR --out benchmarks/results/blocks.json
 
-SupSup leaves the weights at their random values. ExSSNeT trains the weights in the mask in the second half of the epochs.
+SupSup leaves the weights at their random values. ExSSNeT trains the weights in the mask in the second half of the
+epochs.
 These numbers are not used to choose settings: every block and density is reported on the test data, with its seeds.
 """
 
