@@ -4,5 +4,6 @@
 """
 
 from avalanche_supermask.effective.all_layers import Chooser, partly_trained_weights, top_k_weights
+from avalanche_supermask.effective.step_memory import StepMemory
 
-__all__ = ["Chooser", "partly_trained_weights", "top_k_weights"]
+__all__ = ["Chooser", "StepMemory", "partly_trained_weights", "top_k_weights"]

@@ -9,9 +9,7 @@ of `functional` bit for bit.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from avalanche_supermask.effective.fused_passes import BLOCK, Passes, compiled
 from avalanche_supermask.effective.one_sort import TopKAtOnce
+from avalanche_supermask.effective.step_memory import StepMemory
 from avalanche_supermask.functional import top_k_mask, top_k_numbers
 from avalanche_supermask.loops import WORTH_COMPILING, flat, plain
 
@@ -27,9 +26,7 @@ __all__ = ["Chooser", "partly_trained_weights", "top_k_weights"]
 
 # Half the width of the band around the expected threshold, as a share of the threshold.
 _NARROWEST, _USUAL, _WIDEST = 1e-4, 2e-3, 2e-2
-_LARGE = 2**20  # number of weights; the memory of smaller layers usually stays with the process
 _SHORT = 2**12  # number of scores; in smaller layers, a search among all scores is as fast as a search in a band
-_NEVER_EQUAL = itertools.count(start=-1, step=-1)
 
 
 class Hint(NamedTuple):
@@ -64,15 +61,14 @@ class Chooser:
         at_once: the sort of all layers, on other devices; None before its first use.
         spares: arrays that no call uses at present. They are kept, because allocating memory takes as long as a pass
             over it.
-        buffers: memory of the latest step by use and large layer, each with its use count when nothing else refers to
-            it.
+        memory: memory of effective weights and of the gradients of scores.
     """
 
     def __init__(self) -> None:
         self.hints: dict[str, Hint] = {}
         self.at_once: TopKAtOnce | None = None
         self.spares: list[Any] = []
-        self.buffers: dict[tuple[str, str], tuple[Tensor, int]] = {}
+        self.memory = StepMemory()
 
     def spare(self, size: int) -> Any:
         """Return an array of at least ``size`` floats that no other thread uses.
@@ -84,26 +80,6 @@ class Chooser:
         except IndexError:
             found = np.empty(0, dtype=np.float32)
         return found if len(found) >= size else np.empty(size, dtype=np.float32)
-
-    def memory(self, use: str, name: str, like: Tensor) -> Tensor:
-        """Return memory for a layer: that of the last step for the same use, if nothing else refers to it.
-
-        The system clears the memory that a process gets anew, page by page. For a large layer this takes longer than
-        the computation of its effective weight.
-
-        Args:
-            use: what the memory will hold.
-            name: name of the layer.
-            like: tensor of the same shape.
-        """
-        if like.numel() < _LARGE or torch.is_inference_mode_enabled():
-            return torch.empty_like(like)
-        found, alone = self.buffers.pop((use, name), (None, 0))
-        if found is None or found.shape != like.shape or _uses(found) != alone:
-            found = torch.empty_like(like)
-            alone = _uses(found)
-        self.buffers[use, name] = found, alone
-        return found.detach()  # a tensor of its own, which refers to the same memory
 
     def __reduce__(self) -> tuple[type[Chooser], tuple[()]]:
         return Chooser, ()
@@ -132,7 +108,7 @@ def top_k_weights(
 
 
 def partly_trained_weights(
-    live: Mapping[str, Tensor], standing: Mapping[str, tuple[Tensor, Tensor]]
+    live: Mapping[str, Tensor], standing: Mapping[str, tuple[Tensor, Tensor]], memory: StepMemory
 ) -> dict[str, Tensor]:
     """Return ``fixed + learns * live`` of all layers, as `functional.partly_trained_weight` does for one layer.
 
@@ -140,9 +116,10 @@ def partly_trained_weights(
         live: trainable tensors by name.
         standing: pairs ``(fixed, learns)`` by name; ``learns`` is 1 at trainable entries, and ``fixed`` has the values
             of the other entries.
+        memory: the object that was passed in earlier steps, or a new one.
     """
     fixed, learns = zip(*standing.values(), strict=True)
-    found = _PartlyTrainedWeights.apply(fixed, learns, *(live[name] for name in standing))
+    found = _PartlyTrainedWeights.apply(memory, list(standing), fixed, learns, *(live[name] for name in standing))
     return dict(zip(standing, found, strict=True))
 
 
@@ -192,8 +169,8 @@ class _TopKWeights(torch.autograd.Function):
                 products = torch._foreach_mul([grads[i] for i in learning], [signed[i] for i in learning])
             else:
                 grad, weight, score = ([group[i] for i in learning] for group in (grads, weights, scores))
-                memory = partial(ctx.chooser.memory, "gradient of scores")
-                products = _scores_gradients(ctx.passes, grad, weight, score, [ctx.names[i] for i in learning], memory)
+                of_layers = [ctx.names[i] for i in learning]
+                products = _scores_gradients(ctx.passes, grad, weight, score, of_layers, ctx.chooser.memory)
             for i, product in zip(learning, products, strict=True):
                 to_scores[i] = product
         learning = [i for i in come if need_weights[i]]
@@ -206,21 +183,45 @@ class _TopKWeights(torch.autograd.Function):
 
 class _PartlyTrainedWeights(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, fixed: tuple[Tensor, ...], learns: tuple[Tensor, ...], *live: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any,
+        memory: StepMemory,
+        names: list[str],
+        fixed: tuple[Tensor, ...],
+        learns: tuple[Tensor, ...],
+        *live: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.memory, ctx.names = memory, names
         ctx.save_for_backward(*learns)
         ctx.set_materialize_grads(False)
-        return tuple(torch._foreach_addcmul(fixed, learns, live))
+        if not _one_by_one(live):
+            return tuple(torch._foreach_addcmul(fixed, learns, live))
+        return tuple(
+            torch.addcmul(*tensors, out=memory.like(tensors[0], "effective weight", name))
+            for name, *tensors in zip(names, fixed, learns, live, strict=True)
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         come = [i for i, grad in enumerate(grads) if grad is not None]
         found: list[Tensor | None] = [None] * len(grads)
         if come:
-            learns = ctx.saved_tensors
-            products = torch._foreach_mul([grads[i] for i in come], [learns[i] for i in come])
+            learns: tuple[Tensor, ...] = ctx.saved_tensors
+            products: list[Tensor] = []
+            if torch.is_grad_enabled() or not _one_by_one(learns):
+                products += torch._foreach_mul([grads[i] for i in come], [learns[i] for i in come])
+            else:
+                for i in come:
+                    into = ctx.memory.like(learns[i], "gradient of weights", ctx.names[i])
+                    products.append(torch.mul(grads[i], learns[i], out=into))
             for i, product in zip(come, products, strict=True):
                 found[i] = product
-        return None, None, *found
+        return None, None, None, None, *found
+
+
+def _one_by_one(tensors: Sequence[Tensor]) -> bool:
+    """Return whether layers are computed one by one: on a CPU, where launching an operator takes little time."""
+    return all(t.device.type == "cpu" for t in tensors) and not _by_lists(tensors)
 
 
 def _by_lists(tensors: Sequence[Tensor]) -> bool:
@@ -262,7 +263,7 @@ def _selected(passes: Passes, chooser: Chooser, name: str, scores: Tensor, weigh
         return weight * top_k_mask(scores, keep)  # all entries are kept, or ``keep`` is refused
     numbers = flat(scores)
     threshold = _threshold(passes, chooser, name, numbers, keep)
-    found = chooser.memory("effective weight", name, weight)
+    found = chooser.memory.like(weight, "effective weight", name)
     kept = passes.select(numbers, flat(weight), threshold, flat(found))
     if kept != keep:
         if kept < keep or np.isnan(numbers).any():
@@ -270,12 +271,6 @@ def _selected(passes: Passes, chooser: Chooser, name: str, scores: Tensor, weigh
         # Several magnitudes equal the threshold, as often in large layers; those with the smallest indices are kept.
         passes.drop_ties(numbers, threshold, kept - keep, flat(found))
     return found
-
-
-def _uses(tensor: Tensor) -> int:
-    """Return how many objects refer to the memory of a tensor; always another number if PyTorch cannot tell."""
-    count = getattr(torch._C, "_storage_Use_Count", None)
-    return next(_NEVER_EQUAL) if count is None else int(count(tensor.untyped_storage()._cdata))
 
 
 def _threshold(passes: Passes, chooser: Chooser, name: str, scores: Any, keep: int) -> Any:
@@ -318,14 +313,14 @@ def _scores_gradients(
     weights: list[Tensor],
     scores: list[Tensor],
     names: list[str],
-    memory: Callable[[str, Tensor], Tensor],
+    memory: StepMemory,
 ) -> Sequence[Tensor]:
-    """Return ``dL/dW_eff * W * sign(S)`` of some layers; the compiled loops write to the memory of a layer."""
+    """Return ``dL/dW_eff * W * sign(S)`` of some layers."""
     if passes is None or torch.is_grad_enabled() or not plain(grads):
         products = torch._foreach_mul(grads, weights)
         torch._foreach_mul_(products, torch._foreach_sign(scores))
         return list(products)
-    found = [memory(*layer) for layer in zip(names, grads, strict=True)]
+    found = [memory.like(grad, "gradient of scores", name) for name, grad in zip(names, grads, strict=True)]
     for layer in zip(grads, weights, scores, found, strict=True):
         passes.scores_gradient(*(flat(t) for t in layer))
     return found

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from avalanche_supermask.effective import partly_trained_weights
+from avalanche_supermask.effective import StepMemory, partly_trained_weights
 from avalanche_supermask.functional import entries_weight
 from avalanche_supermask.lasting import lasting
 from avalanche_supermask.model.finished_tasks import FinishedTasks, LayerCapacity, Task
@@ -57,6 +57,7 @@ class Subnetworks(FinishedTasks):
         # While the mask is fixed: the constant part of each weight, and 1 at its trainable entries. These are numbers,
         # not bool, because arithmetic with numbers is several times faster on a CPU.
         self._standing: dict[str, tuple[Tensor, Tensor]] = {}
+        self._memory = StepMemory()
         self.trained_sparsely: frozenset[str] = frozenset()
         self._sparse: dict[str, SparseWeight] = {}  # in the phase "entries": weights that are trained in sparse form
 
@@ -204,7 +205,7 @@ class Subnetworks(FinishedTasks):
                     if name in self.base and name in self.mask:
                         fixed = torch.where(self.mask[name], fixed, self.base[name])
                     self._standing[name] = (fixed, trainable.to(frozen.dtype))
-        return partly_trained_weights(live, self._standing) if self._standing else {}
+        return partly_trained_weights(live, self._standing, self._memory) if self._standing else {}
 
     def _weights_of_entries(self) -> dict[str, Tensor]:
         """Effective weights with the trained values at their entries, and the frozen values in the rest of the mask."""
@@ -277,7 +278,7 @@ class Subnetworks(FinishedTasks):
 
     def drop_standing(self) -> None:
         """Drop the constant parts of the weights; they are computed again when they are needed."""
-        self._standing, self._sparse = {}, {}
+        self._standing, self._sparse, self._memory = {}, {}, StepMemory()
 
     # ------------------------------------------------------------------ state
 
@@ -303,7 +304,7 @@ class Subnetworks(FinishedTasks):
         super().set_extra_state(state)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_standing": {}, "_sparse": {}}
+        return {**self.__dict__, "_standing": {}, "_sparse": {}, "_memory": StepMemory()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({"_sparse": {}, "trained_sparsely": frozenset(), **state})

@@ -11,8 +11,9 @@ from torchvision.models import resnet18
 
 from avalanche_supermask import MaskedModel, selection
 from avalanche_supermask.bits import weighted_sums
-from avalanche_supermask.effective import all_layers, fused_passes, one_sort
+from avalanche_supermask.effective import all_layers, fused_passes, one_sort, step_memory
 from avalanche_supermask.effective.all_layers import Chooser, partly_trained_weights, top_k_weights
+from avalanche_supermask.effective.step_memory import StepMemory
 from avalanche_supermask.functional import partly_trained_weight, top_k_mask, top_k_weight
 from avalanche_supermask.model.mixtures import ALL_LAYERS
 from benchmarks.lib.networks import SlimResNet18
@@ -79,7 +80,7 @@ def test_a_layer_without_a_gradient_gets_none(way):
     assert {n for n, s in scores.items() if s.grad is not None} == {"a"}
     live = {n: torch.randn(s, requires_grad=True) for n, s in SHAPES.items()}
     standing = {n: (torch.randn(s), torch.ones(s)) for n, s in SHAPES.items()}
-    partly_trained_weights(live, standing)["d"].sum().backward()
+    partly_trained_weights(live, standing, StepMemory())["d"].sum().backward()
     assert {n for n, s in live.items() if s.grad is not None} == {"d"}
 
 
@@ -161,7 +162,7 @@ def test_the_memory_of_a_sort_is_freed_without_a_garbage_collection():
 def test_the_partly_trained_weights_of_one_layer_at_a_time():
     live = {n: torch.randn(s, requires_grad=True) for n, s in SHAPES.items()}
     standing = {n: (torch.randn(s), (torch.rand(s) < 0.5).float()) for n, s in SHAPES.items()}
-    found = partly_trained_weights(live, standing)
+    found = partly_trained_weights(live, standing, StepMemory())
     want = {n: partly_trained_weight(live[n], *standing[n]) for n in SHAPES}
     assert all(torch.equal(found[n], want[n]) for n in SHAPES)
     ours, theirs = (
@@ -270,7 +271,7 @@ def test_evaluation_of_a_finished_task_adds_no_operator(make):
 @pytest.mark.parametrize("known", [True, False])
 def test_the_memory_of_effective_weights_is_reused_only_if_nothing_refers_to_it(monkeypatch, known):
     pytest.importorskip("numba")
-    monkeypatch.setattr(all_layers, "_LARGE", 0)
+    monkeypatch.setattr(step_memory, "LARGE", 0)
     monkeypatch.setattr(all_layers, "WORTH_COMPILING", 0)
     if not known:
         monkeypatch.delattr(torch._C, "_storage_Use_Count")
@@ -304,7 +305,7 @@ def test_the_memory_of_effective_weights_is_reused_only_if_nothing_refers_to_it(
 
 def test_the_memory_of_a_gradient_is_reused_only_after_the_gradient_is_gone(monkeypatch):
     pytest.importorskip("numba")
-    monkeypatch.setattr(all_layers, "_LARGE", 0)
+    monkeypatch.setattr(step_memory, "LARGE", 0)
     monkeypatch.setattr(all_layers, "WORTH_COMPILING", 0)
     chooser, weights = Chooser(), {"w": torch.randn(40, 50)}
     scores = {"w": torch.randn(40, 50, requires_grad=True)}
@@ -328,7 +329,25 @@ def test_the_memory_of_a_gradient_is_reused_only_after_the_gradient_is_gone(monk
     assert scores["w"].grad.data_ptr() == place
 
 
-def test_the_memory_of_effective_weights_is_not_copied_with_the_chooser():
+def test_partly_trained_weights_reuse_memory_and_keep_their_gradients(monkeypatch):
+    monkeypatch.setattr(step_memory, "LARGE", 0)
+    memory, live = StepMemory(), {"w": torch.randn(40, 50, requires_grad=True)}
+    learns = (torch.rand(40, 50) < 0.5).float()
+    standing = {"w": (torch.randn(40, 50) * (1 - learns), learns)}
+    places = set()
+    for factor in (1.0, 2.0, 3.0):
+        weight = partly_trained_weights(live, standing, memory)["w"]
+        assert torch.equal(weight, standing["w"][0] + learns * live["w"])
+        (factor * weight).sum().backward()
+        places.add((weight.data_ptr(), live["w"].grad.data_ptr()))
+        assert torch.equal(live["w"].grad, factor * learns)
+        live["w"].grad = weight = None
+    assert len(places) == 1
+
+
+def test_the_memory_of_steps_is_not_copied(monkeypatch):
+    monkeypatch.setattr(step_memory, "LARGE", 0)
     chooser = Chooser()
-    chooser.buffers["effective weight", "w"] = torch.zeros(3), 1
-    assert copy.deepcopy(chooser).buffers == {}
+    chooser.memory.like(torch.zeros(3), "effective weight", "w")
+    assert len(pickle.dumps(chooser)) == len(pickle.dumps(Chooser()))
+    assert copy.deepcopy(chooser).memory is not chooser.memory
