@@ -192,6 +192,13 @@ def figure(rows: dict[str, dict[str, dict[str, dict[str, float]]]], path: Path) 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    largest = max(
+        ratio
+        for networks in rows.values()
+        for executions in networks.values()
+        for ratio in executions["sparse"].values()
+    )
+    top = max(1.1, 1.05 * largest)
     drawing, axes = plt.subplots(1, len(rows), figsize=(9, 3.4), sharey=True, squeeze=False)
     for axis, (threads, networks) in zip(axes[0], rows.items(), strict=True):
         for name, executions in networks.items():
@@ -200,9 +207,9 @@ def figure(rows: dict[str, dict[str, dict[str, dict[str, float]]]], path: Path) 
         axis.axhline(1.0, color="black", linewidth=1, linestyle="--")
         axis.set_title(threads)
         axis.set_xlabel("density: share of weights kept")
-        axis.set_ylim(0, 1.1)
+        axis.set_ylim(0, top)
     axes[0][0].set_ylabel("time of a forward pass (dense = 1)")
-    axes[0][0].legend(fontsize=7)
+    axes[0][-1].legend(fontsize=6, loc="lower right")
     drawing.tight_layout()
     drawing.savefig(path, dpi=120)
 
